@@ -1,0 +1,22 @@
+"""Two-stage recommenders, trained off-policy from logs.
+
+Raw data become a bandit log (`datasets`, `simulation`, `bandit_log`); a two-tower candidate
+generator and a ranker (`models`) learn from it with an injected objective (`losses`); both are
+judged in one stage and in two (`evaluation`) and leave as a SavedModel (`serving`).
+`pipeline.run(config)` walks the whole way.
+"""
+
+import os
+
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+
+import tensorflow as tf  # noqa: E402  (the line above must come first)
+
+if not tf.keras.__version__.startswith("2."):
+  raise ImportError(
+    f"tf_twostage needs Keras 2, but tf.keras is Keras {tf.keras.__version__}. Import tf_twostage"
+    " before anything touches tf.keras, or run with the environment variable"
+    " TF_USE_LEGACY_KERAS=1 (tf_keras is installed with this package)."
+  )
+
+__version__ = "0.1.0"
