@@ -10,12 +10,12 @@ import os
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf  # noqa: E402  (the line above must come first)
+import tensorflow as tf
 
-if not tf.keras.__version__.startswith("2."):
+if not tf.keras.Model.__module__.startswith("tf_keras"):
   raise ImportError(
-    f"tf_twostage needs Keras 2, but tf.keras is Keras {tf.keras.__version__}. Import tf_twostage"
-    " before anything touches tf.keras, or run with the environment variable"
+    "tf_twostage needs Keras 2, but tf.keras is already Keras 3 here. Import tf_twostage before"
+    " anything touches tf.keras, or run with the environment variable"
     " TF_USE_LEGACY_KERAS=1 (tf_keras is installed with this package)."
   )
 

@@ -146,9 +146,7 @@ def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> 
     values = np.asarray(table[f.name])
     rank = 2 if isinstance(f, Bag) else 1
     if values.ndim != rank:
-      raise InputError(
-        f"{what}: column {f.name!r} must have rank {rank}, got shape {values.shape}"
-      )
+      raise InputError(f"{what}: column {f.name!r} must have rank {rank}, got shape {values.shape}")
     if isinstance(f, Numeric):
       bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
       if bad.size:

@@ -1,0 +1,17 @@
+"""Fixtures shared by all tests."""
+
+import os
+import pathlib
+
+import pytest
+
+import tf_twostage  # noqa: F401  (selects Keras 2 before anything else can touch tf.keras)
+
+
+@pytest.fixture
+def test_data() -> pathlib.Path:
+  """The directory of real data sets, or a skip that says how to provide it."""
+  root = os.environ.get("TF_TWOSTAGE_TEST_DATA")
+  if not root:
+    pytest.skip("set TF_TWOSTAGE_TEST_DATA to a directory that holds ml-1m/ to run this test")
+  return pathlib.Path(root)
