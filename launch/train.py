@@ -1,0 +1,19 @@
+"""Trains a two-stage recommender off-policy, evaluates it and exports it.
+
+python -m launch.train --flagfile=launch/synthetic.flags
+python -m launch.train --flagfile=launch/ml1m.flags --data_dir=DIR
+"""
+
+from launch import config as launch_config
+from tf_twostage import pipeline
+
+
+def main() -> None:
+  config = launch_config.config_from_flags()
+  workdir, export_dir = launch_config.directories(config)
+  print(pipeline.run(config, workdir, export_dir).summary)
+
+
+if __name__ == "__main__":
+  launch_config.define_flags()
+  launch_config.run_command(main)

@@ -1,0 +1,55 @@
+"""Installs tf_twostage. The pins say why they are there."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+PLOT = ["matplotlib>=3.8"]
+PARQUET = ["pyarrow>=15"]
+# The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
+SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
+DEV = ["hypothesis>=6.100", "mypy>=1.11", "pandas-stubs", "pytest>=8", "ruff>=0.6", "scipy>=1.11"]
+
+setup(
+  name="tf_twostage",
+  version="0.1.0",
+  description="Two-stage recommenders trained off-policy, with the ranker in the loss (2-IPS).",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=find_packages(include=["tf_twostage", "tf_twostage.*", "launch"]),
+  package_data={"launch": ["*.flags"]},
+  python_requires=">=3.10,<3.13",
+  install_requires=[
+    "absl-py>=2.1",
+    "numpy>=1.26",
+    "pandas>=2.2",
+    # tf_keras follows TensorFlow minor by minor, and TFRS needs Keras 2: the two move together.
+    "tensorflow>=2.21,<2.22",
+    "tf_keras>=2.21,<2.22",
+    "tensorflow-recommenders==0.7.7",
+    # TensorFlow 2.21 no longer brings TensorBoard with it.
+    "tensorboard>=2.20",
+    "tensorflow-datasets>=4.9.9",
+    # tensorflow-datasets imports it and does not declare it.
+    "importlib_resources",
+    # tensorboard imports pkg_resources on some Python versions.
+    "setuptools<81",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "plot": PLOT,
+    "parquet": PARQUET,
+    "serving": SERVING,
+    "dev": [*DEV, *PLOT, *PARQUET, *SERVING],
+  },
+  classifiers=[
+    "License :: OSI Approved :: Apache Software License",
+    "Programming Language :: Python :: 3.10",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
+)

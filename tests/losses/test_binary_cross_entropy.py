@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from tests.losses.helpers import batch, value_and_gradient
+from tf_twostage.losses import BinaryCrossEntropy
+
+
+@pytest.mark.parametrize(
+  ("reward", "expected"),
+  [
+    (1.0, -np.log(1 / (1 + np.exp(-2.0)))),
+    (0.0, -np.log(1 / (1 + np.exp(2.0)))),
+    (0.25, -0.25 * np.log(1 / (1 + np.exp(-2.0))) - 0.75 * np.log(1 / (1 + np.exp(2.0)))),
+  ],
+)
+def test_is_the_logistic_loss_of_the_logged_logit(reward, expected):
+  loss = BinaryCrossEntropy(dtype="float64")
+  value = loss(np.array([[-3.0, 2.0, 7.0]]), np.array([1]), np.array([0.5]), np.array([reward]))
+  np.testing.assert_allclose(value, [expected], rtol=1e-12)
+
+
+def test_other_items_logits_neither_count_nor_learn():
+  x = batch()
+  logged = np.eye(x["logits"].shape[1])[x["actions"]]
+  shifted = {**x, "logits": x["logits"] + 5.0 * (1 - logged)}
+  loss = BinaryCrossEntropy(dtype="float64")
+  value, gradient = value_and_gradient(loss, x)
+  np.testing.assert_array_equal(loss(**shifted), value)
+  np.testing.assert_array_equal(gradient * (1 - logged), np.zeros_like(gradient))
+
+
+def test_gradient_is_sigmoid_minus_reward_at_the_logged_item():
+  x = batch()
+  _, gradient = value_and_gradient(BinaryCrossEntropy(dtype="float64"), x)
+  rows = np.arange(len(x["actions"]))
+  sigmoid = 1 / (1 + np.exp(-x["logits"][rows, x["actions"]]))
+  np.testing.assert_allclose(gradient[rows, x["actions"]], sigmoid - x["rewards"], rtol=1e-12)

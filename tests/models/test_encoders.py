@@ -1,0 +1,109 @@
+"""Lookup, embedding, towers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_twostage.config import EncoderConfig
+from tf_twostage.models.encoders import (
+  EncodedTables,
+  FeatureEncoder,
+  FeatureLookup,
+  TwoTower,
+)
+from tf_twostage.schema import Bag, Categorical, Id, Numeric, Schema
+
+SCHEMA = Schema(
+  user=(Id("user", ("u0", "u1", "u2")), Categorical("sex", ("F", "M"))),
+  item=(Id("item", ("i0", "i1", "i2", "i3")), Bag("tags", ("a", "b", "c"), max_length=2)),
+  context=(Numeric("time", offset=100.0, scale=50.0),),
+)
+USERS = {"user": np.array(["u0", "u1", "u2"]), "sex": np.array(["M", "F", "M"])}
+ITEMS = {
+  "item": np.array(["i0", "i1", "i2", "i3"]),
+  "tags": np.array([["a", "b"], ["c", ""], ["", ""], ["a", "a"]]),
+}
+WIDTHS = EncoderConfig(id_width=4, feature_width=3)
+
+
+@pytest.fixture
+def tables():
+  return EncodedTables.encode(SCHEMA, USERS, ITEMS)
+
+
+def test_ids_are_looked_up_in_catalogue_order(tables):
+  np.testing.assert_array_equal(tables.items["item"], [1, 2, 3, 4])  # 0 is out of vocabulary
+
+
+def test_unknown_values_share_code_zero():
+  codes = FeatureLookup(SCHEMA.user)({"user": ["nobody"], "sex": ["?"]})
+  assert int(codes["user"][0]) == int(codes["sex"][0]) == 0
+
+
+def test_numbers_are_scaled_in_double_precision():
+  lookup = FeatureLookup((Numeric("time", offset=978_300_000.0, scale=100.0),))
+  codes = lookup({"time": np.array([978_300_001.0])})
+  np.testing.assert_allclose(codes["time"], [1 / 100.0], rtol=1e-6)
+
+
+def test_bag_is_the_mean_of_its_embeddings(tables):
+  encoder = FeatureEncoder(SCHEMA.item[1:], WIDTHS, l2=0.0)
+  table = encoder.trainable_variables[0].numpy()  # rows: padding, unknown, a, b, c
+  expected = [(table[2] + table[3]) / 2, table[4], np.zeros(3), table[2]]
+  np.testing.assert_allclose(encoder(tables.items), expected, rtol=1e-6)
+
+
+def test_unknown_values_start_at_zero():
+  encoder = FeatureEncoder(SCHEMA.user, WIDTHS, l2=0.0)
+  unknown = FeatureLookup(SCHEMA.user)({"user": ["nobody"], "sex": ["?"]})
+  np.testing.assert_array_equal(encoder(unknown), np.zeros((1, 4 + 3)))
+
+
+def test_embeddings_start_with_the_configured_spread():
+  vocabulary = tuple(map(str, range(5000)))
+  encoder = FeatureEncoder((Id("id", vocabulary),), EncoderConfig(embedding_stddev=0.5), l2=0.0)
+  known = encoder.trainable_variables[0].numpy()[1:]
+  standard_error = 0.5 / np.sqrt(2 * known.size)
+  assert abs(known.std() - 0.5) < 5 * standard_error
+
+
+def test_towers_score_every_pair_alike(tables):
+  towers = TwoTower(tables, WIDTHS, l2=0.0)
+  logits = towers(tables.users)
+  assert logits.shape == (3, 4)
+  for action in range(4):
+    pairs = towers.pair_logits(tables.users, tf.fill([3], action))
+    np.testing.assert_allclose(pairs, logits[:, action], rtol=1e-5)
+
+
+def test_user_side_is_linear_after_relu(tables):
+  towers = TwoTower(tables, WIDTHS, l2=0.0)
+  kernel, bias = towers._projection.get_weights()
+  expected = np.maximum(towers._users(tables.users), 0) @ kernel + bias
+  np.testing.assert_allclose(towers.query(tables.users), expected, rtol=1e-5)
+
+
+def test_context_moves_the_query_only_where_used(tables):
+  early, late = (tables.context_lookup({"time": np.full(3, t)}) for t in (100.0, 150.0))
+  with_context = TwoTower(tables, WIDTHS, l2=0.0, use_context=True)
+  without = TwoTower(tables, WIDTHS, l2=0.0)
+  assert not np.allclose(
+    with_context.query({**tables.users, **early}), with_context.query({**tables.users, **late})
+  )
+  np.testing.assert_array_equal(
+    without.query({**tables.users, **early}), without.query({**tables.users, **late})
+  )
+
+
+def test_l2_is_half_the_squared_norm_of_all_weights(tables):
+  l2 = 0.3
+  towers = TwoTower(tables, WIDTHS, l2=l2)
+  expected = sum(l2 / 2 * np.sum(np.square(w)) for w in towers.get_weights())
+  np.testing.assert_allclose(tf.add_n(towers.losses), expected, rtol=1e-5)
+
+
+def test_variables_exist_before_the_first_call(tables):
+  before = len(TwoTower(tables, WIDTHS, l2=0.0).trainable_variables)
+  towers = TwoTower(tables, WIDTHS, l2=0.0)
+  towers(tables.users)
+  assert before == len(towers.trainable_variables) == 6  # 2 + 2 embeddings, kernel, bias

@@ -1,0 +1,120 @@
+"""Every hyper-parameter, once: its name, default, meaning. Commands turn these into flags.
+
+Defaults are the published MovieLens-1M settings [Ma20]; where the paper and its released code
+differ, the paper's value stands (see README, "Settings").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from tf_twostage.errors import InputError
+
+
+def _option(default: Any, help: str) -> Any:
+  return dataclasses.field(default=default, metadata={"help": help})
+
+
+def _at_least(config, bound, *names):
+  for name in names:
+    if getattr(config, name) < bound:
+      raise InputError(f"{name} must be at least {bound}, got {getattr(config, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where ratings come from and who is evaluated."""
+
+  dataset: str = _option("synthetic", "synthetic, or movielens_1m")
+  data_dir: str | None = _option(
+    None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
+  )
+  positive_above: float = _option(3.0, "ratings above this are positive")
+  validation_users: int = _option(
+    2000, "the first this many users choose the epoch; all others test"
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+  """How features become vectors; the same for every model."""
+
+  id_width: int = _option(10, "embedding width of user and item ids")
+  feature_width: int = _option(5, "embedding width of every other feature")
+  embedding_stddev: float = _option(1.0, "embeddings start as N(0, stddev^2)")
+
+
+@dataclasses.dataclass(frozen=True)
+class FitConfig:
+  """How one model is fitted: mini-batches, Adagrad, L2 on all weights."""
+
+  epochs: int = _option(20, "passes over its rows")
+  batch_size: int = _option(128, "rows a step")
+  learning_rate: float = _option(0.05, "Adagrad's learning rate")
+  adagrad_accumulator: float = _option(0.0, "Adagrad's initial accumulator (Keras: 0.1)")
+  l2: float = _option(1e-4, "adds l2/2 * sum of squared weights to the loss")
+
+  def __post_init__(self):
+    _at_least(self, 1, "epochs", "batch_size")
+    _at_least(self, 0, "adagrad_accumulator", "l2")
+    if not self.learning_rate > 0:
+      raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulationConfig:
+  """From ratings to full information to a bandit log."""
+
+  positive_rate: float = _option(
+    0.144, "share of all pairs labelled positive; fixes the simulator's threshold"
+  )
+  holdout: float = _option(0.1, "share of ratings kept from the simulator to measure its AUC")
+  behavior_pairs: int = _option(10_000, "labelled pairs that fit the behavior policy")
+  items_per_user: int = _option(5, "logged items a user")
+  replacement: bool = _option(
+    True, "draw a user's items with replacement (else propensities are single-draw only)"
+  )
+
+  def __post_init__(self):
+    for name in ("positive_rate", "holdout"):
+      if not 0 < getattr(self, name) < 1:
+        raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+    _at_least(self, 1, "behavior_pairs", "items_per_user")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """The generator's objective and its options; options a loss has no use for are not passed."""
+
+  loss: str = _option("two_stage_ips", "cross_entropy, ips or two_stage_ips")
+  weight_cap: float = _option(10.0, "importance weights are clipped to at most this (c1)")
+  weight_floor: float = _option(0.01, "importance weights are clipped to at least this (c2)")
+  self_normalize: bool = _option(True, "divide clipped weights by their batch mean")
+  alpha: float = _option(1e-2, "2-IPS: weight of the other items of a slate")
+  num_slates: int = _option(100, "2-IPS: slates drawn for each row (tau)")
+  sampling_temperature: float = _option(math.e, "2-IPS: slates are drawn from logits / this")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run of the pipeline."""
+
+  name: str = _option("synthetic", "names the default --workdir and --export_dir")
+  seed: int = _option(0, "fixes the generator's training")
+  environment_seed: int = _option(0, "fixes simulator, labels, log and ranker")
+  slate_size: int = _option(
+    30, "K: items the generator hands to the ranker, the logged one counted"
+  )
+  data: DataConfig = DataConfig()
+  encoder: EncoderConfig = EncoderConfig()
+  simulation: SimulationConfig = SimulationConfig()
+  simulator: FitConfig = FitConfig(epochs=5, batch_size=1024, l2=1e-6)
+  behavior: FitConfig = FitConfig()
+  ranker: FitConfig = FitConfig()
+  generator: FitConfig = FitConfig()
+  loss: LossConfig = LossConfig()
+
+  def __post_init__(self):
+    _at_least(self, 1, "slate_size")

@@ -1,0 +1,115 @@
+"""One-stage and two-stage evaluation on full information (DESIGN of [Ma20], section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.evaluation import ranking
+from tf_twostage.models.two_stage import rerank, retrieve
+
+CUTOFFS = (1, 5, 10)
+_USERS_PER_CHUNK = 1024
+
+# Maps {"user": codes, "context": raw values, "user_index": [B]} to logits [B, N].
+Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
+# {"validation" or "test": {"one_stage" or "two_stage": {"precision@10": ...}}}
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+  """Who is evaluated, on what.
+
+  Attributes:
+    inputs: for all U users, what a scorer reads: {"user": {name: [U, ...]}, "context": {name:
+      [U]}, "user_index": [U]}.
+    relevance: [U, N] bool.
+    excluded: [U, N] bool; neither recommended nor counted as relevant.
+    num_validation: users before this one validate, all others test.
+  """
+
+  inputs: Mapping[str, Any]
+  relevance: np.ndarray
+  excluded: np.ndarray
+  num_validation: int
+
+
+def logged_positives(log: BanditLog, num_users: int, num_items: int) -> np.ndarray:
+  """[U, N] bool: pairs that the log holds as positive."""
+  positives = log.positives()
+  mask = np.zeros((num_users, num_items), bool)
+  mask[positives.user_index, positives.action] = True
+  return mask
+
+
+def make_evaluation(
+  scorer: Scorer, ranker_logits: Scorer, users: EvaluationSet, slate_size: int
+) -> Callable[[], Scores]:
+  """A function that evaluates `scorer` as it is when called (a model under training, say).
+
+  One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
+  """
+  depth = max(CUTOFFS)
+  relevance = users.relevance & ~users.excluded
+  num_relevant = relevance.sum(axis=1)
+  splits = {
+    "validation": slice(0, users.num_validation),
+    "test": slice(users.num_validation, None),
+  }
+  batches = tf.data.Dataset.from_tensor_slices({**users.inputs, "excluded": users.excluded})
+  batches = batches.batch(_USERS_PER_CHUNK).cache()
+
+  @tf.function(reduce_retracing=True)
+  def top_items(batch):
+    slate, _ = retrieve(scorer(batch), batch["excluded"], slate_size)
+    slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
+    reordered, _ = rerank(slate, slate_scores, depth)
+    return slate[:, :depth], reordered
+
+  def evaluate() -> Scores:
+    chunks = [top_items(batch) for batch in batches]
+    stages = {
+      stage: ranking.hits_from_ids(np.concatenate(ids), relevance)
+      for stage, ids in zip(("one_stage", "two_stage"), zip(*chunks, strict=True), strict=True)
+    }
+    return {
+      split: {
+        stage: ranking.summarise(hits[rows], num_relevant[rows], CUTOFFS)
+        for stage, hits in stages.items()
+      }
+      for split, rows in splits.items()
+    }
+
+  return evaluate
+
+
+def list_scorer(scores: np.ndarray) -> Scorer:
+  """The same scores [N] for everyone."""
+  row = tf.constant(scores, tf.float32)[tf.newaxis]
+  return lambda batch: tf.repeat(row, tf.shape(batch["user_index"])[0], axis=0)
+
+
+def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> Scorer:
+  """Products of stored user vectors [U, D] and item vectors [N, D]."""
+  users, items = tf.constant(user_vectors), tf.constant(item_vectors)
+  return lambda batch: tf.matmul(tf.gather(users, batch["user_index"]), items, transpose_b=True)
+
+
+def random_scorer(num_items: int, seed: int) -> Scorer:
+  """Every list equally likely; the same ones at every call."""
+  return lambda batch: tf.random.stateless_uniform(
+    [tf.shape(batch["user_index"])[0], num_items], seed=[seed, batch["user_index"][0]]
+  )
+
+
+def popularity(log: BanditLog, num_items: int) -> np.ndarray:
+  """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
+  count = np.bincount(log.action, minlength=num_items)
+  total = np.bincount(log.action, weights=log.reward, minlength=num_items)
+  return (total + 1) / (count + 2)

@@ -1,0 +1,166 @@
+"""Ranking metrics on hits: is the item at each rank relevant to the user?
+
+All functions take one row a user, and return one number a user; `summarise` averages them.
+Ranks beyond a short list, and padding, count as misses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tf_twostage.errors import InputError
+
+
+def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
+  """Looks up which recommended items are relevant.
+
+  Args:
+    ids: [U, L] int, catalogue indices from the best rank down; -1 is padding.
+    relevance: [U, N] bool, whether an item is relevant to a user.
+
+  Returns:
+    [U, L] bool; padding is False.
+
+  Raises:
+    InputError: shapes do not fit, an id is outside the catalogue, or a user gets an item twice.
+  """
+  ids, relevance = np.asarray(ids), np.asarray(relevance)
+  if ids.ndim != 2 or relevance.ndim != 2 or len(ids) != len(relevance):
+    raise InputError(f"ids [U, L] and relevance [U, N] do not fit: {ids.shape}, {relevance.shape}")
+  if ids.dtype.kind not in "iu" or relevance.dtype != np.bool_:
+    raise InputError(f"ids must be int and relevance bool, got {ids.dtype} and {relevance.dtype}")
+  num_items = relevance.shape[1]
+  outside = (ids < -1) | (ids >= num_items)
+  if outside.any():
+    raise InputError(
+      f"ids: {outside.sum()} of {ids.size} lie outside the catalogue of {num_items} items (first:"
+      f" {ids[outside][0]}); pad with -1"
+    )
+  ordered = np.sort(ids, axis=1)
+  repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
+  if repeats.any():
+    raise InputError(
+      f"ids: {repeats.sum()} of {len(ids)} users get an item twice (first: row"
+      f" {np.flatnonzero(repeats)[0]}); rank distinct items"
+    )
+  # Padding reads column 0, which even an empty list may do, and is then masked.
+  return np.take_along_axis(relevance, np.maximum(ids, 0), axis=1) & (ids >= 0)
+
+
+def precision_at_k(hits: np.ndarray, k: int) -> np.ndarray:
+  """The share of the k ranks that hold a relevant item: hits in the top k / k.
+
+  Args:
+    hits: [U, L] bool, from the best rank down.
+    k: number of ranks, >= 1; a list shorter than k is still divided by k.
+
+  Returns:
+    [U] float64 in [0, 1].
+
+  Raises:
+    InputError: `hits` is not [U, L] bool, or k < 1.
+  """
+  return _top(hits, k).sum(axis=1) / k
+
+
+def recall_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """The share of the relevant items that stand in the top k: hits in the top k / relevant.
+
+  Args:
+    hits: [U, L] bool, from the best rank down.
+    num_relevant: [U] int, relevant items in the catalogue.
+    k: number of ranks, >= 1.
+
+  Returns:
+    [U] float64 in [0, 1]; NaN where a user has no relevant item.
+
+  Raises:
+    InputError: shapes or types do not fit, a user has more hits than relevant items, or k < 1.
+  """
+  found = _top(hits, k).sum(axis=1)
+  return _ratio(found, _check_num_relevant(hits, num_relevant))
+
+
+def ndcg_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
+  """Discounted gain of the top k over that of the best possible top k.
+
+  DCG = Σ_l hit_l / log2(l + 1) over ranks l = 1..k; the ideal has min(k, relevant) hits in front.
+
+  Args:
+    hits: [U, L] bool, from the best rank down.
+    num_relevant: [U] int, relevant items in the catalogue.
+    k: number of ranks, >= 1.
+
+  Returns:
+    [U] float64 in [0, 1]; NaN where a user has no relevant item.
+
+  Raises:
+    InputError: shapes or types do not fit, a user has more hits than relevant items, or k < 1.
+
+  References:
+    Järvelin, Kekäläinen. Cumulated gain-based evaluation of IR techniques. ACM TOIS 20 (2002).
+  """
+  top = _top(hits, k)
+  discounts = 1 / np.log2(np.arange(2, k + 2))
+  ideal = np.concatenate([[0.0], np.cumsum(discounts)])
+  gain = top @ discounts[: top.shape[1]]
+  return _ratio(gain, ideal[np.minimum(_check_num_relevant(hits, num_relevant), k)])
+
+
+def summarise(
+  hits: np.ndarray, num_relevant: np.ndarray, ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+  """Averages every metric over the users who have a relevant item; skips the others.
+
+  Args:
+    hits: [U, L] bool, from the best rank down.
+    num_relevant: [U] int, relevant items in the catalogue.
+    ks: cut-offs, each >= 1.
+
+  Returns:
+    "precision@k", "recall@k" and "ndcg@k" for each k.
+
+  Raises:
+    InputError: no user has a relevant item, or as for `ndcg_at_k`.
+  """
+  counts = _check_num_relevant(hits, num_relevant)
+  judged = counts > 0
+  if not judged.any():
+    raise InputError(f"none of {len(counts)} users has a relevant item: nothing to average")
+  hits, counts = np.asarray(hits)[judged], counts[judged]
+  metrics = {
+    "precision": lambda k: precision_at_k(hits, k),
+    "recall": lambda k: recall_at_k(hits, counts, k),
+    "ndcg": lambda k: ndcg_at_k(hits, counts, k),
+  }
+  return {f"{name}@{k}": float(metric(k).mean()) for name, metric in metrics.items() for k in ks}
+
+
+def _top(hits: np.ndarray, k: int) -> np.ndarray:
+  hits = np.asarray(hits)
+  if hits.ndim != 2 or hits.dtype != np.bool_:
+    raise InputError(f"hits must be [U, L] bool, got {hits.dtype} of shape {hits.shape}")
+  if k < 1:
+    raise InputError(f"k must be at least 1, got {k}")
+  return hits[:, :k]
+
+
+def _check_num_relevant(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:
+  hits, counts = _top(hits, np.shape(hits)[-1] or 1), np.asarray(num_relevant)
+  if counts.shape != hits.shape[:1] or counts.dtype.kind not in "iu":
+    raise InputError(
+      f"num_relevant must be [{len(hits)}] int, got {counts.dtype} of shape {counts.shape}"
+    )
+  wrong = hits.sum(axis=1) > counts
+  if wrong.any():
+    raise InputError(
+      f"num_relevant: {wrong.sum()} of {len(counts)} users have more hits than relevant items"
+      f" (first: row {np.flatnonzero(wrong)[0]}); count relevant items over the whole catalogue"
+    )
+  return counts
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+  return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -1,0 +1,191 @@
+"""From raw features to vectors: lookup, embedding, two towers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from tf_twostage.config import EncoderConfig
+from tf_twostage.schema import Bag, Categorical, Feature, FeatureTable, Id, Numeric, Schema
+
+Codes = Mapping[str, tf.Tensor]
+
+
+class FeatureLookup(tf.Module):
+  """Raw values -> codes: strings become integers, numbers are scaled.
+
+  Code 0 is any value outside the vocabulary. A bag also needs a code for padding: there 0 is
+  padding and 1 is out of vocabulary. Codes depend on the schema alone, so that one lookup serves
+  every model of a run.
+  """
+
+  def __init__(self, features: Sequence[Feature]):
+    super().__init__()
+    self._features = tuple(features)
+    self._tables = {f.name: _table(f) for f in features if isinstance(f, Categorical)}
+
+  def __call__(self, raw: FeatureTable) -> dict[str, tf.Tensor]:
+    """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B]."""
+    codes = {}
+    for f in self._features:
+      if isinstance(f, Numeric):
+        value = tf.cast(raw[f.name], tf.float64)  # seconds since 1970 need more than 24 bits
+        codes[f.name] = tf.cast((value - f.offset) / f.scale, tf.float32)
+      else:
+        codes[f.name] = self._tables[f.name].lookup(tf.convert_to_tensor(raw[f.name], tf.string))
+    return codes
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedTables:
+  """Users and items of a data set as codes, looked up once for all models of a run."""
+
+  schema: Schema
+  users: Codes  # [U, ...] each
+  items: Codes  # [N, ...] each
+  context_lookup: FeatureLookup
+
+  @classmethod
+  def encode(cls, schema: Schema, users: FeatureTable, items: FeatureTable) -> EncodedTables:
+    return cls(
+      schema,
+      FeatureLookup(schema.user)(users),
+      FeatureLookup(schema.item)(items),
+      FeatureLookup(schema.context),
+    )
+
+
+class FeatureEncoder(tf.keras.layers.Layer):
+  """Codes -> one vector: embeddings side by side, numbers as they are.
+
+  A bag is the mean of its values' embeddings, which is a normalised multi-hot vector times a
+  matrix. Every embedding starts from the same normal distribution, except out-of-vocabulary and
+  padding rows, which start (and, untrained, stay) at zero.
+  """
+
+  def __init__(self, features: Sequence[Feature], config: EncoderConfig, l2: float, **kwargs):
+    super().__init__(**kwargs)
+    self._features = tuple(features)
+    self._embeddings = {
+      f.name: tf.keras.layers.Embedding(
+        len(f.vocabulary) + _special_rows(f),
+        config.id_width if isinstance(f, Id) else config.feature_width,
+        embeddings_initializer=_zero_rows_first(
+          _special_rows(f), tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
+        ),
+        embeddings_regularizer=l2_regularizer(l2),
+        name=f.name,
+      )
+      for f in features
+      if isinstance(f, Categorical)
+    }
+    for layer in self._embeddings.values():
+      layer.build(None)  # variables exist from here on: checkpoints restore before the first call
+    self.width = sum(layer.output_dim for layer in self._embeddings.values()) + sum(
+      isinstance(f, Numeric) for f in features
+    )
+
+  def call(self, codes: Codes) -> tf.Tensor:
+    """Args: codes of the features, from `FeatureLookup`. Returns: [B, width] float32."""
+    return tf.concat([self._encode(f, codes[f.name]) for f in self._features], axis=-1)
+
+  def _encode(self, feature: Feature, codes: tf.Tensor) -> tf.Tensor:
+    if isinstance(feature, Numeric):
+      return codes[..., tf.newaxis]
+    vectors = self._embeddings[feature.name](codes)
+    if not isinstance(feature, Bag):
+      return vectors
+    present = tf.cast(codes > 0, tf.float32)[..., tf.newaxis]
+    return tf.math.divide_no_nan(tf.reduce_sum(vectors * present, -2), tf.reduce_sum(present, -2))
+
+
+class TwoTower(tf.keras.layers.Layer):
+  """Scores users against the whole catalogue: logits = query(user) . candidate(item).
+
+  The item vector is the concatenation of the item's embeddings; the user side goes through ReLU
+  and a linear layer to the item's width.
+  """
+
+  def __init__(
+    self,
+    tables: EncodedTables,
+    config: EncoderConfig,
+    *,
+    l2: float,
+    use_context: bool = False,
+    **kwargs,
+  ):
+    """Args:
+    tables: gives the schema and the catalogue.
+    config: embedding widths and initialiser.
+    l2: weight of half the squared norm of all weights.
+    use_context: whether the user side also reads the context features.
+    """
+    super().__init__(**kwargs)
+    schema = tables.schema
+    self._item_codes = tables.items
+    self._items = FeatureEncoder(schema.item, config, l2, name="items")
+    context = schema.context if use_context else ()
+    self._users = FeatureEncoder((*schema.user, *context), config, l2, name="users")
+    self._projection = dense(self._users.width, self._items.width, l2, name="projection")
+
+  def query(self, user: Codes) -> tf.Tensor:
+    """User vectors [B, D] from user codes (and context codes, where used)."""
+    return self._projection(tf.nn.relu(self._users(user)))
+
+  def candidates(self, actions: tf.Tensor | None = None) -> tf.Tensor:
+    """Item vectors [N, D] of the whole catalogue, or [B, D] of `actions` [B]."""
+    codes = self._item_codes
+    if actions is not None:
+      codes = {name: tf.gather(values, actions) for name, values in codes.items()}
+    return self._items(codes)
+
+  def call(self, user: Codes) -> tf.Tensor:
+    """Logits over the catalogue, [B, N]."""
+    return tf.matmul(self.query(user), self.candidates(), transpose_b=True)
+
+  def pair_logits(self, user: Codes, actions: tf.Tensor) -> tf.Tensor:
+    """Logits of one item a user, [B]."""
+    return tf.reduce_sum(self.query(user) * self.candidates(actions), axis=-1)
+
+
+def dense(inputs: int, units: int, l2: float, **kwargs) -> tf.keras.layers.Dense:
+  """A built linear layer: U(-1/sqrt(inputs), 1/sqrt(inputs)) at first, L2 on its weights."""
+  layer = tf.keras.layers.Dense(
+    units,
+    kernel_initializer=tf.keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
+    kernel_regularizer=l2_regularizer(l2),
+    bias_regularizer=l2_regularizer(l2),
+    **kwargs,
+  )
+  layer.build((None, inputs))
+  return layer
+
+
+def l2_regularizer(l2: float) -> tf.keras.regularizers.Regularizer | None:
+  """l2/2 * sum(w^2), whose gradient is l2 * w (what other frameworks call weight decay)."""
+  return tf.keras.regularizers.L2(l2 / 2) if l2 else None
+
+
+def _special_rows(feature: Categorical) -> int:
+  return 2 if isinstance(feature, Bag) else 1
+
+
+def _table(feature: Categorical) -> tf.lookup.StaticHashTable:
+  special = _special_rows(feature)
+  keys, codes = list(feature.vocabulary), list(range(special, special + len(feature.vocabulary)))
+  if isinstance(feature, Bag):
+    keys, codes = ["", *keys], [0, *codes]
+  return tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(keys, codes, tf.string, tf.int64), special - 1
+  )
+
+
+def _zero_rows_first(rows: int, initializer):
+  def initialize(shape, dtype=None):
+    known = initializer((shape[0] - rows, *shape[1:]), dtype)
+    return tf.concat([tf.zeros((rows, *shape[1:]), known.dtype), known], axis=0)
+
+  return initialize

@@ -1,0 +1,75 @@
+"""Epoch-wide diagnostics of off-policy training, as Keras metrics."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_twostage.losses.base import LossTerms, OffPolicyLoss
+from tf_twostage.policies import SoftmaxPolicy
+
+
+class Maximum(tf.keras.metrics.Metric):
+  """The largest value seen since the last reset."""
+
+  def __init__(self, name: str):
+    super().__init__(name=name)
+    self._maximum = self.add_weight(name="maximum", initializer="zeros")
+
+  def update_state(self, values, sample_weight=None):
+    self._maximum.assign(tf.maximum(self._maximum, tf.reduce_max(values)))
+
+  def result(self):
+    return self._maximum.value()
+
+
+class EffectiveSampleShare(tf.keras.metrics.Metric):
+  """(sum w)^2 / (n sum w^2): the share of rows that the weighted rows are worth, in (0, 1]."""
+
+  def __init__(self, name: str):
+    super().__init__(name=name)
+    self._count = self.add_weight(name="count", initializer="zeros")
+    self._sum = self.add_weight(name="sum", initializer="zeros")
+    self._squares = self.add_weight(name="squares", initializer="zeros")
+
+  def update_state(self, weights, sample_weight=None):
+    self._count.assign_add(tf.cast(tf.size(weights), tf.float32))
+    self._sum.assign_add(tf.reduce_sum(weights))
+    self._squares.assign_add(tf.reduce_sum(tf.square(weights)))
+
+  def result(self):
+    return tf.math.divide_no_nan(tf.square(self._sum), self._count * self._squares)
+
+
+class PolicyHealth(tf.keras.layers.Layer):
+  """What tells whether off-policy training is sound; one instance per generator.
+
+  `weight_mean` and `weight_max` are of the raw ratios, which show a policy running away from
+  the log; shares of clipped weights and the effective sample size are of what the loss used.
+  """
+
+  def __init__(self, objective: OffPolicyLoss):
+    super().__init__(name="health")
+    self._objective = objective
+    self.loss_mean = tf.keras.metrics.Mean("mean_loss")
+    self.entropy = tf.keras.metrics.Mean("policy_entropy")
+    if objective.uses_weights:
+      self.weight_mean = tf.keras.metrics.Mean("weight_mean")
+      self.weight_max = Maximum("weight_max")
+      self.capped = tf.keras.metrics.Mean("share_capped")
+      self.floored = tf.keras.metrics.Mean("share_floored")
+      self.sample_share = EffectiveSampleShare("effective_sample_share")
+    if objective.needs_ranker:
+      self.ranker_share = tf.keras.metrics.Mean("ranker_share")
+
+  def update(self, logits: tf.Tensor, terms: LossTerms) -> None:
+    self.loss_mean.update_state(terms.loss)
+    self.entropy.update_state(SoftmaxPolicy(logits).entropy())
+    if self._objective.uses_weights:
+      importance = self._objective.importance
+      self.weight_mean.update_state(terms.ratio)
+      self.weight_max.update_state(terms.ratio)
+      self.capped.update_state(tf.cast(terms.ratio >= importance.cap, tf.float32))
+      self.floored.update_state(tf.cast(terms.ratio <= importance.floor, tf.float32))
+      self.sample_share.update_state(terms.weights)
+    if self._objective.needs_ranker:
+      self.ranker_share.update_state(terms.ranker_share)

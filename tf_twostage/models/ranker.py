@@ -1,0 +1,53 @@
+"""The second stage: scores a user in a context against items, fitted pointwise on the log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from tf_twostage.models.candidate_generator import Batch
+from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
+
+
+class Ranker(tfrs.Model):
+  """A two-tower model that also reads the context; binary cross-entropy on the reward."""
+
+  def __init__(self, towers: TwoTower, context_lookup: FeatureLookup):
+    """Args:
+    towers: users with context (`use_context=True`) and items.
+    context_lookup: the context features of the schema.
+    """
+    super().__init__()
+    self.towers = towers
+    self._context_lookup = context_lookup
+    self._loss_mean = tf.keras.metrics.Mean("mean_loss")
+    self._task = tfrs.tasks.Ranking(
+      loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
+      metrics=[tf.keras.metrics.AUC(from_logits=True, name="auc")],
+    )
+
+  def codes(self, inputs: Batch) -> Codes:
+    """User codes and context codes of a batch."""
+    return {**inputs["user"], **self._context_lookup(inputs["context"])}
+
+  def call(self, inputs: Batch) -> tf.Tensor:
+    """Ranker logits over the catalogue, [B, N]."""
+    return self.towers(self.codes(inputs))
+
+  def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
+    """Binary cross-entropy of the logged item's score against its reward."""
+    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"])
+    loss = self._task(labels=inputs["reward"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
+    self._loss_mean.update_state(loss)
+    return loss
+
+  def frozen(self) -> Callable[[Batch], tf.Tensor]:
+    """The fitted ranker as a function of a batch; item vectors are computed once, here."""
+    items = self.towers.candidates()
+
+    def ranker_logits(inputs: Batch) -> tf.Tensor:
+      return tf.matmul(self.towers.query(self.codes(inputs)), items, transpose_b=True)
+
+    return ranker_logits

@@ -1,0 +1,49 @@
+"""The two stages on scores: retrieve, then rerank. Ids travel with their scores.
+
+Evaluation and the exported model share these functions, so that what is measured is what is
+served.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+PADDING = -1
+
+
+def retrieve(
+  logits: tf.Tensor, excluded: tf.Tensor, k: int | tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The generator's k best items that are not excluded.
+
+  Args:
+    logits: [B, N] generator scores.
+    excluded: [B, N] bool, items that must not be returned.
+    k: how many, at most N.
+
+  Returns:
+    ids [B, k] int32, best first, and their scores [B, k]. Where fewer than k items remain, the
+    rest are id -1 with score -inf.
+  """
+  masked = tf.where(excluded, tf.constant(float("-inf"), logits.dtype), logits)
+  scores, ids = tf.math.top_k(masked, k)
+  return tf.where(scores > scores.dtype.min, ids, PADDING), scores
+
+
+def rerank(
+  ids: tf.Tensor, ranker_scores: tf.Tensor, k: int | tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The ranker's order of a slate.
+
+  Args:
+    ids: [B, K] from `retrieve`, -1 where there is no item.
+    ranker_scores: [B, K] ranker scores of those items; padding's are ignored.
+    k: how many to keep, at most K.
+
+  Returns:
+    ids [B, k] and their ranker scores [B, k], best first; padding last, as in `retrieve`.
+  """
+  valid = ids != PADDING
+  masked = tf.where(valid, ranker_scores, tf.constant(float("-inf"), ranker_scores.dtype))
+  scores, order = tf.math.top_k(masked, k)
+  return tf.gather(ids, order, batch_dims=1), scores

@@ -1,0 +1,145 @@
+"""Training a candidate generator: evaluation by epoch, checkpoints, resume, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from tf_twostage.bandit_log import BanditLog, train_dataset
+from tf_twostage.config import FitConfig
+from tf_twostage.evaluation.protocol import Scores
+from tf_twostage.fitting import fit, make_optimizer, steps_per_epoch
+from tf_twostage.models.candidate_generator import CandidateGenerator
+from tf_twostage.models.encoders import Codes
+from tf_twostage.monitoring import Monitor
+from tf_twostage.stages import write_json
+
+SELECTION = ("validation", "two_stage", "precision@10")
+
+# One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores}
+History = list[dict[str, Any]]
+
+
+def selected(epoch: Mapping[str, Any]) -> float:
+  """The score that chooses the best epoch."""
+  split, stage, metric = SELECTION
+  return epoch["scores"][split][stage][metric]
+
+
+def best_epoch(history: History) -> dict[str, Any]:
+  """The earliest entry with the highest selection score."""
+  return max(history, key=selected)
+
+
+def train_generator(
+  model: CandidateGenerator,
+  log: BanditLog,
+  user_codes: Codes,
+  evaluate: Callable[[], Scores],
+  config: FitConfig,
+  directory: pathlib.Path,
+  *,
+  seed: int,
+  hyper_parameters: Mapping[str, Any],
+  tensorboard: pathlib.Path,
+) -> History:
+  """Fits `model` on the log; leaves it with the weights of its best epoch.
+
+  A run that was cut short goes on from its last finished epoch.
+
+  Args:
+    model: fresh; its weights are replaced when resuming.
+    log: the rows to fit.
+    user_codes: codes of all users, [U, ...].
+    evaluate: scores the model as it is.
+    config: epochs and optimizer.
+    directory: holds checkpoints/ and history.json.
+    seed: fixes the order of rows; the caller seeds the weights.
+    hyper_parameters: flat, shown in TensorBoard's HParams tab.
+    tensorboard: where event files go.
+
+  Returns:
+    one entry an epoch.
+  """
+  model.compile(optimizer=make_optimizer(config))
+  model.optimizer.build(model.trainable_variables)
+  run = _Run(model, directory)
+  run.restore()
+  if run.finished_epochs:
+    logging.info("going on after epoch %d of %d", run.finished_epochs, config.epochs)
+  start_step = run.finished_epochs * steps_per_epoch(len(log), config)
+  dataset = train_dataset(
+    log, user_codes, batch_size=config.batch_size, seed=seed, start_step=start_step
+  )
+  with Monitor(tensorboard, hyper_parameters) as monitor:
+    fit(
+      model,
+      dataset,
+      config,
+      len(log),
+      "generator",
+      callbacks=[_EpochEnd(run, evaluate, monitor)],
+      initial_epoch=run.finished_epochs,
+    )
+  run.restore_best()
+  return run.history
+
+
+class _Run:
+  """What a training run keeps on disk: the last epoch, the best epoch, the history."""
+
+  def __init__(self, model: CandidateGenerator, directory: pathlib.Path):
+    self._history_file = directory / "history.json"
+    last = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+    self._last = tf.train.CheckpointManager(last, str(directory / "checkpoints"), max_to_keep=2)
+    best = tf.train.Checkpoint(towers=model.towers)
+    # Two, so that a kill between the two saves of an epoch still leaves the best finished one.
+    self._best = tf.train.CheckpointManager(best, str(directory / "best"), max_to_keep=2)
+    self.history: History = []
+
+  @property
+  def finished_epochs(self) -> int:
+    return len(self.history)
+
+  def restore(self) -> None:
+    if not self._last.latest_checkpoint:
+      return
+    self._last.checkpoint.restore(self._last.latest_checkpoint).expect_partial()
+    epochs = int(self._last.latest_checkpoint.rsplit("-", 1)[-1])
+    self.history = json.loads(self._history_file.read_text())[:epochs]
+
+  def restore_best(self) -> None:
+    path = f"{self._best.directory}/ckpt-{best_epoch(self.history)['epoch']}"
+    self._best.checkpoint.restore(path).assert_existing_objects_matched()
+
+  def save(self, epoch: dict[str, Any]) -> None:
+    """The checkpoint comes last: it alone makes the epoch count as finished."""
+    improved = not self.history or selected(epoch) > max(map(selected, self.history))
+    self.history.append(epoch)
+    if improved:
+      self._best.save(self.finished_epochs)
+    write_json(self._history_file, self.history)
+    self._last.save(self.finished_epochs)
+
+
+class _EpochEnd(tf.keras.callbacks.Callback):
+  def __init__(self, run: _Run, evaluate: Callable[[], Scores], monitor: Monitor):
+    super().__init__()
+    self._run = run
+    self._evaluate = evaluate
+    self._monitor = monitor
+
+  def on_epoch_end(self, epoch, logs=None):
+    training = {
+      name: float(value)
+      for name, value in logs.items()
+      if name not in ("loss", "total_loss")  # of the last batch only
+    }
+    entry = {"epoch": epoch + 1, "training": training, "scores": self._evaluate()}
+    self._monitor.write(entry)
+    self._run.save(entry)
