@@ -6,6 +6,7 @@ The only file that defines flags.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 import shutil
 import sys
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
@@ -118,9 +119,8 @@ def run_command(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main`; wrong input ends in one message and exit code 2."""
 
   def guarded(arguments: Sequence[str]) -> int:
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    logging.get_absl_handler().setFormatter(None)
+    logging.basicConfig(format="%(message)s", force=True)
+    logging.getLogger("tf_twostage").setLevel(logging.INFO)
     try:
       if len(arguments) > 1:
         raise InputError(f"unknown argument(s) {arguments[1:]}; settings are flags, see --help")

@@ -230,18 +230,28 @@ def train_dataset(
   columns = {name: getattr(log, name) for name in fields} | {"context": dict(log.context)}
   columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
 
+  def example(rows):
+    batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
+    batch["user"] = {k: tf.gather(table, batch["user_index"]) for k, table in users.items()}
+    return batch
+
+  rows = shuffled_rows(n, batch_size, seed=seed, shuffle=shuffle, start_step=start_step)
+  return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def shuffled_rows(
+  num_rows: int, batch_size: int, *, seed: int, shuffle: bool = True, start_step: int = 0
+) -> tf.data.Dataset:
+  """Endless batches of row numbers, [B] int64; see `train_dataset`, whose order this is."""
+
   def batch(step):
     place = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-    rows = _shuffled(place % n, place // n, n, seed) if shuffle else place % n
-    example = tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
-    example["user"] = {k: tf.gather(table, example["user_index"]) for k, table in users.items()}
-    return example
+    index, epoch = place % num_rows, place // num_rows
+    return _shuffled(index, epoch, num_rows, seed) if shuffle else index
 
   options = tf.data.Options()
   options.deterministic = True
-  steps = tf.data.Dataset.counter(start_step)
-  batches = steps.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
-  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+  return tf.data.Dataset.counter(start_step).map(batch).with_options(options)
 
 
 def _shuffled(index: tf.Tensor, epoch: tf.Tensor, n: int, seed: int) -> tf.Tensor:
@@ -334,7 +344,8 @@ def _catalogue_index(values: pd.Series, feature: Id, side: str, locate: _Locate)
   index = vocabulary.get_indexer(pd.Index(values.astype(str), dtype=object))
   rule = f"must name a known {side} ({feature.name!r} of the schema)"
   remedy = f"add them to the {side}s' table or drop these rows"
-  _require(index >= 0, values.name, rule, values, locate, remedy)
+  known = (index >= 0) & values.notna().to_numpy()  # a missing id is not the user "nan"
+  _require(known, values.name, rule, values, locate, remedy)
   return index.astype(np.int32)
 
 
@@ -497,7 +508,8 @@ def _read_shards(directory: pathlib.Path, names: Sequence[str]) -> tuple[pd.Data
       records = tf.data.TFRecordDataset(str(shard)).batch(1 << 16)
       frames += map(parse, records)
       starts.append(sum(len(frame) for frame in frames))
-  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+  except (tf.errors.DataLossError, tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+    # TensorFlow quotes a record it cannot parse, and stumbles over its bytes.
     raise _explain(shards, spec, error) from None
   _check_row_count(directory, starts[-1])
   frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(names))
@@ -553,7 +565,7 @@ def _check_row_count(directory: pathlib.Path, rows: int) -> None:
 def _explain(
   shards: Sequence[pathlib.Path],
   spec: Mapping[str, tf.io.FixedLenFeature],
-  error: tf.errors.OpError,
+  error: Exception,
 ) -> InputError:
   """Goes through failing shards row by row, to say what is wrong, where, and how often."""
   kinds = {tf.string: "bytes_list", tf.float32: "float_list", tf.int64: "int64_list"}
@@ -571,7 +583,7 @@ def _explain(
       return InputError(f"{shard}: truncated or corrupt from row {row} on; write the log again")
     total += row
   if not places:
-    return InputError(f"{shards[0].parent}: cannot be read ({error.message})")
+    return InputError(f"{shards[0].parent}: cannot be read ({error})")
   problem, rows = next(iter(places.items()))
   shard, row = rows[0]
   return InputError(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 import time
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from tf_twostage import bandit_log, datasets, losses, reporting, serving, training
 from tf_twostage.config import Config
@@ -30,6 +30,8 @@ from tf_twostage.stages import (
   write_json,
   write_text,
 )
+
+_log = logging.getLogger(__name__)
 
 _CHECKED_USERS = 5  # whose recommendations the fresh process must repeat
 
@@ -235,7 +237,7 @@ def _report(
   table = reporting.score_table({config.loss.loss: scores, **baselines})
   warnings = reporting.health_warnings(history[-1]["training"], config.loss.loss)
   for warning in warnings:
-    logging.warning("%s", warning)
+    _log.warning("%s", warning)
   for directory in directories:
     write_json(directory / "config.json", dataclasses.asdict(config))
     write_json(directory / "metrics.json", metrics)

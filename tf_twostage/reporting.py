@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from absl import logging
 
 from tf_twostage.evaluation.protocol import Scores
 from tf_twostage.training import History
+
+_log = logging.getLogger(__name__)
 
 _SHOWN = ("precision@1", "precision@5", "precision@10", "recall@10", "ndcg@10")
 
@@ -53,7 +55,7 @@ def plot_curves(
     matplotlib.use("Agg")
     from matplotlib import pyplot
   except ImportError:
-    logging.warning("no %s: pip install 'tf_twostage[plot]' brings matplotlib", path.name)
+    _log.warning("no %s: pip install 'tf_twostage[plot]' brings matplotlib", path.name)
     return
   epochs = [entry["epoch"] for entry in history]
   figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -13,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
-from absl import logging
+
+_log = logging.getLogger(__name__)
 
 _RECORD = "stage.json"
 _WEIGHTS = "weights"
@@ -59,7 +61,7 @@ class Stages:
       partial.rename(path)
     seconds = json.loads((path / _RECORD).read_text())["seconds"]
     self.timings[name] = {"seconds": seconds, "reused": reused}
-    logging.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
+    _log.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
     return path
 
   @contextlib.contextmanager

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
-from absl import logging
 
 from tf_twostage.bandit_log import BanditLog, train_dataset
 from tf_twostage.config import FitConfig
@@ -18,6 +18,8 @@ from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import Codes
 from tf_twostage.monitoring import Monitor
 from tf_twostage.stages import write_json
+
+_log = logging.getLogger(__name__)
 
 SELECTION = ("validation", "two_stage", "precision@10")
 
@@ -71,7 +73,7 @@ def train_generator(
   run = _Run(model, directory)
   run.restore()
   if run.finished_epochs:
-    logging.info("going on after epoch %d of %d", run.finished_epochs, config.epochs)
+    _log.info("going on after epoch %d of %d", run.finished_epochs, config.epochs)
   start_step = run.finished_epochs * steps_per_epoch(len(log), config)
   dataset = train_dataset(
     log, user_codes, batch_size=config.batch_size, seed=seed, start_step=start_step

@@ -20,7 +20,7 @@ def read(data: bytes) -> pd.DataFrame:
 _field = st.text(st.characters(max_codepoint=255, exclude_characters=":\n\r\x1f"))
 
 
-@given(st.lists(st.tuples(st.integers(-(10**17), 10**17), _field), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.integers(0, 10**18 - 1), _field), min_size=1, max_size=20))
 @settings(max_examples=50, deadline=None)
 def test_reads_back_what_was_written(rows):
   text = "".join(f"{number}::{text}\n" for number, text in rows)
@@ -55,7 +55,7 @@ def test_refuses_malformed_text(data, message):
     read(data)
 
 
-@pytest.mark.parametrize("value", ["", "x", "1.5", "0x10", "²", "nan", "9" * 19, "9" * 40])
+@pytest.mark.parametrize("value", ["", "x", "1.5", "-1", "0x10", "²", "nan", "9" * 19, "9" * 40])
 def test_refuses_what_is_no_whole_number(value):
   message = rf"'number' must be a whole number; 1 of 3 rows do not \(first: line 2, '{value}'\)"
   with pytest.raises(InputError, match=message):

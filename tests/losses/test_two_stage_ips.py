@@ -176,6 +176,13 @@ def test_loss_is_the_weighted_sum_over_the_slates_drawn():
   np.testing.assert_allclose(terms.weights, weights, rtol=1e-9)
 
 
+def test_defaults_are_the_published_settings():
+  loss = TwoStageIPS()
+  assert loss.importance == ImportanceWeights(cap=10.0, floor=0.01, self_normalize=True)
+  assert (loss.alpha, loss.num_slates, loss.slate_size) == (1e-2, 100, 30)
+  assert loss.sampling_temperature == math.e
+
+
 def test_without_alpha_is_one_stage_ips_times_the_ranker_share():
   x = batch()
   terms = TwoStageIPS(alpha=0.0, num_slates=5, slate_size=3, dtype="float64").terms(**x)

@@ -81,11 +81,13 @@ def read_tables(source: pathlib.Path) -> Tables:
   Raises:
     InputError: a file is missing, damaged or malformed.
   """
+  try:
+    files = _read_source(source)
+  except OSError as error:
+    place = error.filename or source
+    raise InputError(f"{place}: cannot be read ({error.strerror}); {DOWNLOAD}") from error
   tables = Tables(
-    *(
-      parse(data, COLUMNS[name], place, _FRESH)
-      for name, (place, data) in _read_source(source).items()
-    )
+    *(parse(data, COLUMNS[name], place, _FRESH) for name, (place, data) in files.items())
   )
   # A code without a label stays as it is, for the check of the values to name it.
   users = tables.users.frame
@@ -95,7 +97,7 @@ def read_tables(source: pathlib.Path) -> Tables:
 
 
 def _read_source(source: pathlib.Path) -> dict[str, tuple[str, bytes]]:
-  """Returns the place and the content of each file by name."""
+  """Returns where each file stands and what it holds, by name in the order of `COLUMNS`."""
   if source.is_dir():
     for folder in (source, source / "ml-1m"):
       if any((folder / name).exists() for name in COLUMNS):
@@ -110,10 +112,7 @@ def _read_source(source: pathlib.Path) -> dict[str, tuple[str, bytes]]:
 
 def _read_directory(folder: pathlib.Path) -> dict[str, tuple[str, bytes]]:
   _require_all({path.name for path in folder.iterdir()}, str(folder))
-  try:
-    return {name: (str(folder / name), (folder / name).read_bytes()) for name in COLUMNS}
-  except OSError as error:
-    raise InputError(f"{error.filename}: cannot be read ({error.strerror}); {_FRESH}") from error
+  return {name: (str(folder / name), (folder / name).read_bytes()) for name in COLUMNS}
 
 
 def _read_zip(path: pathlib.Path) -> dict[str, tuple[str, bytes]]:
@@ -123,8 +122,8 @@ def _read_zip(path: pathlib.Path) -> dict[str, tuple[str, bytes]]:
       folder = "ml-1m/" if any(name.startswith("ml-1m/") for name in members) else ""
       _require_all({name.removeprefix(folder) for name in members}, str(path))
       return {name: (f"{path}/{folder}{name}", archive.read(folder + name)) for name in COLUMNS}
-  # RuntimeError: an encrypted member; NotImplementedError (one of them): an exotic compression.
-  except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+  # RuntimeError: an encrypted member; NotImplementedError, a kind of it: an exotic compression.
+  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
     raise InputError(f"{path}: not an intact zip file ({error}); {DOWNLOAD}") from error
 
 

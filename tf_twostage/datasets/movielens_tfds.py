@@ -20,7 +20,7 @@ from tf_twostage.errors import InputError
 _VERSION = "0.1.1"
 _CONFIGS = ("1m-ratings", "1m-movies")
 _HOST = "files.grouplens.org"
-_PROBE_SECONDS = 0.8
+_PROBE_SECONDS = 0.75
 _BATCH = 5_000
 
 _TEXT = tf.io.FixedLenFeature([], tf.string)

@@ -54,7 +54,7 @@ def parse(data: bytes, columns: Mapping[str, type], place: str, remedy: str) -> 
 
   Args:
     data: the file's content, latin-1.
-    columns: the type of each column by name, `int` or `str`, in the file's order.
+    columns: the type of each column by name, `int` (zero or more) or `str`, in the file's order.
     place: the file's name in messages.
     remedy: what to do when the file is wrong, for messages.
 
@@ -63,7 +63,7 @@ def parse(data: bytes, columns: Mapping[str, type], place: str, remedy: str) -> 
 
   Raises:
     InputError: the file is empty or cut off, or a line has too many or too few fields, or a
-      number is not one.
+      number is not one, is negative or has more than 18 digits.
   """
   if not data.strip():
     raise InputError(f"{place}: the file is empty; {remedy}")
@@ -73,15 +73,20 @@ def parse(data: bytes, columns: Mapping[str, type], place: str, remedy: str) -> 
   text = data.replace(b"\r\n", b"\n").replace(b"::", _SEPARATOR)
   _check_fields(text, len(columns), place, remedy)
   lines = pd.RangeIndex(1, text.count(b"\n") + 1, name="line")
+  numbers = [name for name, kind in columns.items() if kind is int]
   dtypes = {name: np.int64 if kind is int else str for name, kind in columns.items()}
   try:
-    return RawTable(place, _read_csv(text, dtypes).set_index(lines), remedy)
+    frame = _read_csv(text, dtypes)
+    # pandas 2 reads numbers beyond int64 as another type instead of refusing them.
+    if ((frame[numbers] < 0) | (frame[numbers] >= 10**18)).to_numpy().any():
+      raise ValueError("a number is negative or has more than 18 digits")
   except (ValueError, OverflowError) as error:
-    for column in (name for name, kind in columns.items() if kind is int):
-      frame = _read_csv(text, dict.fromkeys(columns, str), usecols=[column]).set_index(lines)
-      is_number = frame[column].str.fullmatch(r"-?[0-9]{1,18}")
-      RawTable(place, frame, remedy).require(is_number, column, "be a whole number")
+    for column in numbers:
+      found = _read_csv(text, dict.fromkeys(columns, str), usecols=[column]).set_index(lines)
+      is_number = found[column].str.fullmatch(r"[0-9]{1,18}")
+      RawTable(place, found, remedy).require(is_number, column, "be a whole number")
     raise InputError(f"{place}: {error}; {remedy}") from error
+  return RawTable(place, frame.set_index(lines), remedy)
 
 
 def _read_csv(text: bytes, dtypes: Mapping[str, type], **options) -> pd.DataFrame:

@@ -65,7 +65,7 @@ def make_evaluation(
   batches = tf.data.Dataset.from_tensor_slices({**users.inputs, "excluded": users.excluded})
   batches = batches.batch(_USERS_PER_CHUNK).cache()
 
-  @tf.function(reduce_retracing=True)
+  @tf.function(input_signature=[batches.element_spec])
   def top_items(batch):
     slate, _ = retrieve(scorer(batch), batch["excluded"], slate_size)
     slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)

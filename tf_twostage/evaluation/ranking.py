@@ -45,7 +45,7 @@ def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
       f"ids: {repeats.sum()} of {len(ids)} users get an item twice (first: row"
       f" {np.flatnonzero(repeats)[0]}); rank distinct items"
     )
-  # Padding reads column 0, which even an empty list may do, and is then masked.
+  # Padding reads column 0 and is then masked.
   return np.take_along_axis(relevance, np.maximum(ids, 0), axis=1) & (ids >= 0)
 
 
@@ -138,17 +138,21 @@ def summarise(
   return {f"{name}@{k}": float(metric(k).mean()) for name, metric in metrics.items() for k in ks}
 
 
-def _top(hits: np.ndarray, k: int) -> np.ndarray:
+def _check_hits(hits: np.ndarray) -> np.ndarray:
   hits = np.asarray(hits)
   if hits.ndim != 2 or hits.dtype != np.bool_:
     raise InputError(f"hits must be [U, L] bool, got {hits.dtype} of shape {hits.shape}")
+  return hits
+
+
+def _top(hits: np.ndarray, k: int) -> np.ndarray:
   if k < 1:
     raise InputError(f"k must be at least 1, got {k}")
-  return hits[:, :k]
+  return _check_hits(hits)[:, :k]
 
 
 def _check_num_relevant(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:
-  hits, counts = _top(hits, np.shape(hits)[-1] or 1), np.asarray(num_relevant)
+  hits, counts = _check_hits(hits), np.asarray(num_relevant)
   if counts.shape != hits.shape[:1] or counts.dtype.kind not in "iu":
     raise InputError(
       f"num_relevant must be [{len(hits)}] int, got {counts.dtype} of shape {counts.shape}"

@@ -6,9 +6,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-# exp of this is finite in float32, and so is the sum over a batch or a slate.
-MAX_EXPONENT = 80.0
-
 
 class LossTerms(NamedTuple):
   """A loss and what it was made of; a part that the loss has no use for is None.

@@ -7,7 +7,10 @@ import dataclasses
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import MAX_EXPONENT, OffPolicyLoss
+from tf_twostage.losses.base import OffPolicyLoss
+
+# exp of this is finite in float32, and so is the sum over a batch.
+MAX_LOG_RATIO = 80.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +50,7 @@ class ImportanceWeights:
       ratio [B], before clipping (finite: at most exp(80)), and weights [B].
     """
     log_ratio = tf.stop_gradient(log_prob_actions) - tf.math.log(propensities)
-    ratio = tf.exp(tf.minimum(log_ratio, MAX_EXPONENT))
+    ratio = tf.exp(tf.minimum(log_ratio, MAX_LOG_RATIO))
     weights = tf.clip_by_value(ratio, self.floor, self.cap)
     if self.self_normalize:
       weights = tf.math.divide_no_nan(weights, tf.reduce_mean(weights))

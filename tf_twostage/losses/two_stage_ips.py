@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import MAX_EXPONENT, LossTerms
+from tf_twostage.losses.base import LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
 
 
@@ -66,9 +66,9 @@ def slate_counts(
   items = tf.shape(ranker_logits)[1]
   logged = tf.stack([tf.range(rows), tf.cast(actions, tf.int32)], axis=-1)
 
-  # Odds of every item against the logged one: q_t = 1 / (1 + their sum over the slate).
-  margins = ranker_logits - tf.gather_nd(ranker_logits, logged)[:, tf.newaxis]
-  odds = tf.exp(tf.minimum(margins, MAX_EXPONENT))
+  # Odds of every item against the logged one: q_t = 1 / (1 + their sum over the slate), which is
+  # right where the odds overflow to infinity, too.
+  odds = tf.exp(ranker_logits - tf.gather_nd(ranker_logits, logged)[:, tf.newaxis])
   odds = tf.tensor_scatter_nd_update(odds, logged, tf.zeros_like(odds[:, 0]))
 
   # A repeat becomes the logged item, which is in the slate anyway and has no odds.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 
 import numpy as np
 import tensorflow as tf
-from absl import logging
 
 from tf_twostage import bandit_log
 from tf_twostage.bandit_log import BanditLog
@@ -26,6 +26,8 @@ from tf_twostage.simulation.full_information import (
 )
 from tf_twostage.simulation.preference import Simulator, fit_simulator
 from tf_twostage.stages import Stages, restore_weights, save_weights, write_json
+
+_log = logging.getLogger(__name__)
 
 _LABELS = "full_information.npz"
 _VECTORS = "vectors.npz"
@@ -85,7 +87,7 @@ def simulate(
     build_simulator,
   )
   auc = json.loads((simulator_stage / "metrics.json").read_text())["holdout_auc"]
-  logging.info("simulator: AUC %.3f on held-out ratings", auc)
+  _log.info("simulator: AUC %.3f on held-out ratings", auc)
 
   def build_labels(directory: pathlib.Path) -> None:
     simulator = Simulator(tables.schema, config.encoder, config.simulator.l2)
@@ -154,5 +156,5 @@ def simulate(
     build_log,
   )
   log = bandit_log.read(log_stage / "shards", data.schema)
-  logging.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
+  _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
   return Environment(information, log, behavior, log_stage.name, auc)

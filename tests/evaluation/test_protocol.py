@@ -1,0 +1,104 @@
+"""One-stage and two-stage evaluation against a loop over users."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.evaluation import protocol
+
+USERS, ITEMS, SLATE = 12, 40, 15
+
+
+@pytest.fixture
+def world():
+  rng = np.random.default_rng(0)
+  return {
+    "generator": rng.normal(size=(USERS, ITEMS)).astype(np.float32),
+    "ranker": rng.normal(size=(USERS, ITEMS)).astype(np.float32),
+    "relevance": rng.random((USERS, ITEMS)) < 0.3,
+    "excluded": rng.random((USERS, ITEMS)) < 0.1,
+  }
+
+
+def table_scorer(table):
+  return lambda batch: tf.gather(tf.constant(table), batch["user_index"])
+
+
+def evaluate(world, num_validation=5):
+  users = protocol.EvaluationSet(
+    inputs={"user_index": np.arange(USERS, dtype=np.int32)},
+    relevance=world["relevance"],
+    excluded=world["excluded"],
+    num_validation=num_validation,
+  )
+  scorers = table_scorer(world["generator"]), table_scorer(world["ranker"])
+  return protocol.make_evaluation(*scorers, users, SLATE)()
+
+
+def expected_precision(world, users, depth, two_stage):
+  precisions = []
+  for u in users:
+    allowed = [i for i in range(ITEMS) if not world["excluded"][u, i]]
+    if not any(world["relevance"][u, i] for i in allowed):
+      continue
+    order = sorted(allowed, key=lambda i: -world["generator"][u, i])
+    if two_stage:
+      order = sorted(order[:SLATE], key=lambda i: -world["ranker"][u, i])
+    precisions.append(np.mean([world["relevance"][u, i] for i in order[:depth]]))
+  return np.mean(precisions)
+
+
+@pytest.mark.parametrize("depth", protocol.CUTOFFS)
+@pytest.mark.parametrize("stage", ["one_stage", "two_stage"])
+def test_precision_equals_a_loop_over_users(world, stage, depth):
+  scores = evaluate(world)
+  for split, users in (("validation", range(5)), ("test", range(5, USERS))):
+    expected = expected_precision(world, users, depth, stage == "two_stage")
+    np.testing.assert_allclose(scores[split][stage][f"precision@{depth}"], expected)
+
+
+def test_excluded_items_count_neither_as_hits_nor_as_relevant(world):
+  world["relevance"] = world["excluded"].copy()
+  world["relevance"][:, 0] = True
+  world["excluded"][:, 0] = False
+  world["generator"][:, 0] = 100.0
+  scores = evaluate(world)
+  assert scores["test"]["one_stage"]["recall@1"] == 1.0
+  np.testing.assert_allclose(scores["test"]["one_stage"]["precision@10"], 0.1)
+
+
+def test_a_perfect_ranker_lifts_the_second_stage(world):
+  world["ranker"] = world["relevance"].astype(np.float32)
+  scores = evaluate(world)["test"]
+  assert scores["two_stage"]["precision@5"] > scores["one_stage"]["precision@5"]
+
+
+def test_popularity_is_the_smoothed_mean_reward():
+  log = BanditLog(
+    user_index=np.array([0, 1, 2, 0], np.int32),
+    action=np.array([0, 0, 0, 2], np.int32),
+    propensity=np.full(4, 0.5, np.float32),
+    reward=np.array([1, 1, 0, 1], np.float32),
+  )
+  expected = [(2 + 1) / (3 + 2), (0 + 1) / (0 + 2), (1 + 1) / (1 + 2)]
+  np.testing.assert_allclose(protocol.popularity(log, 3), expected)
+
+
+def test_logged_positives_mark_rewarded_pairs_only():
+  log = BanditLog(
+    user_index=np.array([0, 1], np.int32),
+    action=np.array([2, 0], np.int32),
+    propensity=np.full(2, 0.5, np.float32),
+    reward=np.array([1, 0], np.float32),
+  )
+  expected = np.zeros((2, 3), bool)
+  expected[0, 2] = True
+  np.testing.assert_array_equal(protocol.logged_positives(log, 2, 3), expected)
+
+
+def test_random_lists_differ_between_users_and_repeat_between_calls():
+  batch = {"user_index": np.arange(3, dtype=np.int32)}
+  scorer = protocol.random_scorer(50, seed=1)
+  np.testing.assert_array_equal(scorer(batch), scorer(batch))
+  assert not np.array_equal(scorer(batch)[0], scorer(batch)[1])
