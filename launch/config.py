@@ -157,10 +157,10 @@ def help_text(summary: str) -> str:
       flag = flags.FLAGS[name]
       shown = "unset" if flag.default is None else f"{flag.default}"
       lines += textwrap.wrap(
-        f"--{name}".ljust(30) + f"{flag.help} ({shown})",
+        f"--{name}".ljust(34) + f"{flag.help} ({shown})",
         width=100,
         initial_indent="  ",
-        subsequent_indent=" " * 32,
+        subsequent_indent=" " * 36,
       )
     lines.append("")
   lines.append("--flagfile=FILE reads flags from a file; later flags win over earlier ones.")

@@ -5,12 +5,14 @@ python -m launch.train --flagfile=launch/ml1m.flags --data_dir=DIR
 """
 
 from launch import config as launch_config
-from tf_twostage import pipeline
 
 
 def main() -> None:
   config = launch_config.config_from_flags()
   workdir, export_dir = launch_config.directories(config)
+
+  from tf_twostage import pipeline  # brings TensorFlow, which --help and wrong flags can do without
+
   print(pipeline.run(config, workdir, export_dir).summary)
 
 

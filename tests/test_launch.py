@@ -89,15 +89,14 @@ def test_the_config_says_what_was_asked(finished):
 
 def test_another_loss_reuses_every_stage_and_keeps_earlier_results(finished):
   root, _ = finished
-  before = {p.name: p.read_bytes() for p in (root / "run" / "generators").glob("*/metrics.json")}
+  before = {p: p.read_bytes() for p in (root / "run" / "generators").glob("*/metrics.json")}
   done = run(*SHORT, "--loss=cross_entropy", *directories(root))
   assert done.returncode == 0, done.stderr
   timings = json.loads((root / "run" / "metrics.json").read_text())["timings"]
   reused = {name for name, t in timings.items() if t["reused"]}
   assert reused == {"simulator", "full_information", "behavior_policy", "log", "ranker"}
   assert len(list((root / "run" / "generators").iterdir())) == 2
-  for name, content in before.items():
-    assert next((root / "run" / "generators").glob(f"*/{name}")).read_bytes() == content
+  assert all(path.read_bytes() == content for path, content in before.items())
   assert (root / "export" / "2").is_dir()
 
 

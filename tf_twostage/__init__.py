@@ -7,16 +7,25 @@ judged in one stage and in two (`evaluation`) and leave as a SavedModel (`servin
 """
 
 import os
+import sys
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
-import tensorflow as tf
 
-if not tf.keras.Model.__module__.startswith("tf_keras"):
-  raise ImportError(
-    "tf_twostage needs Keras 2, but tf.keras is already Keras 3 here. Import tf_twostage before"
-    " anything touches tf.keras, or run with the environment variable"
-    " TF_USE_LEGACY_KERAS=1 (tf_keras is installed with this package)."
-  )
+def _check_keras() -> None:
+  """TensorFlow Recommenders needs Keras 2; says so before it fails in a place far away."""
+  chosen = os.environ["TF_USE_LEGACY_KERAS"].lower() in ("1", "true")
+  tensorflow = sys.modules.get("tensorflow")  # if it is not loaded yet, the variable decides
+  if tensorflow is not None:
+    chosen = tensorflow.keras.Model.__module__.startswith("tf_keras")
+  if not chosen:
+    raise ImportError(
+      "tf_twostage needs Keras 2, but tf.keras is Keras 3 here. Import tf_twostage before anything"
+      " touches tf.keras, or run with the environment variable TF_USE_LEGACY_KERAS=1 (tf_keras is"
+      " installed with this package)."
+    )
+
+
+_check_keras()
 
 __version__ = "0.1.0"

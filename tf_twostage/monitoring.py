@@ -37,6 +37,12 @@ class Monitor:
   def __init__(self, directory: pathlib.Path, hyper_parameters: Mapping[str, Any]):
     self._writer = tf.summary.create_file_writer(str(directory))
     with self._writer.as_default(step=0):
+      hparams.hparams_config(
+        hparams=[hparams.HParam(name) for name in hyper_parameters],
+        metrics=[
+          hparams.Metric(f"validation_{stage}/precision@10") for stage in ("two_stage", "one_stage")
+        ],
+      )
       hparams.hparams(dict(hyper_parameters))
       tf.summary.text("how_to_read_health", _GUIDE)
       tf.summary.experimental.write_raw_pb(_layout().SerializeToString(), step=0)
@@ -65,8 +71,11 @@ def _layout():
 
   health = [chart(name.replace("_", " "), f"^health/{name}$") for name in HEALTH]
   quality = [
-    chart("precision@10, both stages", r"^validation_.*/precision@10$"),
-    chart("recall@10, both stages", r"^validation_.*/recall@10$"),
+    *(
+      chart(f"{metric}, {title}", f"^validation_{stage}/{metric}$")
+      for metric in ("precision@10", "recall@10")
+      for stage, title in (("one_stage", "generator alone"), ("two_stage", "+ ranker"))
+    ),
     chart("mean loss", "^loss/mean_loss$"),
   ]
   return custom_scalar.pb(

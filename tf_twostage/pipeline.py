@@ -106,7 +106,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
       config.generator,
       directory,
       seed=config.seed,
-      hyper_parameters=_flatten(dataclasses.asdict(config)),
+      hyper_parameters=_hyper_parameters(config),
       tensorboard=workdir / "tensorboard" / run_name,
     )
   with stages.timed("export"):
@@ -255,12 +255,12 @@ def _report(
   )
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings as {"generator.epochs": 20, ...}; unset ones left out."""
-  flat: dict[str, Any] = {}
-  for name, value in config.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    elif value is not None:
-      flat[prefix + name] = value
-  return flat
+def _hyper_parameters(config: Config) -> dict[str, Any]:
+  """What a generator's results depend on, apart from its environment."""
+  return {
+    "loss": config.loss.loss,
+    "slate_size": config.slate_size,
+    "seed": config.seed,
+    **dataclasses.asdict(config.loss),
+    **dataclasses.asdict(config.generator),
+  }

@@ -31,7 +31,6 @@ small beside that. `benchmarks/two_stage_policy.py` prints time and error for ot
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,7 +40,7 @@ import tensorflow as tf
 
 from tf_twostage.errors import InputError
 
-BIN_WIDTH = 1 / 24  # Δ
+BIN_WIDTH = 1 / 16  # Δ
 LOG_TIME_STEP = 0.75  # h
 
 # Ranker logits count in full up to this far above the action's; what is further above wins
@@ -110,16 +109,12 @@ class TwoStagePolicy:
 
   def log_prob(self, actions: Any) -> tf.Tensor:
     """log π(a_i) for one action a row: [B] to [B]."""
-    log_p, log_share = two_stage_log_prob(
-      self.logits, self.ranker_logits, actions, self.slate_size
-    )
+    log_p, log_share = two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)
     return np.log(self.slate_size) + log_p + log_share
 
   def ranker_share(self, actions: Any) -> tf.Tensor:
     """qbar(a_i), the ranker's expected probability of a_i once it is a candidate: [B] to [B]."""
-    return tf.exp(
-      two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)[1]
-    )
+    return tf.exp(two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)[1])
 
   def probabilities(self) -> tf.Tensor:
     """π of every action: [B, N], rows sum to 1 within the quadrature's error."""
@@ -147,7 +142,9 @@ class TwoStagePolicy:
       InputError: k is above K.
     """
     if k > self.slate_size:
-      raise InputError(f"two-stage policy: top {k} of a slate of {self.slate_size}; raise the latter")
+      raise InputError(
+        f"two-stage policy: top {k} of a slate of {self.slate_size}; raise the latter"
+      )
     items = self.logits.shape[1]
     size = self.slate_size if items is None else min(self.slate_size, items)
     generator, candidates = tf.math.top_k(self.logits, size)
@@ -165,59 +162,61 @@ def two_stage_log_prob(
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """log p(a_i) and log qbar(a_i), whose sum and log K are log π(a_i): the hot path of training.
 
-  Compiles under XLA: `tf.function(..., jit_compile=True)` around it about halves its time, for a
-  second or two of compilation per shape.
+  Compiles under XLA: `tf.function(two_stage_log_prob, jit_compile=True)` about halves its time, for
+  a second or two of compilation per shape.
 
   Args:
-    logits: [B, N] floating, the generator's. They receive the exact gradient of both outputs.
+    logits: [B, N] floating, the generator's; both outputs are differentiable in them.
     ranker_logits: [B, N] floating, finite. They receive no gradient.
     actions: [B] integer, catalogue indices.
-    slate_size: K, a_i counted.
+    slate_size: K, the action counted.
 
   Returns:
-    log p(a_i) and log qbar(a_i), [B] each. qbar(a_i) = E[1 / (1 + S)] over K - 1 draws from p, with
-    a relative error below 2e-4 where it is at least 1e-6.
+    log p(a_i) and log qbar(a_i), [B] each; qbar(a_i) with a relative error below 2e-4 where it is
+    at least 1e-6.
   """
   logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
   actions = tf.cast(actions, tf.int32)
   if slate_size == 1:
     log_p = SoftmaxPolicy(logits).log_prob(actions)
     return log_p, tf.zeros_like(log_p)
-  low = np.log(_NEGLIGIBLE / (slate_size - 1))
-  race = _Race.between(low, _HEADROOM, slate_size)
-  at_action = functools.partial(tf.gather, indices=actions, batch_dims=1)
+  others = slate_size - 1
+  reference = tf.gather(ranker_logits, actions, batch_dims=1)
+  race = _Race.for_action(slate_size)
 
   @tf.custom_gradient
-  def log_p_and_share(logits):
+  def log_probs(logits):
     p = tf.nn.softmax(logits)
-    # The largest probability is exactly one over the softmax's denominator.
-    log_p = at_action(logits) - tf.reduce_max(logits, 1) + tf.math.log(tf.reduce_max(p, 1))
-    bins = _Bins.of(p, ranker_logits, at_action(ranker_logits), race)
-    log_survival = bins.log_survival(race)
-    # Node by node: the action's clock rings, the K - 1 others are silent.
-    log_terms = race.log_density + (slate_size - 1) * log_survival
+    # The largest probability is one over the softmax's denominator.
+    log_p = tf.gather(logits, actions, batch_dims=1) - tf.reduce_max(logits, 1)
+    log_p += tf.math.log(tf.reduce_max(p, 1))
+    bins = _Bins.fill(p, ranker_logits, reference, race)
+    log_silent = bins.log_survival(race)
+    # Node by node: the action's clock rings while the others are silent.
+    log_terms = race.log_density + others * log_silent
     log_share = tf.reduce_logsumexp(log_terms, 1)
 
     def gradient(d_log_p, d_log_share):
-      # ∂ log qbar / ∂p(b) is a function of g_b alone; p times it sums to K - 1 over b.
-      by_node = d_log_share[:, None] * tf.exp(log_terms - log_survival - log_share[:, None])
-      surplus = d_log_p / (slate_size - 1) + d_log_share
-      d_logits = (slate_size - 1) * bins.read(race.survival, by_node, -surplus)
+      # ∂ log qbar / ∂p(b) is a function of g_b alone, and its mean under p is K - 1.
+      by_node = tf.exp(log_terms - log_silent - log_share[:, None])
+      value, slope = race.survival.to_bins(others * d_log_share[:, None] * by_node)
+      mean = d_log_p + others * d_log_share
+      d_logits = bins.read(value - mean[:, None], slope)
       logged = tf.stack([tf.range(tf.size(actions)), actions], 1)
       return tf.tensor_scatter_nd_add(d_logits, logged, d_log_p)
 
     return (log_p, log_share), gradient
 
-  return log_p_and_share(logits)
+  return log_probs(logits)
 
 
 def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) -> tf.Tensor:
   """π(a) = K p(a) qbar(a) of every action.
 
   Args:
-    logits: [B, N] floating, the generator's. They receive the exact gradient.
-    ranker_logits: [B, N] floating, finite; what is 100 below a row's best counts as 100 below. They
-      receive no gradient.
+    logits: [B, N] floating, the generator's; the output is differentiable in them.
+    ranker_logits: [B, N] floating, finite; whatever is more than 100 below a row's best counts as
+      100 below. They receive no gradient.
     slate_size: K.
 
   Returns:
@@ -226,21 +225,23 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
   logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
   if slate_size == 1:
     return SoftmaxPolicy(logits).probabilities()
-  race = _Race.between(-_SPREAD, 0.0, slate_size)
+  others = slate_size - 1
+  reference = tf.reduce_max(ranker_logits, 1)
+  race = _Race.for_catalogue(slate_size)
 
   @tf.custom_gradient
   def probabilities(logits):
     p = tf.nn.softmax(logits)
-    bins = _Bins.of(p, ranker_logits, tf.reduce_max(ranker_logits, 1), race)
-    log_survival = bins.log_survival(race)
-    shown = slate_size * bins.read(race.density, tf.exp((slate_size - 1) * log_survival))
+    bins = _Bins.fill(p, ranker_logits, reference, race)
+    log_silent = bins.log_survival(race)
+    shown = bins.read(*race.density.to_bins(slate_size * tf.exp(others * log_silent)))
 
     def gradient(d_shown):
-      # Through p(a) itself, and through the clocks of the others at each node.
-      ringing = slate_size * bins.weighted(d_shown).at_nodes(race.density)
-      silent = (slate_size - 1) * tf.exp((slate_size - 2) * log_survival)
-      d_log = d_shown * shown + bins.read(race.survival, silent * ringing)
-      return d_log - p * tf.reduce_sum(d_log, 1, keepdims=True)
+      # Through p(a), and through the silence of the others while a rings.
+      ringing = slate_size * race.density.to_nodes(*bins.moments(d_shown))
+      by_node = others * tf.exp((others - 1) * log_silent) * ringing
+      d_log_p = d_shown * shown + bins.read(*race.survival.to_bins(by_node))
+      return d_log_p - p * tf.reduce_sum(d_log_p, 1, keepdims=True)
 
     return shown, gradient
 
@@ -248,7 +249,7 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
 
 
 class _Lines(NamedTuple):
-  """A function of (g, y) as a straight line per bin of g: value and slope, [bins, nodes] each."""
+  """A function of g + y as a straight line per bin of g: value and slope, [bins, nodes] each."""
 
   value: np.ndarray
   slope: np.ndarray
@@ -261,16 +262,26 @@ class _Lines(NamedTuple):
     gap = (left + right) / 2 - middle
     return cls(np.maximum(left - gap / 2, 0.0), right - left)
 
+  def to_nodes(self, mass: tf.Tensor, moment: tf.Tensor) -> tf.Tensor:
+    """The function summed over the bins' contents: [B, bins] twice to [B, nodes]."""
+    return tf.matmul(mass, self.value.astype(mass.dtype.as_numpy_dtype)) + tf.matmul(
+      moment, self.slope.astype(mass.dtype.as_numpy_dtype)
+    )
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Race:
-  """The race's tables: bins of ranker logits (relative to a reference) by nodes of log time.
+  def to_bins(self, by_node: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The function summed over nodes, as lines in g: [B, nodes] to value and slope, [B, bins]."""
+    dtype = by_node.dtype.as_numpy_dtype
+    return tuple(tf.matmul(by_node, table.T.astype(dtype)) for table in self)
+
+
+class _Race(NamedTuple):
+  """The race of the clocks, tabulated: bins of g (relative to a reference) by nodes of y.
 
   Attributes:
-    low: the lower edge of the first bin.
+    low: lower edge of the first bin.
     survival: exp(-e^v), v = g + y: a clock of rate e^g is silent until time e^y.
-    density: h e^v exp(-e^v): it rings then, per node.
-    log_density: [nodes], the log of the density at g = 0.
+    density: e^v exp(-e^v), times the quadrature's weights: it rings at that time.
+    log_density: [nodes], log of the density at g = 0.
   """
 
   low: float
@@ -278,31 +289,113 @@ class _Race:
   density: _Lines
   log_density: np.ndarray
 
-  @property
-  def num_bins(self) -> int:
-    return len(self.survival.value)
+  @classmethod
+  @functools.lru_cache
+  def for_action(cls, slate_size: int) -> _Race:
+    """Ranker logits relative to those of the one action that is asked for."""
+    return cls.tabulate(np.log(_NEGLIGIBLE / (slate_size - 1)), _HEADROOM, 0.0, slate_size)
 
   @classmethod
   @functools.lru_cache
-  def between(cls, low: float, high: float, slate_size: int) -> _Race:
-    """Tables for ranker logits in [low, high].
+  def for_catalogue(cls, slate_size: int) -> _Race:
+    """Ranker logits relative to the row's best; every item is an action."""
+    return cls.tabulate(-_SPREAD, 0.0, -_SPREAD, slate_size)
 
-    Nodes reach from where no clock rings to where the slowest one that matters has rung: the
-    action's, at 0, or in a catalogue-wide race the one at `low`.
-    """
+  @classmethod
+  def tabulate(cls, low: float, high: float, slowest: float, slate_size: int) -> _Race:
+    """Bins from `low` to `high`; nodes until the clock of an action at `slowest` has rung."""
     edges = np.arange(low, high + BIN_WIDTH, BIN_WIDTH)
-    first = -high - np.log(slate_size) - 3.5
-    last = 2.4 - (low if high == 0.0 else 0.0)
+    first = -high - np.log(slate_size) - 5.5  # K clocks at `high` are silent but for 0.4%
+    last = 2.4 - slowest  # that action is still silent with probability 2e-5
     nodes = np.arange(first, last + LOG_TIME_STEP, LOG_TIME_STEP)
     weights = np.full(nodes.shape, LOG_TIME_STEP)
-    weights[0] /= 1 - np.exp(-LOG_TIME_STEP)  # and all nodes before it, a geometric series
+    weights[0] /= 1 - np.exp(-LOG_TIME_STEP)  # stands for all earlier nodes too
+
+    def survival(v):
+      return np.exp(-np.exp(v))
 
     def density(v):
       return weights * np.exp(v - np.exp(v))
 
     return cls(
       low,
-      _Lines.through(lambda v: np.exp(-np.exp(v)), edges, nodes),
+      _Lines.through(survival, edges, nodes),
       _Lines.through(density, edges, nodes),
       np.log(weights) + nodes - np.exp(nodes),
     )
+
+
+class _Bins(NamedTuple):
+  """The items of every row in the bins of a race.
+
+  Attributes:
+    weights: [B, N] complex, p(b) (1 + i fraction of the bin that lies below b).
+    index: [B, N] int32, row * num_bins + bin.
+    num_bins: bins a row.
+  """
+
+  weights: tf.Tensor
+  index: tf.Tensor
+  num_bins: int
+
+  @classmethod
+  def fill(cls, p: tf.Tensor, ranker_logits: tf.Tensor, reference: tf.Tensor, race: _Race) -> _Bins:
+    num_bins = len(race.survival.value)
+    position = (ranker_logits - (reference + race.low)[:, None]) * (1 / BIN_WIDTH)
+    position = tf.clip_by_value(position, 0.0, num_bins - 1.0)
+    index = tf.cast(position, tf.int32)
+    fraction = position - tf.cast(index, p.dtype)
+    rows = tf.range(tf.shape(p)[0])[:, None]
+    return cls(tf.complex(p, p * fraction), index + num_bins * rows, num_bins)
+
+  def moments(self, factor: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mass and first moment of every bin, of p or of p times `factor` [B, N]: [B, bins] each."""
+    weights = self.weights if factor is None else self.weights * tf.cast(factor, self.weights.dtype)
+    rows = tf.shape(self.index)[0]
+    sums = tf.math.unsorted_segment_sum(weights, self.index, rows * self.num_bins)
+    sums = tf.reshape(sums, [rows, self.num_bins])
+    return tf.math.real(sums), tf.math.imag(sums)
+
+  def log_survival(self, race: _Race) -> tf.Tensor:
+    """log φ at the nodes: [B, nodes]."""
+    mass, moment = self.moments()
+    total = tf.reduce_sum(mass, 1, keepdims=True)  # 1, but for what rounding did to the masses
+    survival = race.survival.to_nodes(mass, moment) / total
+    return tf.math.log(tf.maximum(survival, 1e-30))
+
+  def read(self, value: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
+    """p(b) times a function of g_b given as lines, [B, bins] each: [B, N]. Adjoint of `moments`."""
+    table = tf.reshape(tf.complex(value, -slope), [-1])
+    return tf.math.real(self.weights * tf.gather_nd(table, self.index[..., None]))
+
+
+def _matrix(name: str, values: Any) -> tf.Tensor:
+  """[rows, items] floating; half precision is cast up."""
+  values = tf.convert_to_tensor(values)
+  if not (values.dtype.is_floating and values.shape.rank in (2, None)):
+    raise InputError(
+      f"policy: {name} must be [B, N] floating, got {values.shape} {values.dtype.name}"
+    )
+  return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
+
+
+def _two_stages(logits: Any, ranker_logits: Any, slate_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+  logits = _matrix("logits", logits)
+  ranker_logits = tf.cast(_matrix("ranker_logits", ranker_logits), logits.dtype)
+  if not logits.shape.is_compatible_with(ranker_logits.shape):
+    raise InputError(
+      f"two-stage policy: logits {logits.shape} and ranker_logits {ranker_logits.shape} must have"
+      " one shape, [B, N]: score the whole catalogue with both"
+    )
+  if slate_size < 1:
+    raise InputError(f"two-stage policy: slate_size must be at least 1, got {slate_size}")
+  return logits, tf.stop_gradient(ranker_logits)
+
+
+def _draw(logits: tf.Tensor, count: int, seed: Any) -> tf.Tensor:
+  """`count` draws a row from softmax(logits), with replacement: [B, count] int32."""
+  return tf.random.stateless_categorical(logits, count, seed, dtype=tf.int32)
+
+
+def _entropy(probabilities: tf.Tensor) -> tf.Tensor:
+  return -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), 1)

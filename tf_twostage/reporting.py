@@ -41,7 +41,7 @@ def format_table(table: pd.DataFrame) -> str:
 
 
 def flat_csv(table: pd.DataFrame) -> str:
-  flat = table.set_axis([f"{stage}/{metric}" for stage, metric in table.columns], axis=1)
+  flat = table.set_axis(["/".join(column) for column in table.columns], axis=1)
   return flat.to_csv(float_format="%.4f")
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -143,7 +144,7 @@ np.savez(sys.argv[3], **{name: value.numpy().astype("S" if value.dtype == tf.str
 """
   with tempfile.TemporaryDirectory() as scratch:
     given, got = f"{scratch}/inputs.npz", f"{scratch}/answers.npz"
-    np.savez(given, **inputs)
+    np.savez(given, **dict[str, Any](inputs))
     done = subprocess.run(
       [sys.executable, "-c", script, str(path.resolve()), given, got],
       capture_output=True,
@@ -160,12 +161,14 @@ np.savez(sys.argv[3], **{name: value.numpy().astype("S" if value.dtype == tf.str
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
   """Saving renames captured inputs and says so, once a name."""
-  before = logging.get_verbosity()
+  before = logging.get_verbosity(), tf.get_logger().level
   logging.set_verbosity(logging.ERROR)
+  tf.get_logger().setLevel("ERROR")
   try:
     yield
   finally:
-    logging.set_verbosity(before)
+    logging.set_verbosity(before[0])
+    tf.get_logger().setLevel(before[1])
 
 
 def _spec(feature: Feature) -> tf.TensorSpec:

@@ -101,6 +101,12 @@ def test_any_change_changes_the_fingerprint(changes):
   assert make(**changes).fingerprint() != make().fingerprint()
 
 
+def test_equal_bytes_of_another_type_have_another_fingerprint():
+  height = make().users["height"]
+  users = make().users | {"height": height.view(np.int64)}
+  assert make(users=users).fingerprint() != make().fingerprint()
+
+
 def test_fingerprint_of_a_million_ratings_is_quick():
   million = 1_000_000
   data = make(

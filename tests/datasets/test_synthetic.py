@@ -48,6 +48,11 @@ def test_every_user_rates_and_no_pair_repeats(data):
   assert len(np.unique(pairs)) == len(pairs)
 
 
+def test_scarce_ratings_go_to_every_user_once():
+  data = make_synthetic(num_users=50, num_items=40, num_ratings=50)
+  assert sorted(data.user_index) == list(range(50))
+
+
 def test_ratings_are_ordered_by_user_time_and_item(data):
   order = np.lexsort((data.item_index, data.context["timestamp"], data.user_index))
   np.testing.assert_array_equal(order, np.arange(len(order)))

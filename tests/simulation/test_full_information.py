@@ -1,5 +1,7 @@
 """Labels of all pairs, and the contexts they are given in."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -172,3 +174,13 @@ def test_random_pairs_have_uniform_propensity(information, data):
   pairs = random_pairs(information, PairContexts(data, seed=3), 500, seed=0)
   np.testing.assert_allclose(pairs.propensity, 1 / data.num_items)
   np.testing.assert_array_equal(pairs.reward, information.labels[pairs.user_index, pairs.action])
+
+
+def test_data_without_context_are_labelled_once_for_both(data):
+  schema = dataclasses.replace(data.schema, context=())
+  bare = dataclasses.replace(data, schema=schema, context={})
+  tables = EncodedTables.encode(schema, bare.users, bare.items)
+  simulator = Simulator(schema, EncoderConfig(), l2=0.0)
+  information = label_all_pairs(simulator, bare, tables, positive_rate=0.2, seed=3)
+  np.testing.assert_array_equal(information.labels, information.relevance)
+  assert information.evaluation_context == {}

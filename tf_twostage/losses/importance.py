@@ -23,7 +23,7 @@ class ImportanceWeights:
     self_normalize: whether to divide the clipped weights by their mean over the batch.
 
   References:
-    [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020, section 5.
+    [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
   """
 
   cap: float = 10.0

@@ -20,7 +20,7 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
     [B].
 
   References:
-    [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020, section 3.
+    [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
   """
   return -weights * rewards * log_prob_actions
 

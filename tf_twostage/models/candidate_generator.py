@@ -38,7 +38,9 @@ class CandidateGenerator(tfrs.Model):
       raise ValueError(f"{type(objective).__name__} needs ranker_logits")
     self.towers = towers
     self.objective = objective
-    self._ranker_logits = ranker_logits
+    self._ranker_logits = (
+      ranker_logits if ranker_logits and objective.needs_ranker else lambda inputs: None
+    )
     self._health = PolicyHealth(objective)
 
   def call(self, user: Codes) -> tf.Tensor:
@@ -53,7 +55,7 @@ class CandidateGenerator(tfrs.Model):
       inputs["action"],
       inputs["propensity"],
       inputs["reward"],
-      ranker_logits=self._ranker_logits(inputs) if self.objective.needs_ranker else None,
+      ranker_logits=self._ranker_logits(inputs),
     )
     self._health.update(logits, terms)
     return tf.reduce_mean(terms.loss)

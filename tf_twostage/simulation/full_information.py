@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -35,13 +36,16 @@ class FullInformation:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes an .npz with bit-packed labels (3 MB each for MovieLens-1M)."""
+    contexts: dict[str, Any] = {
+      f"context_{name}": values for name, values in self.evaluation_context.items()
+    }
     np.savez(
       path,
       labels=np.packbits(self.labels, axis=1),
       relevance=np.packbits(self.relevance, axis=1),
       num_items=self.labels.shape[1],
       threshold=self.threshold,
-      **{f"context_{name}": values for name, values in self.evaluation_context.items()},
+      **contexts,
     )
 
   @classmethod
@@ -122,17 +126,12 @@ def label_all_pairs(
   contexts = PairContexts(data, seed)
   mean_context = contexts.mean()
   user_part, item_part = simulator.user_part(tables.users), simulator.item_part(tables.items)
-  with_context = bool(data.schema.context)
 
   @tf.function(reduce_retracing=True)
-  def score(users, drawn, mean):
+  def score(users, *contexts):
     pairs = users[:, tf.newaxis] + item_part
-    if not with_context:
-      logits = simulator.pair_logits(pairs)
-      return logits, logits
-    drawn_part = simulator.context_part(tables.context_lookup(drawn))
-    mean_part = simulator.context_part(tables.context_lookup(mean))[:, tf.newaxis]
-    return simulator.pair_logits(pairs + drawn_part), simulator.pair_logits(pairs + mean_part)
+    parts = (simulator.context_part(tables.context_lookup(context)) for context in contexts)
+    return [simulator.pair_logits(pairs + part) for part in parts]
 
   label_logits = np.empty((num_users, num_items), np.float32)
   relevance_logits = np.empty_like(label_logits)
@@ -141,7 +140,7 @@ def label_all_pairs(
     for start in range(0, num_users, users_per_chunk):
       users = np.arange(start, min(start + users_per_chunk, num_users))
       drawn = contexts(users[:, np.newaxis], np.arange(num_items))
-      mean = {name: values[users] for name, values in mean_context.items()}
+      mean = {name: values[users, np.newaxis] for name, values in mean_context.items()}
       label_logits[users], relevance_logits[users] = score(
         user_part[start : users[-1] + 1], drawn, mean
       )

@@ -29,8 +29,9 @@ class Simulator(tfrs.Model):
     super().__init__()
     self._users = FeatureEncoder(schema.user, config, l2, name="users")
     self._items = FeatureEncoder(schema.item, config, l2, name="items")
-    self._context = FeatureEncoder(schema.context, config, l2) if schema.context else None
-    encoders = [self._users, self._items, *([self._context] if self._context else [])]
+    # None or one: a schema may have no context.
+    self._contexts = [FeatureEncoder(schema.context, config, l2)] if schema.context else []
+    encoders = [self._users, self._items, *self._contexts]
     self._first = dense(sum(e.width for e in encoders), HIDDEN[0], l2, name="first")
     self._second = dense(HIDDEN[0], HIDDEN[1], l2, name="second")
     self._last = dense(HIDDEN[1], 1, l2, name="last")
@@ -43,8 +44,7 @@ class Simulator(tfrs.Model):
   def call(self, inputs: Mapping[str, Codes]) -> tf.Tensor:
     """Logits [B] of the pairs (user i, item i) in context i, given as codes."""
     parts = [self._users(inputs["user"]), self._items(inputs["item"])]
-    if self._context is not None:
-      parts.append(self._context(inputs["context"]))
+    parts += [encoder(inputs["context"]) for encoder in self._contexts]
     return self._head(self._first(tf.concat(parts, axis=-1)))
 
   def compute_loss(self, inputs, training: bool = False) -> tf.Tensor:
@@ -63,8 +63,10 @@ class Simulator(tfrs.Model):
     return tf.matmul(self._items(item), self._kernel(1))
 
   def context_part(self, context: Codes) -> tf.Tensor:
-    """The first layer's share of contexts of any shape [...]: [..., 100]."""
-    return tf.tensordot(self._context(context), self._kernel(2), axes=1)
+    """The first layer's share of contexts of any shape [...]: [..., 100]; 0 without context."""
+    return sum(
+      tf.tensordot(encoder(context), self._kernel(2), axes=1) for encoder in self._contexts
+    )
 
   def pair_logits(self, pairs: tf.Tensor) -> tf.Tensor:
     """Logits [...] from summed parts [..., 100]."""
