@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
+import pathlib
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -102,15 +102,21 @@ def inputs(batch, items, slate_size):
   )
 
 
+def peak_resident():
+  """Peak resident size of this process in MB (Linux)."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def peak_growth(name, batch, items, slate_size):
   """Growth of the peak resident size over a few steps, in MB; in a fresh process."""
   run, arguments = contenders()[name], inputs(batch, items, slate_size)
   small = (*(x[:2, :64] if x.shape.rank == 2 else tf.zeros_like(x[:2]) for x in arguments[:4]),)
   run(*small, slate_size)  # what TensorFlow loads on first use is not counted
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  before = peak_resident()
   for _ in range(WARM_UP):
     run(*arguments)
-  return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+  return peak_resident() - before
 
 
 def print_costs(batch, items, slate_size):
@@ -146,7 +152,7 @@ def stress_grid(slate_size, seed=0):
   rows = []
   for spread in (0.1, 1.0, 3.0, 10.0, 20.0):
     for sharpness in (0.0, 1.0, 3.0, 10.0):
-      for g in (rng.normal(size=WIDTH), rng.uniform(-2.5, 2.5, size=WIDTH)):
+      for g in (rng.normal(size=WIDTH).clip(-2.5, 2.5), rng.uniform(-2.5, 2.5, size=WIDTH)):
         items = rng.choice([6, 50, WIDTH])
         rows.append((rng.normal(scale=sharpness, size=items), spread * g[:items]))
   for gap in np.linspace(0.01, 14.0, 60):
@@ -198,7 +204,7 @@ def print_accuracy():
     bins, nodes = race.survival.value.shape
     mark = "  chosen" if setting == chosen else ""
     print(
-      f"{'1/%d' % round(1 / setting[0]):>8s} {setting[1]:6.2f} {bins:6d} {nodes:6d}"
+      f"    1/{1 / setting[0]:<2.0f} {setting[1]:6.2f} {bins:6d} {nodes:6d}"
       f" {errors[0]:11.1e} {errors[1]:9.1e}{mark}"
     )
   policies.BIN_WIDTH, policies.LOG_TIME_STEP = chosen

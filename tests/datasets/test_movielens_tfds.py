@@ -17,6 +17,14 @@ from tf_twostage.errors import InputError
 tfds = pytest.importorskip("tensorflow_datasets")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def offline():
+  """Keeps tensorflow-datasets from asking its bucket, and from leaving empty directories behind."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tfds.core.DatasetInfo, "initialize_from_bucket", lambda self: None)
+    yield
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
   return mini.write_directory(tmp_path_factory.mktemp("files"))
