@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
+from absl import logging as absl_logging
 
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
@@ -119,6 +120,7 @@ def run_command(main: Callable[[], None]) -> None:
   """Parses the flags, runs `main`; wrong input ends in one message and exit code 2."""
 
   def guarded(arguments: Sequence[str]) -> int:
+    absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow speaks through it
     logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("tf_twostage").setLevel(logging.INFO)
     try:

@@ -69,11 +69,11 @@ def plot_curves(
       level = 100 * scores["validation"][stage]["precision@10"]
       axis.axhline(level, linestyle="--", linewidth=1, label=policy, color=f"C{i}")
     axis.set(title=f"precision@10, {name}", ylabel="validation users, %")
-    axis.legend(fontsize="small")
   for axis in axes:
     axis.set(xlabel="epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
+  figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
   figure.suptitle(title)
   aside = path.with_name(f".{path.name}")
   figure.savefig(aside, dpi=120, format="png")

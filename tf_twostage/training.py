@@ -117,7 +117,7 @@ class _Run:
 
   def restore_best(self) -> None:
     path = f"{self._best.directory}/ckpt-{best_epoch(self.history)['epoch']}"
-    self._best.checkpoint.restore(path).assert_existing_objects_matched()
+    self._best.checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
 
   def save(self, epoch: dict[str, Any]) -> None:
     """The checkpoint comes last: it alone makes the epoch count as finished."""
