@@ -343,6 +343,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     ("reward", [np.nan, 1.0, np.nan, 0.0], r"must be finite and >= 0; 2 of 4 .*row 0, value 'nan'"),
     ("reward", [0.0, np.inf, 1.0, 0.0], r"must be finite and >= 0; 1 of 4 .*row 1, value 'inf'"),
     ("position", [0, 1, -2, 0], r"must be a whole number >= 0; 1 of 4 .*row 2, value '-2.0'"),
+    ("timestamp", [1.0, 2.0, -np.inf, 3.0], r"must be finite; 1 of 4 .*row 2, value '-inf'"),
     ("timestamp", [1.0, np.nan, 2.0, 3.0], r"must be finite; 1 of 4 .*row 1, value 'nan'"),
     (
       "user_id",
@@ -360,7 +361,7 @@ def test_bad_values_are_refused(tmp_path, form, column, values, message):
   frame = make_frame(**{column: values})
   path = tmp_path / f"log.{form}"
   if form == "csv":
-    frame.to_csv(path, index=False)
+    frame.to_csv(path, index=False, na_rep="nan")
   elif form == "parquet":
     frame.to_parquet(path)
   else:
@@ -447,6 +448,37 @@ def test_text_where_a_number_belongs_is_refused(tmp_path, column):
     bandit_log.read(tmp_path / "log.csv", SCHEMA)
 
 
+@pytest.mark.parametrize("column", ["propensity", "reward", "position", "timestamp"])
+def test_an_empty_cell_is_not_a_number(tmp_path, column):
+  make_frame(**{column: ["1", "", "1", "1"]}).to_csv(tmp_path / "log.csv", index=False)
+  message = f"'{column}' must hold numbers; 1 of 4 .*row 1, value ''"
+  with pytest.raises(InputError, match=message):
+    bandit_log.read(tmp_path / "log.csv", SCHEMA)
+
+
+def test_a_fractional_position_is_refused(tmp_path):
+  make_frame(position=[0, 1, 2, 0.5]).to_csv(tmp_path / "log.csv", index=False)
+  with pytest.raises(InputError, match=r"'position' must be a whole number.*; 1 of 4 .*row 3"):
+    bandit_log.read(tmp_path / "log.csv", SCHEMA)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_beyond_float32_is_refused_without_a_warning(tmp_path):
+  make_frame(reward=[0, 1, 1e39, 0]).to_csv(tmp_path / "log.csv", index=False)
+  with pytest.raises(InputError, match=r"'reward' must be finite.*; 1 of 4 .*row 2, value 'inf'"):
+    bandit_log.read(tmp_path / "log.csv", SCHEMA)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_last_digit_of_a_float64_survives(tmp_path, form):
+  times = [1087249982.9308457, 1341248829.3872607, 1230770222.9625077]  # fast parsers miss these
+  zeros = np.zeros(3, int)
+  log = BanditLog(zeros, zeros, zeros + 1, zeros, {"timestamp": times})
+  bandit_log.write(log, tmp_path / "log", SCHEMA, num_shards=1, parquet=True)
+  found = bandit_log.read(tmp_path / "log" / form, SCHEMA).context["timestamp"]
+  np.testing.assert_array_equal(found, times)
+
+
 def test_text_in_a_context_feature_of_a_shard_is_refused(tmp_path):
   path = write_shards(tmp_path / "log", [good(), good(timestamp=b"June")])
   with pytest.raises(
@@ -472,7 +504,7 @@ def test_dates_and_lists_are_not_numbers(tmp_path, values):
     ("user_id,item_id,propensity,reward,timestamp\n007,1,0.5,1,2,3\n", "not a readable CSV"),
     (
       "user_id,item_id,propensity,reward,timestamp\n007,1,0.5,1,2\n007,1,0.5\n",
-      r"column 'reward' .*; 1 of 2 .*row 1, value 'nan'",
+      r"column 'reward' must hold numbers; 1 of 2 .*row 1, value ''",
     ),
     ("user_id,item_id,propensity,reward,timestamp\n\udcff,1,0.5,1,2\n", "not a readable CSV"),
   ],

@@ -461,15 +461,8 @@ def _read_csv(path: pathlib.Path, names: Sequence[str]) -> tuple[pd.DataFrame, _
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
-      frame = pd.read_csv(
-        path,
-        dtype={"user_id": str, "item_id": str},
-        keep_default_na=False,  # an id may read "NA"
-        na_values={name: ["", "nan", "NaN"] for name in names[2:]},
-        float_precision="round_trip",
-        index_col=False,
-        low_memory=False,
-      )
+      # As text: an id may read "NA", and `_numbers` keeps every digit in any pandas.
+      frame = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
   except pd.errors.EmptyDataError:
     raise InputError(f"{path}: the file is empty; it needs a header and rows") from None
   except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
