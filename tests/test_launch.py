@@ -189,7 +189,7 @@ def test_movielens_from_a_directory_trains(test_data, tmp_path):
     "--flagfile=launch/ml1m.flags",
     f"--data_dir={test_data / 'ml-1m'}",
     "--simulator_epochs=1",
-    "--simulator_batch_size=8192",
+    "--simulator_batch_size=2048",
     "--behavior_epochs=5",
     "--ranker_epochs=2",
     "--epochs=1",
