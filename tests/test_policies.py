@@ -1,5 +1,7 @@
 """Policies: the two-stage quadrature against enumeration, gradients, draws and extremes."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +9,12 @@ import tensorflow as tf
 from tests.oracle import softmax
 from tests.policy_oracle import enumerate_slates, ranker_share
 from tf_twostage.errors import InputError
-from tf_twostage.policies import SoftmaxPolicy, TwoStagePolicy, two_stage_log_prob
+from tf_twostage.policies import (
+  SoftmaxPolicy,
+  TwoStagePolicy,
+  two_stage_log_prob,
+  two_stage_probabilities,
+)
 
 ITEMS, SLATE = 6, 3
 
@@ -50,6 +57,15 @@ def test_log_prob_of_an_action_and_its_gradient_equal_enumeration(seed):
   )
 
 
+@pytest.mark.parametrize("slate_size", [2, 3])
+def test_the_fine_quadrature_of_the_oracle_equals_enumeration(slate_size):
+  logits, ranker = (x[0].astype(np.float64) for x in tiny(0, spread=4.0))
+  p = softmax(logits)
+  share = ranker_share(p, ranker, np.arange(ITEMS), slate_size)
+  expected = enumerate_slates(logits, ranker, slate_size).probabilities
+  np.testing.assert_allclose(slate_size * p * share, expected, rtol=1e-10)
+
+
 @pytest.mark.parametrize("slate_size", [2, 30, 200])
 @pytest.mark.parametrize("spread", [0.1, 5.0, 50.0])
 def test_ranker_share_is_within_a_thousandth_of_fine_quadrature(spread, slate_size):
@@ -67,6 +83,101 @@ def test_ranker_share_is_within_a_thousandth_of_fine_quadrature(spread, slate_si
   seen = expected >= 1e-6
   assert seen.any()
   np.testing.assert_allclose(policy.ranker_share(actions).numpy()[seen], expected[seen], rtol=1e-3)
+
+
+@pytest.mark.parametrize("slate_size", [2, 30, 200])
+@pytest.mark.parametrize("spread", [0.1, 5.0, 50.0])
+def test_probabilities_are_within_a_thousandth_of_fine_quadrature(spread, slate_size):
+  rng = np.random.default_rng(int(spread))
+  logits = 3 * rng.normal(size=400)
+  ranker = rng.uniform(-spread, spread, size=400)
+  share = ranker_share(softmax(logits), ranker, np.arange(400), slate_size)
+  probabilities = two_stage_probabilities(
+    logits[None].astype(np.float32), ranker[None].astype(np.float32), slate_size
+  ).numpy()[0]
+  expected, seen = slate_size * softmax(logits) * share, share >= 1e-6
+  np.testing.assert_allclose(probabilities[seen], expected[seen], rtol=1e-3)
+
+
+@pytest.mark.parametrize("slate_size", [2, 5, 30, 100])
+def test_share_against_one_rival_of_any_weight_is_within_a_thousandth(slate_size):
+  """p of the action from 1e-6 to 1 - 1e-6; the rival anywhere within a bin, better or worse."""
+  gaps, masses = np.meshgrid(
+    np.linspace(-14.0, 14.0, 301), [1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6]
+  )
+  rows = gaps.size
+  logits = np.log(np.stack([masses.ravel(), 1 - masses.ravel()], 1)).astype(np.float32)
+  ranker = np.stack([np.zeros(rows), gaps.ravel()], 1).astype(np.float32)
+  _, log_share = two_stage_log_prob(logits, ranker, np.zeros(rows, int), slate_size)
+  # the number of draws of the rival is binomial
+  p, odds, others = softmax(logits.astype(np.float64)), np.exp(ranker[:, 1]), slate_size - 1
+  expected = sum(
+    math.comb(others, n) * p[:, 1] ** n * p[:, 0] ** (others - n) / (slate_size - n + n * odds)
+    for n in range(slate_size)
+  )
+  seen = expected >= 1e-6
+  np.testing.assert_allclose(np.exp(log_share)[seen], expected[seen], rtol=1e-3)
+
+
+def test_real_ranker_logits_are_within_a_thousandth(test_data):
+  ranker = np.load(test_data / "ml-1m-reference" / "ranker.npz")
+  scores = ranker["user_vectors"][:3] @ ranker["item_vectors"].T
+  rng = np.random.default_rng(0)
+  logits = (scores + 2 * rng.normal(size=scores.shape)).astype(np.float32)
+  actions = rng.integers(scores.shape[1], size=(3, 40))
+  probabilities = two_stage_probabilities(logits, scores, 30).numpy()
+  for row in range(3):
+    p = softmax(logits[row].astype(np.float64))
+    expected = ranker_share(p, scores[row].astype(np.float64), actions[row], 30)
+    repeated = [np.repeat(x[row : row + 1], 40, axis=0) for x in (logits, scores)]
+    _, log_share = two_stage_log_prob(*repeated, actions[row], 30)
+    np.testing.assert_allclose(np.exp(log_share), expected, rtol=1e-3)
+    np.testing.assert_allclose(
+      probabilities[row, actions[row]], 30 * p[actions[row]] * expected, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+  "output",
+  [
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * two_stage_log_prob(z, g, a, 30)[0]),
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * two_stage_log_prob(z, g, a, 30)[1]),
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * TwoStagePolicy(z, g, 30).ranker_share(a)),
+    lambda z, g, a, w: tf.reduce_sum(w * TwoStagePolicy(z, g, 30).probabilities()),
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * TwoStagePolicy(z, g, 30).entropy()),
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * SoftmaxPolicy(z, 0.7).log_prob(a)),
+  ],
+  ids=["log_p", "log_share", "ranker_share", "probabilities", "entropy", "softmax"],
+)
+def test_gradients_equal_finite_differences(output):
+  rng = np.random.default_rng(7)
+  logits, ranker, weights, direction = rng.normal(size=(4, 5, 40))
+  actions = rng.integers(40, size=5)
+
+  def value(z):
+    return output(z, 3 * ranker, actions, weights)
+
+  logits = tf.constant(logits)
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    total = value(logits)
+  step = 1e-5
+  slope = (value(logits + step * direction) - value(logits - step * direction)) / (2 * step)
+  np.testing.assert_allclose(
+    np.sum(tape.gradient(total, logits) * direction), slope, rtol=1e-6, atol=1e-9
+  )
+
+
+def test_sampled_slates_approach_the_share_at_the_monte_carlo_rate():
+  rng = np.random.default_rng(2)
+  logits, ranker = rng.normal(size=(2, 50))
+  slate_size, action = 30, 3
+  policy = TwoStagePolicy(*(x[None].astype(np.float32) for x in (logits, ranker)), slate_size)
+  exact = float(policy.ranker_share([action])[0])
+  for draws in (1_000, 100_000):
+    others = rng.choice(50, size=(draws, slate_size - 1), p=softmax(logits))
+    shares = 1 / (1 + np.exp(ranker[others] - ranker[action]).sum(axis=1))
+    assert abs(shares.mean() - exact) < 4 * shares.std() / np.sqrt(draws) + 1e-3 * exact
 
 
 def test_ranker_logits_receive_no_gradient():
@@ -111,18 +222,45 @@ def test_excluded_items_have_no_probability():
   np.testing.assert_allclose(probabilities[kept], expected, atol=1e-4)
 
 
+def test_excluded_items_have_no_gradient():
+  logits, ranker = tiny(0)
+  logits[0, 2] = -np.inf
+  logits = tf.constant(logits)
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(logits)
+    policy = TwoStagePolicy(logits, ranker, SLATE)
+    outputs = [policy.log_prob([1]), policy.probabilities()[:, 1], policy.entropy()]
+    outputs += [SoftmaxPolicy(logits).log_prob([1]), SoftmaxPolicy(logits).entropy()]
+  for output in outputs:
+    gradient = tape.gradient(output, logits).numpy()[0]
+    assert np.all(np.isfinite(gradient))
+    assert gradient[2] == 0
+    assert np.all(gradient[[0, 1, 3, 4, 5]] != 0)
+
+
+def test_equal_scores_of_a_large_catalogue_do_not_drift():
+  """Every item falls into one bin: 30,938 equal addends in float32."""
+  zeros = np.zeros((1, 30_938), np.float32)
+  policy = TwoStagePolicy(zeros, zeros + 0.3, 30)
+  np.testing.assert_allclose(policy.ranker_share([17]), 1 / 30, rtol=1e-3)
+  np.testing.assert_allclose(tf.reduce_sum(policy.probabilities()), 1.0, rtol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [50.0, 1e4])
-@pytest.mark.parametrize("which", ["logits", "ranker"])
+@pytest.mark.parametrize("which", ["logits", "ranker", "both"])
 def test_extreme_scores_stay_finite(which, scale):
   logits, ranker = tiny(3)
-  logits, ranker = (scale * logits, ranker) if which == "logits" else (logits, scale * ranker)
+  logits = logits if which == "ranker" else scale * logits
+  ranker = ranker if which == "logits" else scale * ranker
   logits = tf.constant(np.repeat(logits, ITEMS, axis=0))
   with tf.GradientTape() as tape:
     tape.watch(logits)
     log_p, log_share = two_stage_log_prob(
       logits, np.repeat(ranker, ITEMS, axis=0), np.arange(ITEMS), 30
     )
-    loss = tf.reduce_sum(log_p + log_share)
+    probabilities = two_stage_probabilities(logits, np.repeat(ranker, ITEMS, axis=0), 30)
+    loss = tf.reduce_sum(log_p + log_share) + tf.reduce_sum(tf.square(probabilities))
+  np.testing.assert_allclose(tf.reduce_sum(probabilities, 1), 1.0, atol=1e-3)
   assert np.all(np.isfinite(loss))
   assert np.all(np.isfinite(tape.gradient(loss, logits)))
 
@@ -130,12 +268,39 @@ def test_extreme_scores_stay_finite(which, scale):
 @pytest.mark.parametrize("policy", ["softmax", "two_stage"])
 def test_draws_follow_the_probabilities(policy):
   draws = 20_000
-  logits, ranker = (np.repeat(x, draws, axis=0) for x in tiny(5))
-  made = SoftmaxPolicy(logits) if policy == "softmax" else TwoStagePolicy(logits, ranker, SLATE)
-  counts = np.bincount(made.sample([1, 2]), minlength=ITEMS)
-  expected = draws * made.probabilities().numpy()[0]
+
+  def made(rows):
+    logits, ranker = (np.repeat(x, rows, axis=0) for x in tiny(5))
+    return SoftmaxPolicy(logits) if policy == "softmax" else TwoStagePolicy(logits, ranker, SLATE)
+
+  counts = np.bincount(made(draws).sample([1, 2]), minlength=ITEMS)
+  expected = draws * made(1).probabilities().numpy()[0]
   chi_square = np.sum((counts - expected) ** 2 / expected)
   assert chi_square < 25.7  # the 0.9999 quantile at 5 degrees of freedom
+
+
+@pytest.mark.parametrize("slate_size", [None, SLATE])
+def test_draws_repeat_with_their_seed_and_avoid_excluded_items(slate_size):
+  logits, ranker = (np.repeat(x, 500, axis=0) for x in tiny(5))
+  logits[:, 1] = -np.inf
+  policy = TwoStagePolicy(logits, ranker, SLATE) if slate_size else SoftmaxPolicy(logits)
+  first = policy.sample([3, 4]).numpy()
+  np.testing.assert_array_equal(policy.sample([3, 4]), first)
+  assert np.any(policy.sample([3, 5]) != first)
+  assert first.shape == (500,)
+  assert 1 not in first
+
+
+def test_temperature_divides_the_logits():
+  logits, _ = tiny(1)
+  policy = SoftmaxPolicy(logits, temperature=2.5)
+  np.testing.assert_allclose(policy.probabilities()[0], softmax(logits[0] / 2.5), rtol=1e-5)
+  np.testing.assert_allclose(
+    policy.log_prob([4])[0], np.log(softmax(logits[0] / 2.5)[4]), rtol=1e-5
+  )
+  ids, scores = policy.top_k(2)
+  np.testing.assert_array_equal(ids[0], np.argsort(-logits[0])[:2])
+  np.testing.assert_allclose(scores[0], np.sort(logits[0] / 2.5)[:-3:-1], rtol=1e-6)
 
 
 def test_entropy_is_that_of_the_probabilities():
@@ -153,17 +318,58 @@ def test_top_k_orders_the_generators_slate_by_the_ranker():
   np.testing.assert_array_equal(scores, [[2.0, 1.0]])
 
 
-def test_eager_equals_graph():
-  logits, ranker = tiny(2)
+def test_top_k_puts_excluded_candidates_last():
+  logits = np.array([[4.0, -np.inf, 2.0, -np.inf]], np.float32)
+  ranker = np.array([[0.0, 9.0, 1.0, 8.0]], np.float32)
+  ids, scores = TwoStagePolicy(logits, ranker, 3).top_k(3)
+  np.testing.assert_array_equal(ids[0, :2], [2, 0])
+  np.testing.assert_array_equal(scores, [[1.0, 0.0, -np.inf]])
 
-  def probabilities():
-    return TwoStagePolicy(logits, ranker, SLATE).probabilities()
 
-  np.testing.assert_allclose(probabilities(), tf.function(probabilities)(), rtol=1e-6)
+def value_and_gradient(logits, ranker, actions):
+  """Both paths, as one function of tensors."""
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    log_p, log_share = two_stage_log_prob(logits, ranker, actions, SLATE)
+    probabilities = two_stage_probabilities(logits, ranker, SLATE)
+    value = tf.reduce_sum(log_p + 2 * log_share) + tf.reduce_sum(ranker * probabilities)
+  return value, tape.gradient(value, logits)
+
+
+@pytest.mark.parametrize("compiled", [None, True], ids=["graph", "xla"])
+def test_graph_of_unknown_sizes_equals_eager(compiled):
+  logits, ranker = (np.repeat(x, 2, axis=0) for x in tiny(2))
+  matrix = tf.TensorSpec([None, None])
+  graph = tf.function(
+    value_and_gradient,
+    input_signature=[matrix, matrix, tf.TensorSpec([None], tf.int64)],
+    jit_compile=compiled,
+  )
+  arguments = (tf.constant(logits), tf.constant(ranker), tf.constant([3, 0], tf.int64))
+  for got, expected in zip(graph(*arguments), value_and_gradient(*arguments), strict=True):
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_half_precision_is_cast_up():
+  logits, ranker = (tf.cast(x, tf.bfloat16) for x in tiny(0))
+  policy = TwoStagePolicy(logits, ranker, SLATE)
+  whole = TwoStagePolicy(tf.cast(logits, tf.float32), tf.cast(ranker, tf.float32), SLATE)
+  assert policy.log_prob([0]).dtype == tf.float32
+  np.testing.assert_array_equal(policy.log_prob([0]), whole.log_prob([0]))
 
 
 def test_wrong_shapes_are_named():
   with pytest.raises(InputError, match="must have one shape"):
     TwoStagePolicy(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), 2)
-  with pytest.raises(InputError, match="slate_size must be at least 1"):
-    TwoStagePolicy(np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32), 0)
+  with pytest.raises(InputError, match=r"logits must be \[B, N\] floating, got \(3,\) float32"):
+    SoftmaxPolicy(np.zeros(3, np.float32))
+
+
+def test_wrong_settings_are_named():
+  zeros = np.zeros((2, 3), np.float32)
+  with pytest.raises(InputError, match="slate_size must be at least 1, got 0"):
+    TwoStagePolicy(zeros, zeros, 0)
+  with pytest.raises(InputError, match="temperature must be positive, got 0"):
+    SoftmaxPolicy(zeros, temperature=0.0)
+  with pytest.raises(InputError, match="top 3 of a slate of 2"):
+    TwoStagePolicy(zeros, zeros, 2).top_k(3)
