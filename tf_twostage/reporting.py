@@ -65,7 +65,8 @@ def plot_curves(
   for axis, stage, name in panels:
     curve = [100 * e["scores"]["validation"][stage]["precision@10"] for e in history]
     axis.plot(epochs, curve, marker="o", markersize=3, label="this run", color="C0")
-    for i, (policy, scores) in enumerate(baselines.items(), start=1):
+    shown = {policy: scores for policy, scores in baselines.items() if policy != "random"}
+    for i, (policy, scores) in enumerate(shown.items(), start=1):  # random would flatten the curve
       level = 100 * scores["validation"][stage]["precision@10"]
       axis.axhline(level, linestyle="--", linewidth=1, label=policy, color=f"C{i}")
     axis.set(title=f"precision@10, {name}", ylabel="validation users, %")
