@@ -1,8 +1,10 @@
 """Time of a loss and its gradient with respect to the logits, relative to cross-entropy.
 
-  python benchmarks/losses_step.py --items 30938
+  python benchmarks/losses_step.py
+  python benchmarks/losses_step.py --items 30938 --only cross_entropy two_stage_ips
 
-Losses take turns within one process, so that a busy machine slows all of them alike.
+Contenders take turns within one process, so that a busy machine slows all of them alike; a ratio
+is the median of the ratios within a turn.
 """
 
 from __future__ import annotations
@@ -16,23 +18,64 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from tf_twostage import losses  # before tensorflow: selects Keras 2
+from tf_twostage.losses.slates import sample_slates, slate_counts
 
 import tensorflow as tf  # isort: skip
 
 WARM_UP = 5
 
 
-def step(loss):
-  """One training step's share of the loss: (logits, columns...) to the gradient."""
+def step(objective, read=lambda terms: tf.reduce_mean(terms.loss)):
+  """One training step's share of the loss: (logits, columns...) to what it reads and the gradient.
 
-  @tf.function
+  Args:
+    objective: a loss.
+    read: from its terms to scalars, the mean loss first.
+  """
+
   def run(logits, *columns):
     with tf.GradientTape() as tape:
       tape.watch(logits)
-      value = tf.reduce_mean(loss(logits, *columns))
-    return tape.gradient(value, logits)
+      scalars = tf.nest.flatten(read(objective.terms(logits, *columns)))
+    return [tape.gradient(scalars[0], logits)[0, 0], *scalars]
 
   return run
+
+
+def diagnosed(terms):
+  """The mean loss, and of every diagnostic what a training curve shows."""
+  shown = [t for t in (terms.ratio, terms.weights, terms.ranker_share) if t is not None]
+  return [tf.reduce_mean(terms.loss), *map(tf.reduce_mean, shown), *map(tf.reduce_max, shown)]
+
+
+def contenders(batch: int, items: int, slate_size: int, num_slates: int):
+  """Functions of (logits, actions, propensities, rewards, ranker_logits), by name."""
+  size = {"slate_size": slate_size}
+  slates = {"num_slates": num_slates, **size}
+  runs = {name: step(losses.get(name)) for name in ("cross_entropy", "binary_cross_entropy")}
+  for name in ("ips", "snips", "poem", "doubly_robust"):
+    runs[name] = step(losses.get(name))
+  runs["top_k"] = step(losses.get("top_k", **size))
+  for name in ("cross_entropy", "ips", "snips", "poem", "doubly_robust"):
+    runs[f"{name}, two_stage policy"] = step(losses.get(name, policy="two_stage", **size))
+  runs["two_stage_ips_exact"] = step(losses.get("two_stage_ips_exact", **size))
+  for sampling in ("categorical", "systematic"):
+    loss = losses.get("two_stage_ips", sampling=sampling, **slates)
+    options = {"temperature": loss.sampling_temperature, "sampling": sampling, **slates}
+    runs[f"two_stage_ips, {sampling}"] = step(loss)
+    runs[f"  with diagnostics, {sampling}"] = step(loss, diagnosed)
+    runs[f"  of which slates, {sampling}"] = lambda logits, *_, options=options: tf.reduce_sum(
+      sample_slates(logits, **options)
+    )
+  runs["  of which tf.random.categorical"] = lambda logits, *_: tf.reduce_sum(
+    tf.random.categorical(logits / np.e, num_slates * (slate_size - 1), dtype=tf.int32)
+  )
+  drawn = sample_slates(tf.zeros([batch, items]), sampling="systematic", **slates)
+  runs["  of which slate_counts"] = lambda logits, actions, p, r, ranker_logits: tf.reduce_sum(
+    slate_counts(drawn, actions, ranker_logits, alpha=0.01)[0]
+  )
+  runs["ips with diagnostics"] = step(losses.get("ips"), diagnosed)
+  return runs
 
 
 def main():
@@ -45,42 +88,36 @@ def main():
   parser.add_argument("--slate_size", type=int, default=30, help="K, the logged item counted")
   parser.add_argument("--logit_stddev", type=float, default=1.0)
   parser.add_argument("--steps", type=int, default=30)
+  parser.add_argument("--only", nargs="*", help="names that start with one of these")
   args = parser.parse_args()
 
   rng = np.random.default_rng(0)
   shape = (args.batch, args.items)
-  logits = tf.constant(rng.normal(scale=args.logit_stddev, size=shape), tf.float32)
-  ranker_logits = tf.constant(rng.normal(size=shape), tf.float32)
   columns = (
-    tf.constant(rng.integers(args.items, size=args.batch)),
+    tf.constant(rng.normal(scale=args.logit_stddev, size=shape), tf.float32),
+    tf.constant(rng.integers(args.items, size=args.batch), tf.int32),
     tf.fill([args.batch], 1.0 / args.items),
     tf.ones([args.batch]),
-    ranker_logits,
+    tf.constant(rng.normal(size=shape), tf.float32),
   )
-  draws = args.num_slates * (args.slate_size - 1)
-  slates = losses.TwoStageIPS(num_slates=args.num_slates, slate_size=args.slate_size)
   runs = {
-    "cross_entropy": step(losses.CrossEntropy()),
-    "binary_cross_entropy": step(losses.BinaryCrossEntropy()),
-    "ips": step(losses.IPS()),
-    "two_stage_ips": step(slates),
-    "  of which draws": tf.function(
-      lambda logits, *_: tf.random.categorical(logits / slates.sampling_temperature, draws)
-    ),
+    name: tf.function(run, autograph=False)
+    for name, run in contenders(*shape, args.slate_size, args.num_slates).items()
+    if name == "cross_entropy" or not args.only or name.startswith(tuple(args.only))
   }
   times = {name: [] for name in runs}
   for turn in range(WARM_UP + args.steps):
     for name, run in runs.items():
       start = time.perf_counter()
-      run(logits, *columns)[0, 0].numpy()
+      tf.nest.map_structure(lambda t: t.numpy(), run(*columns))
       if turn >= WARM_UP:
         times[name].append(time.perf_counter() - start)
 
-  reference = np.median(times["cross_entropy"])
-  print(f"{'':20s} {'ms':>8s} {'ratio':>8s}")
+  reference = np.array(times["cross_entropy"])
+  print(f"{'':34s} {'ms':>8s} {'ratio':>8s}")
   for name, seconds in times.items():
-    median = np.median(seconds)
-    print(f"{name:20s} {median * 1e3:8.2f} {median / reference:8.2f}")
+    ratio = np.median(np.array(seconds) / reference)
+    print(f"{name:34s} {np.median(seconds) * 1e3:8.2f} {ratio:8.2f}")
 
 
 if __name__ == "__main__":

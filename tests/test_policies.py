@@ -17,6 +17,8 @@ from tf_twostage.policies import (
 )
 
 ITEMS, SLATE = 6, 3
+# Documented relative errors of qbar where it is at least 1e-6: at one action, and of all at once.
+ONE_ACTION, ALL_ACTIONS = 3e-4, 6e-4
 
 
 def tiny(seed, spread=2.0):
@@ -68,7 +70,7 @@ def test_the_fine_quadrature_of_the_oracle_equals_enumeration(slate_size):
 
 @pytest.mark.parametrize("slate_size", [2, 30, 200])
 @pytest.mark.parametrize("spread", [0.1, 5.0, 50.0])
-def test_ranker_share_is_within_a_thousandth_of_fine_quadrature(spread, slate_size):
+def test_ranker_share_is_as_exact_as_documented(spread, slate_size):
   rng = np.random.default_rng(int(spread))
   items = 400
   logits = 3 * rng.normal(size=items)
@@ -82,12 +84,12 @@ def test_ranker_share_is_within_a_thousandth_of_fine_quadrature(spread, slate_si
   )
   seen = expected >= 1e-6
   assert seen.any()
-  np.testing.assert_allclose(policy.ranker_share(actions).numpy()[seen], expected[seen], rtol=1e-3)
+  np.testing.assert_allclose(policy.ranker_share(actions).numpy()[seen], expected[seen], ONE_ACTION)
 
 
 @pytest.mark.parametrize("slate_size", [2, 30, 200])
 @pytest.mark.parametrize("spread", [0.1, 5.0, 50.0])
-def test_probabilities_are_within_a_thousandth_of_fine_quadrature(spread, slate_size):
+def test_probabilities_are_as_exact_as_documented(spread, slate_size):
   rng = np.random.default_rng(int(spread))
   logits = 3 * rng.normal(size=400)
   ranker = rng.uniform(-spread, spread, size=400)
@@ -96,11 +98,11 @@ def test_probabilities_are_within_a_thousandth_of_fine_quadrature(spread, slate_
     logits[None].astype(np.float32), ranker[None].astype(np.float32), slate_size
   ).numpy()[0]
   expected, seen = slate_size * softmax(logits) * share, share >= 1e-6
-  np.testing.assert_allclose(probabilities[seen], expected[seen], rtol=1e-3)
+  np.testing.assert_allclose(probabilities[seen], expected[seen], ALL_ACTIONS)
 
 
 @pytest.mark.parametrize("slate_size", [2, 5, 30, 100])
-def test_share_against_one_rival_of_any_weight_is_within_a_thousandth(slate_size):
+def test_share_against_one_rival_is_as_exact_as_documented(slate_size):
   """p of the action from 1e-6 to 1 - 1e-6; the rival anywhere within a bin, better or worse."""
   gaps, masses = np.meshgrid(
     np.linspace(-14.0, 14.0, 301), [1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6]
@@ -116,10 +118,10 @@ def test_share_against_one_rival_of_any_weight_is_within_a_thousandth(slate_size
     for n in range(slate_size)
   )
   seen = expected >= 1e-6
-  np.testing.assert_allclose(np.exp(log_share)[seen], expected[seen], rtol=1e-3)
+  np.testing.assert_allclose(np.exp(log_share)[seen], expected[seen], ONE_ACTION)
 
 
-def test_real_ranker_logits_are_within_a_thousandth(test_data):
+def test_real_ranker_logits_are_as_exact_as_documented(test_data):
   ranker = np.load(test_data / "ml-1m-reference" / "ranker.npz")
   scores = ranker["user_vectors"][:3] @ ranker["item_vectors"].T
   rng = np.random.default_rng(0)
@@ -131,9 +133,9 @@ def test_real_ranker_logits_are_within_a_thousandth(test_data):
     expected = ranker_share(p, scores[row].astype(np.float64), actions[row], 30)
     repeated = [np.repeat(x[row : row + 1], 40, axis=0) for x in (logits, scores)]
     _, log_share = two_stage_log_prob(*repeated, actions[row], 30)
-    np.testing.assert_allclose(np.exp(log_share), expected, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(log_share), expected, ONE_ACTION)
     np.testing.assert_allclose(
-      probabilities[row, actions[row]], 30 * p[actions[row]] * expected, rtol=1e-3
+      probabilities[row, actions[row]], 30 * p[actions[row]] * expected, ALL_ACTIONS
     )
 
 
@@ -248,7 +250,8 @@ def test_equal_scores_of_a_large_catalogue_do_not_drift():
 
 @pytest.mark.parametrize("scale", [50.0, 1e4])
 @pytest.mark.parametrize("which", ["logits", "ranker", "both"])
-def test_extreme_scores_stay_finite(which, scale):
+@pytest.mark.parametrize("slate_size", [2, 30])
+def test_extreme_scores_stay_finite(slate_size, which, scale):
   logits, ranker = tiny(3)
   logits = logits if which == "ranker" else scale * logits
   ranker = ranker if which == "logits" else scale * ranker
@@ -256,9 +259,9 @@ def test_extreme_scores_stay_finite(which, scale):
   with tf.GradientTape() as tape:
     tape.watch(logits)
     log_p, log_share = two_stage_log_prob(
-      logits, np.repeat(ranker, ITEMS, axis=0), np.arange(ITEMS), 30
+      logits, np.repeat(ranker, ITEMS, axis=0), np.arange(ITEMS), slate_size
     )
-    probabilities = two_stage_probabilities(logits, np.repeat(ranker, ITEMS, axis=0), 30)
+    probabilities = two_stage_probabilities(logits, np.repeat(ranker, ITEMS, axis=0), slate_size)
     loss = tf.reduce_sum(log_p + log_share) + tf.reduce_sum(tf.square(probabilities))
   np.testing.assert_allclose(tf.reduce_sum(probabilities, 1), 1.0, atol=1e-3)
   assert np.all(np.isfinite(loss))

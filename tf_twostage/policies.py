@@ -94,7 +94,12 @@ class SoftmaxPolicy:
 
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
-    return _entropy(self.probabilities())
+    # log Σ exp(z) - Σ p z: no logarithm for every item.
+    shifted = self.logits - tf.reduce_max(self.logits, 1, keepdims=True)
+    exponentials = tf.exp(shifted)
+    total = tf.reduce_sum(exponentials, 1)
+    mean = tf.reduce_sum(tf.math.multiply_no_nan(shifted, exponentials), 1) / total
+    return tf.math.log(total) - mean
 
 
 class TwoStagePolicy:

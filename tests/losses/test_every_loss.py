@@ -7,7 +7,7 @@ import tensorflow as tf
 from tests import oracle
 from tests.losses.helpers import batch, value_and_gradient
 from tf_twostage import losses
-from tf_twostage.losses.two_stage_ips import sample_slates, slate_counts
+from tf_twostage.losses.slates import sample_slates, slate_counts
 
 SLATES = {"num_slates": 3, "slate_size": 4}
 

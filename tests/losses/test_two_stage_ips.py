@@ -10,7 +10,7 @@ from tests import oracle
 from tests.losses.helpers import batch, value_and_gradient
 from tf_twostage.errors import InputError
 from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS
-from tf_twostage.losses.two_stage_ips import sample_slates, slate_counts
+from tf_twostage.losses.slates import sample_slates, slate_counts
 
 UNIT = ImportanceWeights(cap=1.0, floor=1.0)  # every weight is 1
 

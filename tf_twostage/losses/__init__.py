@@ -1,31 +1,45 @@
 """Off-policy objectives: functions of logits and logged columns, one value per row.
 
-`get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all.
+`get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all. An *estimator*
+(cross_entropy, ips, snips, poem, doubly_robust) takes `policy="softmax"`, the generator alone, or
+`policy="two_stage"`, generator and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss
+also runs on a part of the catalogue: see `on_support`.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.binary_cross_entropy import BinaryCrossEntropy
+from tf_twostage.losses.crm import POEM, SNIPS
 from tf_twostage.losses.cross_entropy import CrossEntropy
+from tf_twostage.losses.doubly_robust import DoublyRobust
 from tf_twostage.losses.importance import ImportanceWeights
 from tf_twostage.losses.ips import IPS
+from tf_twostage.losses.sampled_catalogue import draw_support, on_support
+from tf_twostage.losses.top_k import TopK
 from tf_twostage.losses.two_stage_ips import TwoStageIPS
+from tf_twostage.losses.two_stage_ips_exact import TwoStageIPSExact
 
 __all__ = [
   "IPS",
   "LOSSES",
+  "POEM",
+  "SNIPS",
   "BinaryCrossEntropy",
   "CrossEntropy",
+  "DoublyRobust",
   "ImportanceWeights",
   "LossTerms",
   "OffPolicyLoss",
+  "TopK",
   "TwoStageIPS",
+  "TwoStageIPSExact",
+  "draw_support",
   "get",
+  "on_support",
   "options",
 ]
 
@@ -33,7 +47,12 @@ LOSSES: dict[str, type[OffPolicyLoss]] = {
   "cross_entropy": CrossEntropy,
   "binary_cross_entropy": BinaryCrossEntropy,
   "ips": IPS,
+  "snips": SNIPS,
+  "poem": POEM,
+  "doubly_robust": DoublyRobust,
+  "top_k": TopK,
   "two_stage_ips": TwoStageIPS,
+  "two_stage_ips_exact": TwoStageIPSExact,
 }
 
 
@@ -45,8 +64,7 @@ def options(name: str) -> tuple[str, ...]:
   """
   if name not in LOSSES:
     raise InputError(f"unknown loss {name!r}; known: {', '.join(sorted(LOSSES))}")
-  parameters = inspect.signature(LOSSES[name]).parameters.values()
-  return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+  return LOSSES[name].options()
 
 
 def get(name: str, **given: Any) -> OffPolicyLoss:

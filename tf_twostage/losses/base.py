@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
+
+from tf_twostage.errors import InputError
+from tf_twostage.policies import SoftmaxPolicy, two_stage_log_prob, two_stage_probabilities
+
+POLICIES = ("softmax", "two_stage")
 
 
 class LossTerms(NamedTuple):
@@ -34,17 +41,23 @@ class LossInputs(NamedTuple):
 
 
 class OffPolicyLoss(tf.keras.layers.Layer):
-  """An off-policy objective over the whole catalogue; a subclass writes `terms`.
+  """An off-policy objective over the whole catalogue; a subclass writes `evaluate`.
+
+  A subclass keeps every option of its constructor as an attribute of the same name.
 
   Losses compute in float32 under every Keras precision policy: half-precision logits are cast
   up. `dtype="float64"` computes in float64.
   """
 
-  needs_ranker: bool = False  # whether `terms` reads ranker_logits
-  uses_weights: bool = False  # whether `terms` returns ratio and weights
+  needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
+  uses_weights: bool = False  # whether `evaluate` returns ratio and weights
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    """`terms` of arguments that fit each other."""
+    raise NotImplementedError(f"{type(self).__name__} must write evaluate()")
 
   def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
     """The loss of each row and what it was made of.
@@ -60,16 +73,28 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     Raises:
       ValueError: rank, dtype or batch sizes do not fit, or ranker_logits are missing.
     """
-    raise NotImplementedError(f"{type(self).__name__} must write terms()")
+    return self.evaluate(self._checked(logits, actions, propensities, rewards, ranker_logits))
 
   def call(self, logits, actions, propensities, rewards, ranker_logits=None) -> tf.Tensor:
     """The loss of each row, [B]; see `terms`. The mean is the model's to take."""
     return self.terms(logits, actions, propensities, rewards, ranker_logits).loss
 
-  def checked(
+  @classmethod
+  def options(cls) -> tuple[str, ...]:
+    """Names of the constructor's options, those that every Keras layer has left out."""
+    names: dict[str, None] = {}
+    for kind in cls.__mro__[: cls.__mro__.index(OffPolicyLoss)]:
+      if "__init__" in vars(kind):
+        _, *parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
+        names |= dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    return tuple(names)
+
+  def get_config(self):
+    return {**super().get_config(), **{name: getattr(self, name) for name in self.options()}}
+
+  def _checked(
     self, logits, actions, propensities, rewards, ranker_logits: Any = None
   ) -> LossInputs:
-    """The arguments of `terms` as tensors that fit each other: its first line in every loss."""
     given = {
       "logits": logits,
       "actions": actions,
@@ -91,9 +116,70 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     return LossInputs(**{"ranker_logits": None, **cast})
 
 
-def log_prob(logits: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
-  """log softmax(logits) at the actions: [B, N] and [B] to [B]."""
-  return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=actions, logits=logits)
+class RewardLoss(OffPolicyLoss):
+  """A loss that seeks reward, and so may measure it from a baseline."""
+
+  def __init__(self, baseline: float = 0.0, **kwargs):
+    """Args:
+    baseline: b; r_i - b takes the place of r_i, so that rows with less than b push their item
+      down.
+    """
+    super().__init__(**kwargs)
+    if not np.isfinite(baseline):
+      raise InputError(f"{type(self).__name__}: baseline must be finite, got {baseline}")
+    self.baseline = baseline
+
+  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
+    x = self._checked(logits, actions, propensities, rewards, ranker_logits)
+    return self.evaluate(x._replace(rewards=x.rewards - self.baseline))
+
+
+class PolicyTerms(NamedTuple):
+  """What a policy π says of the logged actions.
+
+  Attributes:
+    log_prob: [B] log π(a_i).
+    ranker_share: [B] qbar(a_i), where π has a ranker.
+  """
+
+  log_prob: tf.Tensor
+  ranker_share: tf.Tensor | None = None
+
+
+class EstimatorLoss(RewardLoss):
+  """An estimator, which may be applied to either policy.
+
+  The generator alone is π = softmax(logits); the two stages together are π = K p qbar, exact and
+  differentiable (`tf_twostage.policies`).
+  """
+
+  def __init__(self, policy: str = "softmax", slate_size: int = 30, **kwargs):
+    """Args:
+    policy: "softmax", the generator alone, or "two_stage", generator and ranker.
+    slate_size: K, items of a slate; "two_stage" only.
+    """
+    super().__init__(**kwargs)
+    name = type(self).__name__
+    if policy not in POLICIES:
+      raise InputError(f"{name}: policy must be one of {', '.join(POLICIES)}, got {policy!r}")
+    if slate_size < 1:
+      raise InputError(f"{name}: slate_size must be at least 1, got {slate_size}")
+    self.policy = policy
+    self.slate_size = slate_size
+    self.needs_ranker = self.needs_ranker or policy == "two_stage"
+
+  def logged(self, x: LossInputs) -> PolicyTerms:
+    """The policy at the logged actions, differentiable in the logits."""
+    if self.policy == "softmax":
+      return PolicyTerms(SoftmaxPolicy(x.logits).log_prob(x.actions))
+    log_p, log_share = two_stage_log_prob(x.logits, x.ranker_logits, x.actions, self.slate_size)
+    return PolicyTerms(np.log(self.slate_size) + log_p + log_share, tf.exp(log_share))
+
+  def probabilities(self, x: LossInputs) -> tf.Tensor:
+    """π of every action, [B, N], differentiable in the logits."""
+    if self.policy == "softmax":
+      return SoftmaxPolicy(x.logits).probabilities()
+    return two_stage_probabilities(x.logits, x.ranker_logits, self.slate_size)
 
 
 def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:

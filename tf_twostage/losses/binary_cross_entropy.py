@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import LossTerms, OffPolicyLoss
+from tf_twostage.losses.base import LossInputs, LossTerms, OffPolicyLoss
 
 
 def binary_cross_entropy(action_logits: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
@@ -26,6 +26,5 @@ class BinaryCrossEntropy(OffPolicyLoss):
   It fits the behavior policy. Other items' logits get no gradient; propensities are not read.
   """
 
-  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
-    x = self.checked(logits, actions, propensities, rewards)
+  def evaluate(self, x: LossInputs) -> LossTerms:
     return LossTerms(binary_cross_entropy(tf.gather(x.logits, x.actions, batch_dims=1), x.rewards))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import LossTerms, OffPolicyLoss, log_prob
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
 
 
 def cross_entropy(log_prob_actions: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
@@ -20,9 +20,9 @@ def cross_entropy(log_prob_actions: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
   return -rewards * log_prob_actions
 
 
-class CrossEntropy(OffPolicyLoss):
-  """-r_i log p(a_i), p = softmax(logits); propensities are not read."""
+class CrossEntropy(EstimatorLoss):
+  """-r_i log π(a_i); propensities are not read."""
 
-  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
-    x = self.checked(logits, actions, propensities, rewards)
-    return LossTerms(cross_entropy(log_prob(x.logits, x.actions), x.rewards))
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    log_prob, share = self.logged(x)
+    return LossTerms(cross_entropy(log_prob, x.rewards), ranker_share=share)

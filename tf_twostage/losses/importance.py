@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.losses.base import RewardLoss
 
 # exp of this is finite in float32, and so is the sum over a batch.
 MAX_LOG_RATIO = 80.0
+METHODS = ("clip", "shrink", "none")
+
+
+def batch_sum(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Sum and number of rows of the global batch: under tf.distribute, of all replicas' rows.
+
+  Differentiable, across replicas too.
+
+  Args:
+    values: [B], this replica's rows.
+
+  Returns:
+    Two scalars of the dtype of `values`.
+  """
+  sums = tf.stack([tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype)])
+  replica = tf.distribute.get_replica_context()
+  if replica is not None and replica.num_replicas_in_sync > 1:
+    sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+  return sums[0], sums[1]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportanceWeights:
-  """ω_i = sg(π(a_i)) / β_i, clipped to [floor, cap], then divided by the batch mean.
+  """ω_i from π(a_i) / β_i: corrected by `method`, then divided by the batch mean.
 
   Attributes:
-    cap: c1, the largest weight before normalising; `math.inf` for none.
-    floor: c2, the smallest weight before normalising; 0 for none.
-    self_normalize: whether to divide the clipped weights by their mean over the batch.
+    cap: c1, the largest weight before normalising; `math.inf` for none. "clip" only.
+    floor: c2, the smallest weight before normalising; 0 for none. "clip" only.
+    self_normalize: whether to divide the weights by their mean over the global batch.
+    method: "clip" to [floor, cap]; "shrink" to λω / (ω² + λ), which is about ω below sqrt(λ),
+      where it peaks at sqrt(λ)/2, and falls to 0 beyond; "none" corrects nothing: weights of 1.
+    shrinkage: λ. "shrink" only.
 
   References:
-    [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
+    clip: [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
+    shrink: Su, Dimakopoulou, Krishnamurthy, Dudik, Doubly robust off-policy evaluation with
+      shrinkage, ICML 2020, section 4 ("optimistic").
   """
 
   cap: float = 10.0
   floor: float = 0.01
   self_normalize: bool = True
+  method: str = "clip"
+  shrinkage: float = 100.0
 
   def __post_init__(self):
     if not 0 <= self.floor <= self.cap or self.cap == 0:
@@ -36,31 +64,55 @@ class ImportanceWeights:
         f"importance weights: need 0 <= floor <= cap and cap > 0, got floor={self.floor},"
         f" cap={self.cap}"
       )
+    if self.method not in METHODS:
+      raise InputError(
+        f"importance weights: method must be one of {', '.join(METHODS)}, got {self.method!r}"
+      )
+    if not 0 < self.shrinkage < math.inf:
+      raise InputError(
+        f"importance weights: shrinkage must be positive and finite, got {self.shrinkage}"
+      )
 
   def __call__(
-    self, log_prob_actions: tf.Tensor, propensities: tf.Tensor
+    self,
+    log_prob_actions: tf.Tensor,
+    propensities: tf.Tensor,
+    *,
+    differentiable: bool = False,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """The ratio of target to behavior policy, and the weights made from it.
 
     Args:
-      log_prob_actions: [B], log π(a_i). No gradient flows through it.
+      log_prob_actions: [B], log π(a_i).
       propensities: [B] in (0, 1], β_i.
+      differentiable: whether weights carry the gradient of log_prob_actions, as losses that are
+        risks need it: dω_i = ω_i d log π(a_i) inside the clip and 0 outside, so that a clipped
+        row learns nothing; the divisor of self-normalising is differentiated, too.
 
     Returns:
-      ratio [B], before clipping (finite: at most exp(80)), and weights [B].
+      ratio [B], before correcting (finite: at most exp(80)), without gradient; and weights [B].
     """
-    log_ratio = tf.stop_gradient(log_prob_actions) - tf.math.log(propensities)
-    ratio = tf.exp(tf.minimum(log_ratio, MAX_LOG_RATIO))
-    weights = tf.clip_by_value(ratio, self.floor, self.cap)
+    if not differentiable:
+      log_prob_actions = tf.stop_gradient(log_prob_actions)
+    log_ratio = tf.minimum(log_prob_actions - tf.math.log(propensities), MAX_LOG_RATIO)
+    ratio = tf.exp(log_ratio)
+    if self.method == "none":
+      weights = tf.ones_like(ratio)
+    elif self.method == "shrink":
+      # log of ω / (1 + ω²/λ), whose square would overflow.
+      weights = tf.exp(log_ratio - tf.nn.softplus(2 * log_ratio - math.log(self.shrinkage)))
+    else:
+      weights = tf.clip_by_value(ratio, self.floor, self.cap)
     if self.self_normalize:
-      weights = tf.math.divide_no_nan(weights, tf.reduce_mean(weights))
-    return ratio, weights
+      total, rows = batch_sum(weights)
+      weights = tf.math.divide_no_nan(weights * rows, total)
+    return tf.stop_gradient(ratio), weights
 
 
 DEFAULT_WEIGHTS = ImportanceWeights()
 
 
-class WeightedLoss(OffPolicyLoss):
+class WeightedLoss(RewardLoss):
   """A loss that reads importance weights."""
 
   uses_weights = True
@@ -72,7 +124,7 @@ class WeightedLoss(OffPolicyLoss):
     super().__init__(**kwargs)
     self.importance = importance
 
-  def get_config(self):
+  def get_config(self) -> dict[str, Any]:
     return {**super().get_config(), "importance": dataclasses.asdict(self.importance)}
 
   @classmethod

@@ -1,10 +1,10 @@
-"""Inverse propensity scoring on the generator alone ("1-IPS")."""
+"""Inverse propensity scoring: "1-IPS" on the generator, exact 2-IPS on the two-stage policy."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import LossTerms, log_prob
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
 from tf_twostage.losses.importance import WeightedLoss
 
 
@@ -25,11 +25,13 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
   return -weights * rewards * log_prob_actions
 
 
-class IPS(WeightedLoss):
-  """-ω_i r_i log p(a_i), p = softmax(logits), ω_i from sg(p(a_i)) / β_i."""
+class IPS(WeightedLoss, EstimatorLoss):
+  """-ω_i r_i log π(a_i), ω_i from sg(π(a_i)) / β_i, clipped and normalised.
 
-  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
-    x = self.checked(logits, actions, propensities, rewards)
-    log_p = log_prob(x.logits, x.actions)
-    ratio, weights = self.importance(log_p, x.propensities)
-    return LossTerms(ips(log_p, weights, x.rewards), ratio, weights)
+  A row at the cap still learns, with the cap for its weight; compare the risks in `crm`.
+  """
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    log_prob, share = self.logged(x)
+    ratio, weights = self.importance(log_prob, x.propensities)
+    return LossTerms(ips(log_prob, weights, x.rewards), ratio, weights, share)

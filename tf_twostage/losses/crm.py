@@ -1,0 +1,136 @@
+"""Counterfactual risk minimization: losses whose batch mean is an estimate of -E[r] under π.
+
+A risk -ω_i r_i carries its gradient in ω = π/β itself. Since dω = ω d log π, that gradient is
+the one of -sg(ω_i) r_i log π(a_i) (`ips`), with one difference: where ω is clipped, the risk is
+flat and the row learns nothing, while `ips` goes on with the clipped weight.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import tensorflow as tf
+
+from tf_twostage.errors import InputError
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
+from tf_twostage.losses.importance import (
+  DEFAULT_WEIGHTS,
+  ImportanceWeights,
+  WeightedLoss,
+  batch_sum,
+)
+
+# Clipped from above alone, and not normalised.
+PUBLISHED_WEIGHTS = ImportanceWeights(floor=0.0, self_normalize=False)
+
+
+def risk(weights: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
+  """-ω_i r_i: its mean is the IPS estimate of -E[r] under π, and SNIPS where ω averages 1.
+
+  Args:
+    weights: [B], ω_i, differentiable.
+    rewards: [B].
+
+  Returns:
+    [B].
+  """
+  return -weights * rewards
+
+
+def poem(
+  weights: tf.Tensor, rewards: tf.Tensor, *, penalty: float, self_normalized: bool = False
+) -> tf.Tensor:
+  """-ω_i r_i + λ sqrt(Var / n): the mean is the risk plus λ of its standard errors.
+
+  Var is the sample variance (n - 1) of ω_i r_i. Self-normalised weights estimate a ratio, whose
+  linearisation has ω_i (r_i - Σω r / Σω) in place of ω_i r_i. One row has no variance.
+
+  Args:
+    weights: [B], ω_i, differentiable.
+    rewards: [B].
+    penalty: λ.
+    self_normalized: whether weights were divided by their batch mean.
+
+  Returns:
+    [B]; every row bears the batch's penalty, so that the batch mean is the objective and has its
+    gradient. n is the global batch.
+
+  References:
+    [SJ15] Swaminathan, Joachims, Batch Learning from Logged Bandit Feedback through Counterfactual
+      Risk Minimization, JMLR 16, 2015, section 5; [SJ15b], section 5, where self-normalised.
+  """
+  per_row = risk(weights, rewards)
+  total, rows = batch_sum(per_row)
+  mean = tf.math.divide_no_nan(total, rows)
+  squares, _ = batch_sum(tf.square(per_row - mean * (weights if self_normalized else 1.0)))
+  squared_error = tf.math.divide_no_nan(squares, rows * (rows - 1))
+  varies = squared_error > 0  # the slope of sqrt at 0 is infinite
+  return per_row + penalty * tf.where(varies, tf.sqrt(tf.where(varies, squared_error, 1.0)), 0.0)
+
+
+class RiskLoss(WeightedLoss, EstimatorLoss):
+  """A loss that learns through its weights, which therefore must depend on the policy."""
+
+  def __init__(self, importance: ImportanceWeights = DEFAULT_WEIGHTS, **kwargs):
+    """Args:
+    importance: how weights are made; not by "none".
+    """
+    super().__init__(importance, **kwargs)
+    if importance.method == "none":
+      raise InputError(
+        f"{type(self).__name__} learns through its importance weights, and method 'none' makes"
+        " constants of them: use clip or shrink"
+      )
+
+
+class SNIPS(RiskLoss):
+  """-ω_i r_i / mean(ω): the batch mean is the ratio -Σ ω r / Σ ω, and so is its gradient.
+
+  The mean is taken over the global batch and differentiated. Weights are normalised whatever
+  `importance` says. The ratio shifts with a baseline, and its gradient does not change.
+
+  References:
+    [SJ15b] Swaminathan, Joachims, The Self-Normalized Estimator for Counterfactual Learning,
+      NeurIPS 2015, equation 8.
+  """
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    log_prob, share = self.logged(x)
+    importance = dataclasses.replace(self.importance, self_normalize=True)
+    ratio, weights = importance(log_prob, x.propensities, differentiable=True)
+    return LossTerms(risk(weights, x.rewards), ratio, weights, share)
+
+
+class POEM(RiskLoss):
+  """-ω_i r_i + λ sqrt(Var / n): clipped IPS, and a penalty on what the log cannot tell; see `poem`.
+
+  Variance and n are those of the batch: a batch of B rows out of n knows the standard error of B
+  rows, which is sqrt(n / B) times that of the log, so scale λ by sqrt(B / n) to mean the log's.
+  """
+
+  def __init__(
+    self,
+    importance: ImportanceWeights = PUBLISHED_WEIGHTS,
+    variance_penalty: float = 1.0,
+    **kwargs,
+  ):
+    """Args:
+    importance: how weights are made; with self_normalize this is Norm-POEM [SJ15b].
+    variance_penalty: λ; 0 leaves the IPS risk.
+    """
+    super().__init__(importance, **kwargs)
+    if not 0 <= variance_penalty < math.inf:
+      raise InputError(f"POEM: variance_penalty must be at least 0, got {variance_penalty}")
+    self.variance_penalty = variance_penalty
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    log_prob, share = self.logged(x)
+    ratio, weights = self.importance(log_prob, x.propensities, differentiable=True)
+    loss = poem(
+      weights,
+      x.rewards,
+      penalty=self.variance_penalty,
+      self_normalized=self.importance.self_normalize,
+    )
+    return LossTerms(loss, ratio, weights, share)
