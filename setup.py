@@ -10,7 +10,7 @@ PLOT = ["matplotlib>=3.8"]
 PARQUET = ["pyarrow>=15"]
 # The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
 SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
-DEV = ["hypothesis>=6.100", "mypy>=1.11", "pandas-stubs", "pytest>=8", "ruff>=0.6", "scipy>=1.11"]
+DEV = ["hypothesis>=6.100", "mypy>=1.11", "pandas-stubs", "pytest>=8", "ruff>=0.6"]
 
 setup(
   name="tf_twostage",
@@ -26,6 +26,7 @@ setup(
     "absl-py>=2.1",
     "numpy>=1.26",
     "pandas>=2.2",
+    "scipy>=1.11",
     # tf_keras follows TensorFlow minor by minor, and TFRS needs Keras 2: the two move together.
     "tensorflow>=2.21,<2.22",
     "tf_keras>=2.21,<2.22",

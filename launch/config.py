@@ -6,13 +6,14 @@ The only file that defines flags.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import pathlib
 import shutil
 import sys
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -41,6 +42,8 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
   str: flags.DEFINE_string,
 }
 _RUN_FLAGS = ("workdir", "export_dir", "overwrite")
+# Settings that variants of an experiment may differ in: their environment is one.
+_VARIANT_SECTIONS = ("loss", "generator", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,12 @@ class _Setting:
   def flag(self) -> str:
     return _PREFIXES.get(self.section, "") + self.field.name
 
+  @property
+  def kind(self) -> type:
+    owner = type(getattr(Config(), self.section)) if self.section else Config
+    hint = typing.get_type_hints(owner)[self.field.name]
+    return next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
+
 
 def _settings() -> Iterator[_Setting]:
   defaults = Config()
@@ -67,17 +76,15 @@ def _settings() -> Iterator[_Setting]:
       yield _Setting(field.name, inner, getattr(value, inner.name))
 
 
-def define_flags() -> None:
+def define_flags(*, export: bool = True) -> None:
   """Defines every setting's flag, and where a run reads and writes."""
   for setting in _settings():
-    owner = type(getattr(Config(), setting.section)) if setting.section else Config
-    kind = typing.get_type_hints(owner)[setting.field.name]
-    base = next(t for t in (typing.get_args(kind) or (kind,)) if t is not type(None))
-    _DEFINERS[base](setting.flag, setting.default, setting.field.metadata["help"])
+    _DEFINERS[setting.kind](setting.flag, setting.default, setting.field.metadata["help"])
   flags.DEFINE_string("workdir", None, "everything a run leaves; default runs/<name>")
-  flags.DEFINE_string(
-    "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
-  )
+  if export:
+    flags.DEFINE_string(
+      "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
+    )
   flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
 
 
@@ -94,30 +101,97 @@ def config_from_flags() -> Config:
   )
 
 
-def directories(config: Config) -> tuple[pathlib.Path, pathlib.Path]:
-  """The work directory, emptied if asked to, and the export directory."""
+def plan_variants(
+  config: Config, losses: Sequence[str], sweep: str
+) -> list[tuple[str, Config, str]]:
+  """Label, config and family of every variant that `--losses` and `--sweep` ask for.
+
+  Raises:
+    InputError: a flag is unknown or not a variant's to set, or a value does not parse.
+  """
+  grid = _grid(sweep)
+  variants = []
+  for loss in map(str.strip, losses):
+    name, *given = loss.split(":")
+    own = dict(_pair(text) for text in given)
+    for swept in itertools.product(*grid.values()):
+      tried = dict(zip(grid, swept, strict=True))
+      label = ":".join([loss, *(f"{k}={v}" for k, v in tried.items())])
+      variants.append((label, _changed(config, {"loss": name, **own, **tried}), loss))
+  return variants
+
+
+def _grid(sweep: str) -> dict[str, list[str]]:
+  """ "a=1,2,b=3" as {"a": ["1", "2"], "b": ["3"]}."""
+  grid: dict[str, list[str]] = {}
+  for part in filter(None, sweep.split(",")):
+    if "=" in part:
+      name, part = _pair(part)
+      grid.setdefault(name, [])
+    if not grid:
+      raise InputError(f"--sweep={sweep}: write flag=value,value,...,flag=value,...")
+    grid[name].append(part)
+  return grid
+
+
+def _pair(text: str) -> tuple[str, str]:
+  name, equals, value = text.partition("=")
+  if not equals:
+    raise InputError(f"{text!r}: write flag=value")
+  return name, value
+
+
+def _changed(config: Config, values: Mapping[str, str]) -> Config:
+  settings = {s.flag: s for s in _settings() if s.section in _VARIANT_SECTIONS}
+  for flag, text in values.items():
+    if flag not in settings:
+      raise InputError(
+        f"{flag!r} is no setting that variants can differ in; these are: {', '.join(settings)}"
+      )
+    setting = settings[flag]
+    try:
+      value = flags.FLAGS[flag].parser.parse(text)
+    except ValueError as error:
+      raise InputError(f"{flag}={text}: {error}") from error
+    section = dataclasses.replace(getattr(config, setting.section), **{setting.field.name: value})
+    config = dataclasses.replace(config, **{setting.section: section})
+  return config
+
+
+def work_directory(config: Config) -> pathlib.Path:
+  """The work directory, emptied if asked to."""
   values = flags.FLAGS
   workdir = pathlib.Path(values.workdir or f"runs/{config.name}")
-  export_dir = pathlib.Path(values.export_dir or f"saved_models/{config.name}")
   if values.overwrite and workdir.exists():
     if any(workdir.iterdir()) and not (workdir / "stages").is_dir():
       raise InputError(
         f"--overwrite: {workdir} holds no earlier run, so it is left alone; name another --workdir"
       )
     shutil.rmtree(workdir)
+  return _made(workdir, "workdir")
+
+
+def export_directory(config: Config) -> pathlib.Path:
+  return _made(pathlib.Path(flags.FLAGS.export_dir or f"saved_models/{config.name}"), "export_dir")
+
+
+def _made(directory: pathlib.Path, flag: str) -> pathlib.Path:
   try:
-    for directory in (workdir, export_dir):
-      directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise InputError(
-      f"cannot make {error.filename}: {error.strerror}; name a writable directory with --workdir"
-      " and --export_dir"
+      f"cannot make {error.filename}: {error.strerror}; name a writable directory with --{flag}"
     ) from error
-  return workdir, export_dir
+  return directory
 
 
-def run_command(main: Callable[[], None]) -> None:
-  """Parses the flags, runs `main`; wrong input ends in one message and exit code 2."""
+def run_command(main: Callable[[], None], own: Mapping[str, Sequence[str]] | None = None) -> None:
+  """Parses the flags, runs `main`; wrong input ends in one message and exit code 2.
+
+  Args:
+    main: the command.
+    own: flags that only this command has, by the title of their group in --help.
+  """
 
   def guarded(arguments: Sequence[str]) -> int:
     absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow speaks through it
@@ -132,32 +206,32 @@ def run_command(main: Callable[[], None]) -> None:
       return 2
     return 0
 
-  app.run(guarded, flags_parser=_parse)
+  def parse(arguments: Sequence[str]) -> list[str]:
+    if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+      print(help_text(sys.modules["__main__"].__doc__ or "", own or {}))
+      sys.exit(0)
+    try:
+      return flags.FLAGS(arguments)
+    except flags.Error as error:
+      print(f"error: {error}; --help lists the flags", file=sys.stderr)
+      sys.exit(2)
+
+  app.run(guarded, flags_parser=parse)
 
 
-def _parse(arguments: Sequence[str]) -> list[str]:
-  if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
-    print(help_text(sys.modules["__main__"].__doc__ or ""))
-    sys.exit(0)
-  try:
-    return flags.FLAGS(arguments)
-  except flags.Error as error:
-    print(f"error: {error}; --help lists the flags", file=sys.stderr)
-    sys.exit(2)
-
-
-def help_text(summary: str) -> str:
-  """All flags by section, each with what it does and its default."""
-  groups: dict[str, list[str]] = {title: [] for title in _TITLES}
+def help_text(summary: str, own: Mapping[str, Sequence[str]]) -> str:
+  """All flags by section, a command's own first, each with what it does and its default."""
+  groups: dict[str, list[str]] = {title: [*names] for title, names in own.items()}
+  groups |= {title: [] for title in _TITLES.values()}
   for setting in _settings():
-    groups[setting.section or "run"].append(setting.flag)
-  groups["run"] += _RUN_FLAGS
+    groups[_TITLES[setting.section or "run"]].append(setting.flag)
+  groups[_TITLES["run"]] += [name for name in _RUN_FLAGS if name in flags.FLAGS]
   lines = [summary.strip(), ""]
-  for group, names in groups.items():
-    lines.append(f"{_TITLES[group]}:")
+  for title, names in groups.items():
+    lines.append(f"{title}:")
     for name in names:
       flag = flags.FLAGS[name]
-      shown = "unset" if flag.default is None else f"{flag.default}"
+      shown = (flag.default_as_str or "").strip("'") or "unset"
       lines += textwrap.wrap(
         f"--{name}".ljust(34) + f"{flag.help} ({shown})",
         width=100,

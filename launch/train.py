@@ -9,7 +9,8 @@ from launch import config as launch_config
 
 def main() -> None:
   config = launch_config.config_from_flags()
-  workdir, export_dir = launch_config.directories(config)
+  workdir = launch_config.work_directory(config)
+  export_dir = launch_config.export_directory(config)
 
   from tf_twostage import pipeline  # brings TensorFlow, which --help and wrong flags can do without
 

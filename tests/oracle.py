@@ -1,6 +1,7 @@
 """Plain NumPy, one row or slate at a time: the formulas by enumeration, nothing clever."""
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -73,3 +74,96 @@ def finite_differences(f: Callable, x: np.ndarray, step: float = 1e-6) -> np.nda
     shift[index] = step
     gradient[index] = (f(x + shift) - f(x - shift)) / (2 * step)
   return gradient
+
+
+def jacobian(f: Callable, x: np.ndarray, step: float = 1e-6) -> np.ndarray:
+  """Central differences of a vector function of a vector: [outputs, inputs]."""
+  shifts = step * np.eye(len(x))
+  return np.stack([(f(x + shift) - f(x - shift)) / (2 * step) for shift in shifts], axis=1)
+
+
+def importance_weights(
+  ratio: np.ndarray,
+  *,
+  cap: float = 10.0,
+  floor: float = 0.01,
+  self_normalize: bool = True,
+  method: str = "clip",
+  shrinkage: float = 100.0,
+) -> np.ndarray:
+  """Weights [B] from π(a_i) / β_i [B]: corrected, then divided by their mean."""
+  if method == "clip":
+    weights = np.clip(ratio, floor, cap)
+  elif method == "shrink":
+    weights = shrinkage * ratio / (ratio**2 + shrinkage)
+  else:
+    weights = np.ones_like(ratio)
+  return weights / weights.mean() if self_normalize else weights
+
+
+def poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) -> np.ndarray:
+  """-ω_i r_i + λ sqrt(Var / n), Var the sample variance of ω_i r_i: [B]."""
+  gains = weights * rewards
+  return -gains + penalty * np.sqrt(np.var(gains, ddof=1) / len(gains))
+
+
+def normalised_poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) -> np.ndarray:
+  """`poem` of a ratio: the standard error is that of its linearisation, ω_i (r_i - Σωr / Σω)."""
+  value = np.sum(weights * rewards) / np.sum(weights)
+  residuals = weights / weights.mean() * (rewards - value)
+  n = len(rewards)
+  error = np.sqrt(np.sum(residuals**2) / (n * (n - 1)))
+  return -weights / weights.mean() * rewards + penalty * error
+
+
+def top_k_multiplier(p: np.ndarray, k: int) -> np.ndarray:
+  """Derivative of 1 - (1 - p)^k, the chance of an item of probability p to be among k draws."""
+  return k * (1 - p) ** (k - 1)
+
+
+def distinct_slate_policy(
+  logits: np.ndarray, ranker_logits: np.ndarray, slate_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """K draws with replacement, then the ranker's softmax over the *distinct* items among them.
+
+  Returns:
+    [N] the probability that an item is shown, and [N, N] its derivatives in the logits: as
+    `policy_oracle.enumerate_slates`, but that repeats compete only once.
+  """
+  p = softmax(logits)
+  items = len(p)
+  probabilities, derivatives = np.zeros(items), np.zeros((items, items))
+  for drawn in itertools.product(range(items), repeat=slate_size):
+    probability = np.prod(p[list(drawn)])
+    score = np.bincount(drawn, minlength=items) - slate_size * p
+    slate = sorted(set(drawn))
+    shown = softmax(ranker_logits[slate])
+    probabilities[slate] += probability * shown
+    derivatives[slate] += probability * shown[:, None] * score
+  return probabilities, derivatives
+
+
+def distinct_slate_probabilities(
+  p: np.ndarray, ranker_logits: np.ndarray, slate_size: int, step: float = 0.25
+) -> np.ndarray:
+  """`distinct_slate_policy` of a catalogue too large to enumerate: [N].
+
+  The first of the exponential clocks of rate exp(g) that rings is shown; clock b is silent until
+  time t with probability f_b = exp(-t exp(g_b)). Over K draws, of which item b gets n_b,
+    E[Π_b f_b^(1 if n_b > 0)] = K! [z^K] Π_b (1 + f_b (exp(p_b z) - 1)),
+  where exp(p_b z) generates 1 / n_b!. The coefficient is a mean over a circle of radius K, the
+  time integral a trapezoidal rule in log t; both err by less than 1e-9.
+  """
+  size, angles = slate_size, 4 * slate_size + 40
+  z = size * np.exp(2j * np.pi * np.arange(angles) / angles)
+  coefficient = math.factorial(size) / angles / z**size
+  draws = np.expm1(p[:, None] * z)  # [N, angles]
+  y = np.arange(-ranker_logits.max() - np.log(size) - 25.0, 5.0 - ranker_logits.min(), step)
+  shown = np.zeros_like(p)
+  for time in np.exp(y):
+    rate = time * np.exp(ranker_logits)
+    silent = np.exp(-rate)
+    factors = 1 + silent[:, None] * draws
+    others = np.exp(np.log(factors).sum(axis=0)) * coefficient
+    shown += step * rate * silent * np.real((draws / factors) @ others)
+  return shown

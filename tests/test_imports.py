@@ -13,15 +13,19 @@ ORDER = [
   ("errors",),
   ("schema", "config", "stages"),
   ("datasets", "bandit_log"),
-  ("policies", "losses"),
+  ("policies",),
+  ("losses",),
   ("models",),
   ("fitting",),
   ("simulation",),
   ("evaluation",),
+  ("environment",),
   ("monitoring",),
   ("training",),
-  ("reporting", "serving"),
+  ("tables",),
+  ("figures", "reporting", "serving"),
   ("pipeline",),
+  ("experiment",),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.

@@ -31,6 +31,11 @@ class DataConfig:
   data_dir: str | None = _option(
     None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
   )
+  environment: str | None = _option(
+    None,
+    "directory of a ready environment (full_information.npz, bandit_log.csv, ranker.npz); nothing"
+    " is simulated then",
+  )
   positive_above: float = _option(3.0, "ratings above this are positive")
   validation_users: int = _option(
     2000, "the first this many users choose the epoch; all others test"
@@ -64,6 +69,14 @@ class FitConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneratorConfig(FitConfig):
+  """What only the candidate generator has."""
+
+  positives_only: bool = _option(True, "learn from rewarded rows of the log only")
+  item_bias: bool = _option(False, "add a learned number for each item to the logits")
+
+
+@dataclasses.dataclass(frozen=True)
 class SimulationConfig:
   """From ratings to full information to a bandit log."""
 
@@ -88,13 +101,36 @@ class SimulationConfig:
 class LossConfig:
   """The generator's objective and its options; options a loss has no use for are not passed."""
 
-  loss: str = _option("two_stage_ips", "cross_entropy, ips or two_stage_ips")
-  weight_cap: float = _option(10.0, "importance weights are clipped to at most this (c1)")
-  weight_floor: float = _option(0.01, "importance weights are clipped to at least this (c2)")
-  self_normalize: bool = _option(True, "divide clipped weights by their batch mean")
-  alpha: float = _option(1e-2, "2-IPS: weight of the other items of a slate")
-  num_slates: int = _option(100, "2-IPS: slates drawn for each row (tau)")
-  sampling_temperature: float = _option(math.e, "2-IPS: slates are drawn from logits / this")
+  loss: str = _option("two_stage_ips", "name of a loss, see tf_twostage.losses.LOSSES")
+  policy: str = _option(
+    "softmax", "estimators: softmax (the generator alone) or two_stage (with the ranker, exact)"
+  )
+  baseline: float = _option(0.0, "subtracted from every reward")
+  weight_method: str = _option(
+    "clip", "how importance weights are corrected: clip, shrink or none (all weights 1)"
+  )
+  weight_cap: float = _option(10.0, "clip: importance weights are at most this (c1)")
+  weight_floor: float = _option(0.01, "clip: importance weights are at least this (c2)")
+  weight_shrinkage: float = _option(100.0, "shrink: lambda; weights peak at half its root")
+  self_normalize: bool = _option(True, "divide corrected weights by their batch mean")
+  normalize_shares: bool = _option(
+    False, "2-IPS: that mean is of weights times the ranker's share of the logged item"
+  )
+  alpha: float = _option(1e-2, "two_stage_ips: weight of the other items of a slate")
+  num_slates: int = _option(100, "two_stage_ips: slates drawn for each row (tau)")
+  sampling_temperature: float = _option(
+    math.e, "two_stage_ips: slates are drawn from logits / this"
+  )
+  sampling: str = _option(
+    "categorical", "two_stage_ips: categorical or systematic (less variance, faster) draws"
+  )
+  exact_alpha: float = _option(
+    1.0, "two_stage_ips_exact: weight of the gradient through the other candidates"
+  )
+  variance_penalty: float = _option(1.0, "poem: lambda, standard errors added to the risk")
+  reward_model: str = _option(
+    "sigmoid", "doubly_robust: ranker logits to rewards, sigmoid or linear"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +149,7 @@ class Config:
   simulator: FitConfig = FitConfig(epochs=5, batch_size=1024, l2=1e-6)
   behavior: FitConfig = FitConfig()
   ranker: FitConfig = FitConfig()
-  generator: FitConfig = FitConfig()
+  generator: GeneratorConfig = GeneratorConfig()
   loss: LossConfig = LossConfig()
 
   def __post_init__(self):

@@ -63,6 +63,7 @@ def fit(
   *,
   callbacks: Sequence[tf.keras.callbacks.Callback] = (),
   initial_epoch: int = 0,
+  progress: bool = True,
 ) -> dict[str, list[float]]:
   """Fits `model` and returns Keras's history, a list by metric.
 
@@ -74,6 +75,7 @@ def fit(
     description: what the progress bar says.
     callbacks: run after the progress bar's.
     initial_epoch: epochs already done, when resuming.
+    progress: whether to show a bar.
   """
   if model.optimizer is None:
     model.compile(optimizer=make_optimizer(config))
@@ -83,6 +85,6 @@ def fit(
     initial_epoch=initial_epoch,
     steps_per_epoch=steps_per_epoch(rows, config),
     verbose=0,
-    callbacks=[Progress(description, initial_epoch), *callbacks],
+    callbacks=[Progress(description, initial_epoch), *callbacks] if progress else callbacks,
   )
   return history.history

@@ -5,15 +5,18 @@ hyper-parameters and live with the models.
 
 Raw values, as they stand in files and in requests to an exported model:
 
-=============  ===================================  =======================
-feature        raw value                            array
-=============  ===================================  =======================
-`Id`           string; its position in the          str, [rows]
-               vocabulary is the catalogue index
-`Categorical`  string                               str, [rows]
-`Numeric`      number                               float64, [rows]
-`Bag`          several strings, padded with ""      str, [rows, max_length]
-=============  ===================================  =======================
+==============  ===================================  =======================
+feature         raw value                            array
+==============  ===================================  =======================
+`Id`            string; its position in the          str, [rows]
+                vocabulary is the catalogue index
+`Categorical`   string                               str, [rows]
+`Numeric`       number                               float64, [rows]
+`Bag`           several strings, padded with ""      str, [rows, max_length]
+`SparseVector`  positions, padded with -1, in        int64, [rows, max_length]
+                "<name>_ids", and the value at each  float32, [rows, max_length]
+                of them in "<name>_weights"
+==============  ===================================  =======================
 """
 
 from __future__ import annotations
@@ -47,7 +50,12 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class Id(Categorical):
-  """The key of a user or an item: row i of its table holds vocabulary[i]."""
+  """The key of a user or an item: row i of its table holds vocabulary[i].
+
+  With `embedded=False` it only names its row, in a log say, and towers do not read it.
+  """
+
+  embedded: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +78,37 @@ class Numeric:
       raise InputError(f"feature {self.name!r}: scale must be positive, got {self.scale}")
 
 
-Feature = Categorical | Numeric
-_KINDS = {kind.__name__: kind for kind in (Id, Categorical, Bag, Numeric)}
+@dataclasses.dataclass(frozen=True)
+class SparseVector:
+  """A vector with few values that are not zero, such as a document's words, scaled to length 1."""
+
+  name: str
+  size: int
+  max_length: int
+
+  def __post_init__(self):
+    if self.size < 1 or self.max_length < 1:
+      raise InputError(
+        f"feature {self.name!r}: size and max_length must be at least 1, got {self.size} and"
+        f" {self.max_length}"
+      )
+
+  @property
+  def ids(self) -> str:
+    return f"{self.name}_ids"
+
+  @property
+  def weights(self) -> str:
+    return f"{self.name}_weights"
+
+
+Feature = Categorical | Numeric | SparseVector
+_KINDS = {kind.__name__: kind for kind in (Id, Categorical, Bag, Numeric, SparseVector)}
+
+
+def columns(feature: Feature) -> tuple[str, ...]:
+  """Names of the arrays that hold a feature's raw values."""
+  return (feature.ids, feature.weights) if isinstance(feature, SparseVector) else (feature.name,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +124,12 @@ class Schema:
       ids = [f.name for f in getattr(self, side) if isinstance(f, Id)]
       if len(ids) != 1:
         raise InputError(f"schema: the {side} side needs exactly one Id feature, found {ids}")
-    names = [f.name for f in (*self.user, *self.item, *self.context)]
+      if not _read(getattr(self, side)):
+        raise InputError(
+          f"schema: the {side} side has nothing that a tower reads; add a feature, or embed its Id"
+        )
+    features = (*self.user, *self.item, *self.context)
+    names = [name for f in features for name in dict.fromkeys((f.name, *columns(f)))]
     if len(set(names)) != len(names):
       raise InputError(f"schema: feature names must differ, got {names}")
 
@@ -98,6 +140,16 @@ class Schema:
   @property
   def item_id(self) -> Id:
     return next(f for f in self.item if isinstance(f, Id))
+
+  @property
+  def user_inputs(self) -> tuple[Feature, ...]:
+    """What a tower reads of a user: everything but an id that only names."""
+    return _read(self.user)
+
+  @property
+  def item_inputs(self) -> tuple[Feature, ...]:
+    """What a tower reads of an item."""
+    return _read(self.item)
 
   @property
   def num_users(self) -> int:
@@ -125,6 +177,10 @@ class Schema:
     return cls(**{side: tuple(map(feature, specs)) for side, specs in json.loads(text).items()})
 
 
+def _read(features: Sequence[Feature]) -> tuple[Feature, ...]:
+  return tuple(f for f in features if not isinstance(f, Id) or f.embedded)
+
+
 def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> int:
   """Returns the number of rows of `table`, or says what does not fit `features`.
 
@@ -134,24 +190,53 @@ def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> 
     what: the table's name in messages, such as "user features".
 
   Raises:
-    InputError: a column is missing, has the wrong rank, holds NaN, or differs in length.
+    InputError: a column is missing, has the wrong rank, holds NaN, or differs in length; a sparse
+      vector is longer than its `max_length` or points outside it.
   """
-  missing = [f.name for f in features if f.name not in table]
+  names = {name: f for f in features for name in columns(f)}
+  missing = [name for name in names if name not in table]
   if missing:
     raise InputError(f"{what}: missing column(s) {missing}; found {sorted(table)}")
-  rows = {f.name: len(table[f.name]) for f in features}
+  rows = {name: len(table[name]) for name in names}
   if len(set(rows.values())) > 1:
     raise InputError(f"{what}: columns differ in length: {rows}")
-  for f in features:
-    values = np.asarray(table[f.name])
-    rank = 2 if isinstance(f, Bag) else 1
+  for name, f in names.items():
+    values = np.asarray(table[name])
+    rank = 2 if isinstance(f, Bag | SparseVector) else 1
     if values.ndim != rank:
-      raise InputError(f"{what}: column {f.name!r} must have rank {rank}, got shape {values.shape}")
+      raise InputError(f"{what}: column {name!r} must have rank {rank}, got shape {values.shape}")
     if isinstance(f, Numeric):
       bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
       if bad.size:
         raise InputError(
-          f"{what}: column {f.name!r} holds {bad.size} of {len(values)} values that are not"
+          f"{what}: column {name!r} holds {bad.size} of {len(values)} values that are not"
           f" finite (first: row {bad[0]}); fill or drop them"
         )
+  for f in features:
+    if isinstance(f, SparseVector):
+      _check_sparse(f, table, what)
   return next(iter(rows.values()))
+
+
+def _check_sparse(feature: SparseVector, table: FeatureTable, what: str) -> None:
+  ids, weights = np.asarray(table[feature.ids]), np.asarray(table[feature.weights])
+  if ids.dtype.kind not in "iu" or ids.shape != weights.shape:
+    raise InputError(
+      f"{what}: {feature.ids!r} and {feature.weights!r} must be integers and numbers of one shape,"
+      f" got {ids.dtype} {ids.shape} and {weights.dtype} {weights.shape}"
+    )
+  if ids.shape[1] > feature.max_length:
+    raise InputError(
+      f"{what}: {feature.ids!r} is {ids.shape[1]} wide, more than max_length {feature.max_length};"
+      " keep the largest weights"
+    )
+  for name, ok, rule in (
+    (feature.ids, (ids >= -1) & (ids < feature.size), f"lie in [0, {feature.size}); -1 pads"),
+    (feature.weights, np.isfinite(weights), "be finite"),
+  ):
+    bad = np.flatnonzero(~ok.all(axis=1))
+    if bad.size:
+      raise InputError(
+        f"{what}: column {name!r} must {rule}; {bad.size} of {len(ids)} rows do not (first: row"
+        f" {bad[0]}); drop such entries"
+      )

@@ -18,7 +18,7 @@ from absl import logging
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import FeatureLookup, TwoTower
 from tf_twostage.models.two_stage import PADDING, rerank, retrieve
-from tf_twostage.schema import Bag, Feature, Numeric, Schema
+from tf_twostage.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
 
 
 class Recommender(tf.Module):
@@ -44,7 +44,7 @@ class Recommender(tf.Module):
       raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
     self._schema = schema
     self._slate_size = slate_size
-    self._lookup = FeatureLookup((*schema.user, *schema.context))
+    self._lookup = FeatureLookup((*schema.user_inputs, *schema.context))
     self._item_lookup = FeatureLookup((schema.item_id,))
     # The SavedModel keeps the towers' variables, not the Keras layers around them.
     self._generator_query, self._ranker_query = generator.query, ranker.query
@@ -90,8 +90,9 @@ class Recommender(tf.Module):
 
   def signature(self) -> dict[str, tf.TensorSpec]:
     """Names, shapes and types of what `recommend` takes."""
-    features = {f.name: _spec(f) for f in (*self._schema.user, *self._schema.context)}
-    return {**features, "exclude": tf.TensorSpec([None, None], tf.string, name="exclude")}
+    features = (*self._schema.user_inputs, *self._schema.context)
+    specs = {name: _spec(f, name) for f in features for name in columns(f)}
+    return {**specs, "exclude": tf.TensorSpec([None, None], tf.string, name="exclude")}
 
 
 def export(recommender: Recommender, directory: pathlib.Path) -> pathlib.Path:
@@ -171,7 +172,11 @@ def _quiet() -> Iterator[None]:
     tf.get_logger().setLevel(before[1])
 
 
-def _spec(feature: Feature) -> tf.TensorSpec:
+def _spec(feature: Feature, column: str) -> tf.TensorSpec:
+  if isinstance(feature, SparseVector):
+    return tf.TensorSpec(
+      [None, None], tf.int64 if column == feature.ids else tf.float32, name=column
+    )
   dtype = tf.float64 if isinstance(feature, Numeric) else tf.string
   shape = [None, None] if isinstance(feature, Bag) else [None]
-  return tf.TensorSpec(shape, dtype, name=feature.name)
+  return tf.TensorSpec(shape, dtype, name=column)

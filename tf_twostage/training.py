@@ -21,6 +21,7 @@ from tf_twostage.stages import write_json
 
 _log = logging.getLogger(__name__)
 
+_HISTORY = "history.json"
 SELECTION = ("validation", "two_stage", "precision@10")
 
 # One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores}
@@ -38,6 +39,13 @@ def best_epoch(history: History) -> dict[str, Any]:
   return max(history, key=selected)
 
 
+def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
+  """What a run in this directory scored, if it got to its last epoch."""
+  file = directory / _HISTORY
+  history = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+  return history if len(history) >= epochs else None
+
+
 def train_generator(
   model: CandidateGenerator,
   log: BanditLog,
@@ -49,6 +57,7 @@ def train_generator(
   seed: int,
   hyper_parameters: Mapping[str, Any],
   tensorboard: pathlib.Path,
+  progress: bool = True,
 ) -> History:
   """Fits `model` on the log; leaves it with the weights of its best epoch.
 
@@ -64,6 +73,7 @@ def train_generator(
     seed: fixes the order of rows; the caller seeds the weights.
     hyper_parameters: flat, shown in TensorBoard's HParams tab.
     tensorboard: where event files go.
+    progress: whether to show a bar.
 
   Returns:
     one entry an epoch.
@@ -87,6 +97,7 @@ def train_generator(
       "generator",
       callbacks=[_EpochEnd(run, evaluate, monitor)],
       initial_epoch=run.finished_epochs,
+      progress=progress,
     )
   run.restore_best()
   return run.history
@@ -96,7 +107,7 @@ class _Run:
   """What a training run keeps on disk: the last epoch, the best epoch, the history."""
 
   def __init__(self, model: CandidateGenerator, directory: pathlib.Path):
-    self._history_file = directory / "history.json"
+    self._history_file = directory / _HISTORY
     last = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
     self._last = tf.train.CheckpointManager(last, str(directory / "checkpoints"), max_to_keep=2)
     best = tf.train.Checkpoint(towers=model.towers)

@@ -1,92 +1,168 @@
-"""What holds for every loss in the registry."""
+"""What holds for every loss in the registry, and for every estimator on either policy."""
+
+import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import oracle
-from tests.losses.helpers import batch, value_and_gradient
+from tests.losses.helpers import (
+  RAW,
+  VARIANTS,
+  batch,
+  clipped_batch,
+  every_variant,
+  make,
+  value_and_gradient,
+)
+from tests.policy_oracle import ranker_share
 from tf_twostage import losses
-from tf_twostage.losses.slates import sample_slates, slate_counts
+from tf_twostage.errors import InputError
+from tf_twostage.losses.slates import sample_slates
 
-SLATES = {"num_slates": 3, "slate_size": 4}
+# The quadrature's relative error is documented as 6e-4; everything else is exact in float64.
+EXACT = {"rtol": 1e-6, "atol": 1e-8}
+QUADRATURE = {"rtol": 2e-3, "atol": 1e-3}
 
 
-def make(name, /, **options):
-  """The loss of that name with few, small slates and a seed."""
+def exactness(variant):
+  quadrature = variant.endswith("two_stage") or "exact" in variant
+  return QUADRATURE if quadrature else EXACT
+
+
+def formula(variant, x):
+  """The loss of a batch as a NumPy function of its logits; what stops the gradient is held at
+  the batch's own logits.
+  """
+  loss = make(variant)
+  name = VARIANTS[variant][0]
+  held, rewards, actions = x["logits"], x["rewards"], x["actions"]
+  rows = np.arange(len(actions))
   if name == "two_stage_ips":
-    options = {"seed": 1, "alpha": 0.5, **SLATES, **options}
-  return losses.LOSSES[name](**options)
+    tf.random.set_seed(0)
+    slates = sample_slates(
+      tf.constant(held),
+      num_slates=loss.num_slates,
+      slate_size=loss.slate_size,
+      temperature=loss.sampling_temperature,
+      sampling=loss.sampling,
+      seed=loss.seed,
+    ).numpy()
+    counts = [
+      np.mean([oracle.slate_coefficients(s, a, g, loss.alpha) for s in row], axis=0)
+      for row, a, g in zip(slates, actions, x["ranker_logits"], strict=True)
+    ]
 
+  def shares(logits):
+    rows = zip(oracle.softmax(logits), x["ranker_logits"], strict=True)
+    every = np.arange(logits.shape[1])
+    return np.stack([ranker_share(p, g, every, loss.slate_size) for p, g in rows])
 
-every_loss = pytest.mark.parametrize("name", sorted(losses.LOSSES))
+  def probabilities(logits):
+    p = oracle.softmax(logits)
+    two_stage = getattr(loss, "policy", None) == "two_stage"
+    return loss.slate_size * p * shares(logits) if two_stage else p
 
+  def log_prob(logits):
+    return np.log(probabilities(logits)[rows, actions])
 
-def held_fixed(name, x, terms):
-  """The loss of a batch as a NumPy function of its logits, all that stops the gradient held."""
-  rows = np.arange(len(x["actions"]))
-
-  tf.random.set_seed(0)
-  slates = sample_slates(tf.constant(x["logits"]), temperature=np.e, seed=1, **SLATES)
-  c, _ = slate_counts(slates, tf.constant(x["actions"]), x["ranker_logits"], alpha=0.5)
-
-  def log_p(logits):
-    return oracle.log_softmax(logits)[rows, x["actions"]]
+  def weights(logits, **changes):
+    ratio = np.exp(log_prob(logits)) / x["propensities"]
+    importance = {**dataclasses.asdict(loss.importance), **changes}
+    if not getattr(loss, "normalize_shares", False):
+      return oracle.importance_weights(ratio, **importance)
+    raw = oracle.importance_weights(ratio, **{**importance, "self_normalize": False})
+    share = np.array(counts) if name == "two_stage_ips" else shares(held)
+    return raw / np.mean(raw * share[rows, actions])
 
   def binary(logits):
-    z = logits[rows, x["actions"]]
-    return np.log1p(np.exp(z)) - x["rewards"] * z
+    z = logits[rows, actions]
+    return np.log1p(np.exp(z)) - rewards * z
 
-  def two_stage(logits):
-    return -x["rewards"] * terms.weights * (c.numpy() * oracle.log_softmax(logits)).sum(axis=1)
+  def poem(logits):
+    if loss.importance.self_normalize:
+      raw = weights(logits, self_normalize=False)
+      return oracle.normalised_poem(raw, rewards, loss.variance_penalty)
+    return oracle.poem(weights(logits), rewards, loss.variance_penalty)
+
+  def doubly_robust(logits):
+    linear = loss.reward_model is tf.keras.activations.linear
+    predicted = x["ranker_logits"] if linear else 1 / (1 + np.exp(-x["ranker_logits"]))
+    correction = weights(held) * (rewards - predicted[rows, actions]) * log_prob(logits)
+    return -(probabilities(logits) * predicted).sum(axis=1) - correction
+
+  def top_k(logits):
+    multiplier = oracle.top_k_multiplier(np.exp(log_prob(held)), loss.slate_size)
+    return -rewards * weights(held) * multiplier * log_prob(logits)
+
+  def two_stage_ips(logits):
+    return -rewards * weights(held) * (counts * oracle.log_softmax(logits)).sum(axis=1)
+
+  def two_stage_ips_exact(logits):
+    inner = shares(held)[rows, actions] * log_prob(logits)
+    inner += loss.alpha * shares(logits)[rows, actions]
+    return -rewards * weights(held) * inner
 
   return {
-    "cross_entropy": lambda logits: -x["rewards"] * log_p(logits),
+    "cross_entropy": lambda logits: -rewards * log_prob(logits),
     "binary_cross_entropy": binary,
-    "ips": lambda logits: -x["rewards"] * terms.weights * log_p(logits),
-    "two_stage_ips": two_stage,
+    "ips": lambda logits: -rewards * weights(held) * log_prob(logits),
+    "snips": lambda logits: -rewards * weights(logits, self_normalize=True),
+    "poem": poem,
+    "doubly_robust": doubly_robust,
+    "top_k": top_k,
+    "two_stage_ips": two_stage_ips,
+    "two_stage_ips_exact": two_stage_ips_exact,
   }[name]
 
 
-@every_loss
-def test_gradient_agrees_with_finite_differences(name):
-  x = batch(rows=3, items=4)
-  loss = make(name, dtype="float64")
+@every_variant()
+def test_value_agrees_with_the_formula(variant):
+  x = clipped_batch()
   tf.random.set_seed(0)
-  terms = loss.terms(**x)
+  value = make(variant, dtype="float64")(**x)
+  np.testing.assert_allclose(value, formula(variant, x)(x["logits"]), **exactness(variant))
+
+
+@every_variant()
+def test_gradient_agrees_with_finite_differences(variant):
+  x = clipped_batch()
   tf.random.set_seed(0)
-  _, gradient = value_and_gradient(loss, x)
-  f = held_fixed(name, x, terms)
+  _, gradient = value_and_gradient(make(variant, dtype="float64"), x)
+  f = formula(variant, x)
   expected = oracle.finite_differences(lambda logits: np.sum(f(logits)), x["logits"])
-  np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+  np.testing.assert_allclose(gradient, expected, **exactness(variant))
 
 
-@every_loss
-def test_descent_raises_the_logged_item_with_reward(name):
+# Doubly robust credits items that were not logged, and POEM may prefer less spread to reward.
+@every_variant(without=("doubly_robust", "poem"))
+def test_descent_raises_the_logged_item_with_reward(variant):
   x = batch()
-  _, gradient = value_and_gradient(make(name, dtype="float64"), x)
+  _, gradient = value_and_gradient(make(variant, dtype="float64"), x)
   rewarded = x["rewards"] > 0
   assert (gradient[np.arange(6), x["actions"]][rewarded] < 0).all()
 
 
-@every_loss
-def test_one_row_gives_one_value(name):
-  value, gradient = value_and_gradient(make(name), batch(rows=1))
+@every_variant()
+def test_one_row_gives_one_finite_value(variant):
+  value, gradient = value_and_gradient(make(variant), batch(rows=1))
   assert value.shape == (1,)
   assert gradient.shape == (1, 5)
+  assert np.isfinite(value).all()
+  assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "ips", "two_stage_ips"])
-def test_a_catalogue_of_one_item_leaves_nothing_to_learn(name):
-  x = batch(rows=2, items=1, dtype=np.float32)
-  np.testing.assert_allclose(make(name)(**x), [0.0, 0.0], atol=1e-6)
+@every_variant(without=("binary_cross_entropy",))
+def test_a_catalogue_of_one_item_leaves_nothing_to_learn(variant):
+  _, gradient = value_and_gradient(make(variant), batch(rows=3, items=1, dtype=np.float32))
+  np.testing.assert_allclose(gradient, np.zeros((3, 1)), atol=1e-6)
 
 
-@every_loss
-def test_equal_logits_treat_items_alike(name):
-  x = batch(rows=5, items=5)
+@every_variant()
+def test_equal_logits_treat_items_alike(variant):
   equal = {
-    **x,
     "logits": np.zeros((5, 5)),
     "actions": np.arange(5),
     "propensities": np.full(5, 0.2),
@@ -94,19 +170,21 @@ def test_equal_logits_treat_items_alike(name):
     "ranker_logits": np.zeros((5, 5)),
   }
   # Without draws: slates would differ from row to row.
-  options = {"slate_size": 1} if name == "two_stage_ips" else {}
-  value, gradient = value_and_gradient(make(name, dtype="float64", **options), equal)
-  expected = np.log(2.0) if name == "binary_cross_entropy" else np.log(5.0)
-  np.testing.assert_allclose(value, np.full(5, expected), rtol=1e-12)
-  np.testing.assert_allclose(np.diag(gradient), np.full(5, gradient[0, 0]), rtol=1e-12)
+  options = {"slate_size": 1} if variant.partition(",")[0] == "two_stage_ips" else {}
+  value, gradient = value_and_gradient(make(variant, dtype="float64", **options), equal)
+  np.testing.assert_allclose(value, np.full(5, value[0]), rtol=1e-9)
+  others = gradient[~np.eye(5, dtype=bool)]
+  np.testing.assert_allclose(np.diag(gradient), np.full(5, gradient[0, 0]), atol=1e-9)
+  np.testing.assert_allclose(others, np.full(20, others[0]), atol=1e-9)
 
 
-@every_loss
+@every_variant()
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 @pytest.mark.parametrize("propensity", [1e-12, 1.0])
-def test_extreme_inputs_give_finite_loss_and_gradient(name, scale, propensity):
+def test_extreme_inputs_give_finite_loss_and_gradient(variant, scale, propensity):
   x = batch(rows=3, items=4, dtype=np.float32)
   logged = np.eye(4, dtype=np.float32)[x["actions"]]
+  loss = make(variant)
   for logits in (scale * logged, np.full_like(logged, scale)):
     for ranker_logits in (scale * logged, -scale * logged):
       extreme = {
@@ -115,27 +193,85 @@ def test_extreme_inputs_give_finite_loss_and_gradient(name, scale, propensity):
         "ranker_logits": ranker_logits,
         "propensities": np.full(3, propensity, np.float32),
       }
-      terms = make(name).terms(**extreme)
-      _, gradient = value_and_gradient(make(name), extreme)
-      for tensor in (gradient, *(t for t in terms if t is not None)):
+      logits = tf.constant(logits)
+      with tf.GradientTape() as tape:
+        tape.watch(logits)
+        terms = loss.terms(**{**extreme, "logits": logits})
+      for tensor in (tape.gradient(terms.loss, logits), *(t for t in terms if t is not None)):
         assert np.isfinite(tensor).all()
 
 
-@every_loss
-def test_graph_equals_eager(name):
+@every_variant()
+def test_a_batch_without_reward_gives_finite_loss_and_gradient(variant):
+  x = {**batch(dtype=np.float32), "rewards": np.zeros(6, np.float32)}
+  value, gradient = value_and_gradient(make(variant), x)
+  assert np.isfinite(value).all()
+  assert np.isfinite(gradient).all()
+
+
+@every_variant(without=("binary_cross_entropy", "doubly_robust"))
+def test_a_batch_without_reward_teaches_nothing(variant):
+  value, gradient = value_and_gradient(make(variant), {**batch(), "rewards": np.zeros(6)})
+  np.testing.assert_array_equal(value, np.zeros(6))
+  np.testing.assert_array_equal(gradient, np.zeros((6, 5)))
+
+
+@every_variant()
+def test_loss_is_affine_in_real_rewards(variant):
+  x = batch()
+  x["rewards"] = np.array([0.0, 0.25, 1.0, 3.7, 0.0, 12.5])
+
+  def loss(scale):
+    tf.random.set_seed(0)
+    return make(variant, dtype="float64")(**{**x, "rewards": scale * x["rewards"]}).numpy()
+
+  np.testing.assert_allclose(loss(3.0) - loss(0.0), 3 * (loss(1.0) - loss(0.0)), rtol=1e-9)
+
+
+# Doubly robust also measures its predictions from the baseline; see test_doubly_robust.py.
+@every_variant(having="baseline", without=("doubly_robust",))
+def test_a_baseline_is_taken_off_the_rewards(variant):
+  x = batch()
+  tf.random.set_seed(0)
+  shifted = make(variant, baseline=0.3, dtype="float64")(**x)
+  tf.random.set_seed(0)
+  expected = make(variant, dtype="float64")(**{**x, "rewards": x["rewards"] - 0.3})
+  np.testing.assert_allclose(shifted, expected, rtol=1e-9)
+  assert (shifted.numpy() != make(variant, dtype="float64")(**x).numpy()).any()
+
+
+@every_variant(having="baseline")
+@pytest.mark.parametrize("baseline", [np.nan, np.inf])
+def test_a_baseline_must_be_finite(variant, baseline):
+  with pytest.raises(InputError, match=f"baseline must be finite, got {baseline}"):
+    make(variant, baseline=baseline)
+
+
+# SNIPS and POEM are made of batch sums, and slates are drawn anew.
+@every_variant(without=("snips", "poem", "two_stage_ips"))
+def test_rows_are_apart_unless_weights_are_normalised(variant):
+  x = batch()
+  options = {"importance": RAW} if "importance" in losses.options(VARIANTS[variant][0]) else {}
+  loss = make(variant, dtype="float64", **options)
+  one_by_one = [loss(**{name: v[i : i + 1] for name, v in x.items()})[0] for i in range(6)]
+  np.testing.assert_allclose(loss(**x), one_by_one, rtol=1e-9)
+
+
+@every_variant()
+def test_graph_equals_eager(variant):
   x = {k: tf.constant(v) for k, v in batch(dtype=np.float32).items()}
-  loss = make(name)
+  loss = make(variant)
   tf.random.set_seed(3)
   eager = loss(**x)
   tf.random.set_seed(3)
   graph = tf.function(loss)(**x)
-  np.testing.assert_allclose(graph, eager, rtol=1e-6)
+  np.testing.assert_allclose(graph, eager, rtol=1e-5, atol=1e-6)
 
 
-@every_loss
-def test_traces_with_unknown_sizes(name):
+@every_variant()
+def test_traces_with_unknown_sizes(variant):
   x = batch(dtype=np.float32)
-  loss = make(name)
+  loss = make(variant)
   step = tf.function(
     lambda logits, actions, propensities, rewards, ranker_logits: loss(
       logits, actions, propensities, rewards, ranker_logits
@@ -145,29 +281,62 @@ def test_traces_with_unknown_sizes(name):
   tf.random.set_seed(3)
   value = step(*x.values())
   tf.random.set_seed(3)
-  np.testing.assert_allclose(value, loss(**x), rtol=1e-6)
+  np.testing.assert_allclose(value, loss(**x), rtol=1e-5, atol=1e-6)
+
+
+CHANGED = {
+  "alpha": 0.25,
+  "baseline": 0.125,
+  "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
+  "normalize_shares": True,
+  "num_slates": 4,
+  "policy": "two_stage",
+  "reward_model": "relu",
+  "sampling": "systematic",
+  "sampling_temperature": 1.5,
+  "seed": 7,
+  "slate_size": 6,
+  "variance_penalty": 0.375,
+}
+every_loss = pytest.mark.parametrize("name", sorted(losses.LOSSES))
 
 
 @every_loss
-def test_config_round_trip(name):
-  options = {}
-  if "importance" in losses.options(name):
-    options["importance"] = losses.ImportanceWeights(cap=3.0, floor=0.5, self_normalize=False)
-  if name == "two_stage_ips":
-    options |= {"num_slates": 4, "slate_size": 6, "sampling_temperature": 1.5, "seed": 7}
-  loss = make(name, name="mine", **options)
-  again = type(loss).from_config(loss.get_config())
+def test_config_round_trip_through_json(name):
+  options = {option: CHANGED[option] for option in losses.options(name)}
+  loss = losses.LOSSES[name](name="mine", dtype="float64", **options)
+  config = json.loads(json.dumps(loss.get_config()))
+  again = type(loss).from_config(config)
   assert again.get_config() == loss.get_config()
-  for option, value in options.items():
-    assert getattr(again, option) == value
+  assert (again.name, again.dtype) == ("mine", "float64")
+  assert {o: getattr(again, o) for o in options} == {o: getattr(loss, o) for o in options}
+  assert not {o for o in options if getattr(again, o) == getattr(losses.get(name), o)}
 
 
 @every_loss
-def test_half_precision_logits_are_computed_in_float32(name):
+def test_configs_of_defaults_and_without_a_cap_survive_json(name):
+  options = {"importance": RAW} if "importance" in losses.options(name) else {}
+  for loss in (losses.get(name), losses.get(name, **options)):
+    again = type(loss).from_config(json.loads(json.dumps(loss.get_config())))
+    assert again.get_config() == loss.get_config()
+
+
+@every_variant()
+def test_a_copy_by_config_computes_the_same(variant):
+  x = batch()
+  loss = make(variant)
+  tf.random.set_seed(3)
+  expected = loss(**x)
+  tf.random.set_seed(3)
+  np.testing.assert_array_equal(type(loss).from_config(loss.get_config())(**x), expected)
+
+
+@every_variant()
+def test_half_precision_logits_are_computed_in_float32(variant):
   x = batch(dtype=np.float32)
   x["logits"] = np.asarray(tf.cast(tf.cast(x["logits"], tf.bfloat16), tf.float32))
   half = {**x, "logits": tf.cast(x["logits"], tf.bfloat16)}
-  loss = make(name)
+  loss = make(variant)
   tf.random.set_seed(3)
   expected = loss.terms(**x).loss
   tf.random.set_seed(3)
@@ -184,15 +353,123 @@ def mixed_precision():
   tf.keras.mixed_precision.set_global_policy(before)
 
 
-@every_loss
+@every_variant()
 @pytest.mark.usefixtures("mixed_precision")
-def test_a_mixed_precision_policy_does_not_round_the_loss(name):
+def test_a_mixed_precision_policy_does_not_round_the_loss(variant):
   x = batch(dtype=np.float32)
-  loss = make(name)
+  loss = make(variant)
   tf.random.set_seed(3)
   called = loss(**x)
   tf.random.set_seed(3)
   np.testing.assert_array_equal(called, loss.terms(**x).loss)
+
+
+@every_variant()
+@pytest.mark.parametrize("dtype", ["int16", "int32", "int64", "uint8"])
+def test_actions_may_be_any_integers(variant, dtype):
+  x = batch()
+  loss = make(variant)
+  tf.random.set_seed(3)
+  value = loss(**{**x, "actions": x["actions"].astype(dtype)})
+  tf.random.set_seed(3)
+  np.testing.assert_array_equal(value, loss(**x))
+
+
+@every_variant()
+def test_terms_hold_what_the_loss_was_made_of(variant):
+  loss = make(variant)
+  terms = loss.terms(**batch())
+  assert [t is not None for t in terms] == [
+    True,
+    loss.uses_weights,
+    loss.uses_weights,
+    loss.uses_ranker_share,
+  ]
+  assert all(t.shape == (6,) for t in terms if t is not None)
+  assert loss.uses_ranker_share == ("two_stage" in variant)
+  assert loss.uses_weights == ("importance" in losses.options(VARIANTS[variant][0]))
+
+
+@every_variant()
+def test_ratio_carries_no_gradient(variant):
+  x = batch()
+  logits = tf.constant(x.pop("logits"))
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    ratio = make(variant).terms(logits, **x).ratio
+  assert ratio is None or tape.gradient(ratio, logits) is None
+
+
+# These learn through their weights.
+@every_variant(having="importance", without=("snips", "poem"))
+def test_weights_carry_no_gradient(variant):
+  x = batch()
+  logits = tf.constant(x.pop("logits"))
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    weights = make(variant).terms(logits, **x).weights
+  assert tape.gradient(weights, logits) is None
+
+
+@every_variant()
+def test_the_ranker_receives_no_gradient(variant):
+  assert value_and_gradient(make(variant), batch(), "ranker_logits")[1] is None
+
+
+@every_variant()
+def test_ranker_logits_are_read_where_the_loss_says_so(variant):
+  loss = make(variant)
+  x = batch()
+  del x["ranker_logits"]
+  if loss.needs_ranker:
+    with pytest.raises(ValueError, match=f"{type(loss).__name__} needs ranker_logits: pass the"):
+      loss(**x)
+  else:
+    unread = np.zeros(3)  # nobody looks at its shape either
+    np.testing.assert_array_equal(loss(**x, ranker_logits=unread), loss(**x))
+
+
+estimators = pytest.mark.parametrize(
+  "name", [name for name in sorted(losses.LOSSES) if "policy" in losses.options(name)]
+)
+
+
+def test_every_estimator_runs_on_either_policy():
+  names = [name for name in losses.LOSSES if "policy" in losses.options(name)]
+  assert names == ["cross_entropy", "ips", "snips", "poem", "doubly_robust"]
+
+
+@estimators
+def test_an_unknown_policy_lists_the_known(name):
+  with pytest.raises(InputError, match="policy must be one of softmax, two_stage, got 'ranker'"):
+    losses.get(name, policy="ranker")
+
+
+@estimators
+def test_the_slate_size_matters_to_the_two_stage_policy_alone(name):
+  x = batch()
+
+  def loss(policy, slate_size):
+    return losses.get(name, policy=policy, slate_size=slate_size)(**x).numpy()
+
+  np.testing.assert_array_equal(loss("softmax", 2), loss("softmax", 30))
+  assert (np.abs(loss("two_stage", 2) - loss("two_stage", 30)) > 1e-3).any()
+
+
+@estimators
+def test_the_two_stage_policy_with_slates_of_one_is_the_generator(name):
+  x = batch()
+  generator, expected = value_and_gradient(losses.LOSSES[name](dtype="float64"), x)
+  two_stage = losses.LOSSES[name](policy="two_stage", slate_size=1, dtype="float64")
+  value, gradient = value_and_gradient(two_stage, x)
+  np.testing.assert_allclose(value, generator, rtol=1e-9)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+@every_variant(having="slate_size")
+def test_a_slate_holds_at_least_one_item(variant):
+  with pytest.raises(InputError, match=r"slate_size must be at least 1, got .*0$"):
+    make(variant, slate_size=0)
 
 
 BAD = {
@@ -203,6 +480,7 @@ BAD = {
     {"rewards": np.zeros((6, 1))},
     r"rewards must be \[B\] floating, got \(6, 1\) float64 \(B = 6, N = 5\)",
   ),
+  "integer rewards": ({"rewards": np.zeros(6, int)}, r"rewards must be \[B\] floating, got \(6,\)"),
   "another batch size": (
     {"propensities": np.ones(4)},
     r"propensities must be \[B\] floating, got \(4,\)",
@@ -210,12 +488,12 @@ BAD = {
 }
 
 
-@every_loss
+@every_variant()
 @pytest.mark.parametrize("bad", sorted(BAD))
-def test_says_what_does_not_fit(name, bad):
+def test_says_what_does_not_fit(variant, bad):
   change, message = BAD[bad]
   with pytest.raises(ValueError, match=message):
-    make(name)(**{**batch(), **change})
+    make(variant)(**{**batch(), **change})
 
 
 def test_says_what_does_not_fit_while_tracing():
@@ -225,7 +503,10 @@ def test_says_what_does_not_fit_while_tracing():
     tf.function(losses.IPS())(**x)
 
 
-def test_says_that_ranker_logits_have_another_catalogue():
-  x = {**batch(), "ranker_logits": np.zeros((6, 4))}
-  with pytest.raises(ValueError, match=r"ranker_logits must be \[B, N\] floating, got \(6, 4\)"):
-    make("two_stage_ips")(**x)
+@every_variant()
+def test_says_that_ranker_logits_have_another_catalogue(variant):
+  loss = make(variant)
+  if loss.needs_ranker:
+    x = {**batch(), "ranker_logits": np.zeros((6, 4))}
+    with pytest.raises(ValueError, match=r"ranker_logits must be \[B, N\] floating, got \(6, 4\)"):
+      loss(**x)

@@ -1,95 +1,14 @@
 import math
 
-import hypothesis
-import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import oracle
-from tests.losses.helpers import batch, value_and_gradient
+from tests.losses.helpers import UNIT, batch, clipped_batch, value_and_gradient
 from tf_twostage.errors import InputError
 from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS
-from tf_twostage.losses.slates import sample_slates, slate_counts
-
-UNIT = ImportanceWeights(cap=1.0, floor=1.0)  # every weight is 1
-
-
-def counts(slates, actions, ranker_logits, alpha):
-  result = slate_counts(
-    tf.constant(slates, tf.int32), tf.constant(actions), tf.constant(ranker_logits), alpha=alpha
-  )
-  return [t.numpy() for t in result]
-
-
-class TestSlateCounts:
-  def test_formula(self):
-    # One row, slates {0, 2} and {0, 1, 2} around item 0; exp(g) = 1, 2, 3.
-    ranker_logits = np.log([[1.0, 2.0, 3.0]])
-    weights, share = counts([[[2, 2], [1, 2]]], [0], ranker_logits, alpha=0.5)
-    q1, q2 = 1 / (1 + 3), 1 / (1 + 2 + 3)
-    np.testing.assert_allclose(share, [(q1 + q2) / 2], rtol=1e-12)
-    expected = [[(q1 + q2) / 2, 0.5 * q2 / 2, 0.5 * (q1 + q2) / 2]]
-    np.testing.assert_allclose(weights, expected, rtol=1e-12)
-
-  def test_drawing_the_logged_item_changes_nothing(self):
-    ranker_logits = np.log([[1.0, 2.0, 3.0]])
-    drawn = counts([[[0, 2, 0]]], [0], ranker_logits, alpha=0.5)
-    once = counts([[[2]]], [0], ranker_logits, alpha=0.5)
-    np.testing.assert_allclose(drawn[0], once[0], rtol=1e-12)
-    np.testing.assert_allclose(drawn[1], once[1], rtol=1e-12)
-
-  @hypothesis.settings(max_examples=40, deadline=None)
-  @hypothesis.given(
-    rows=st.integers(1, 3),
-    num_slates=st.integers(1, 4),
-    others=st.integers(0, 6),
-    items=st.integers(1, 5),
-    alpha=st.floats(0.0, 2.0),
-    seed=st.integers(0, 1000),
-  )
-  def test_equals_one_slate_at_a_time(self, rows, num_slates, others, items, alpha, seed):
-    rng = np.random.default_rng(seed)
-    slates = rng.integers(items, size=(rows, num_slates, others))
-    actions = rng.integers(items, size=rows)
-    ranker_logits = rng.normal(size=(rows, items))
-    weights, share = counts(slates, actions, ranker_logits, alpha)
-    for i in range(rows):
-      expected = np.mean(
-        [oracle.slate_coefficients(s, actions[i], ranker_logits[i], alpha) for s in slates[i]],
-        axis=0,
-      )
-      np.testing.assert_allclose(weights[i], expected, rtol=1e-9, atol=1e-12)
-      np.testing.assert_allclose(share[i], expected[actions[i]], rtol=1e-9)
-
-  @pytest.mark.parametrize(("margin", "q"), [(1e4, 0.0), (-1e4, 1.0)])
-  def test_extreme_ranker_logits_saturate(self, margin, q):
-    ranker_logits = np.array([[0.0, margin, margin]], np.float32)
-    weights, share = counts([[[1, 2, 2]]], [0], ranker_logits, alpha=1.0)
-    np.testing.assert_allclose(share, [q], atol=1e-30)
-    np.testing.assert_allclose(weights, [[q, q, q]], atol=1e-30)
-
-
-class TestSampleSlates:
-  def test_shape_leaves_a_place_for_the_logged_item(self):
-    slates = sample_slates(tf.zeros([2, 7]), num_slates=3, slate_size=5)
-    assert slates.shape == (2, 3, 4)
-
-  @pytest.mark.parametrize("temperature", [1.0, math.e])
-  def test_frequencies_follow_the_tempered_softmax(self, temperature):
-    logits = np.array([0.0, 1.0, -1.0, 2.0])
-    n = 40_000
-    tf.random.set_seed(0)
-    slates = sample_slates(
-      tf.constant(logits[None]), num_slates=n // 4, slate_size=5, temperature=temperature, seed=1
-    )
-    frequencies = np.bincount(slates.numpy().ravel(), minlength=4) / n
-    p = oracle.softmax(logits / temperature)
-    assert (np.abs(frequencies - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
-
-  def test_rows_follow_their_own_logits(self):
-    slates = sample_slates(1e4 * tf.eye(3), num_slates=4, slate_size=6, temperature=math.e)
-    np.testing.assert_array_equal(slates, np.tile(np.arange(3)[:, None, None], (1, 4, 5)))
+from tf_twostage.losses.slates import sample_slates
 
 
 class TestExpectationOverSlates:
@@ -155,10 +74,38 @@ class TestExpectationOverSlates:
     }[reading]
     assert self.standard_errors_away(gradients, other).max() > 12
 
+  def test_systematic_slates_come_close_to_algorithm_1(self):
+    # Each of the 3 pairs of a slate repeats too rarely by less than 1 / (M - 1), M = 300 * 3.
+    loss = TwoStageIPS(
+      UNIT,
+      alpha=self.ALPHA,
+      num_slates=300,
+      slate_size=self.K,
+      sampling_temperature=self.TEMPERATURE,
+      sampling="systematic",
+      seed=5,
+      dtype="float64",
+    )
+    tf.random.set_seed(0)
+    row = {
+      "logits": self.LOGITS[None],
+      "actions": np.array([self.ACTION]),
+      "propensities": np.array([0.5]),
+      "rewards": np.ones(1),
+      "ranker_logits": self.RANKER_LOGITS[None],
+    }
+    # Every call deals anew.
+    gradients = np.concatenate([value_and_gradient(loss, row)[1] for _ in range(30)])
+    error = gradients.std(axis=0, ddof=1) / math.sqrt(len(gradients))
+    assert error.max() < 3e-3
+    difference = np.abs(gradients.mean(axis=0) - self.expected())
+    assert (difference < 5 * error + 3 / 899).all()
 
-def test_loss_is_the_weighted_sum_over_the_slates_drawn():
+
+@pytest.mark.parametrize("sampling", ["categorical", "systematic"])
+def test_loss_is_the_weighted_sum_over_the_slates_drawn(sampling):
   x = batch(rows=4, items=6)
-  options = {"num_slates": 7, "slate_size": 4}
+  options = {"num_slates": 7, "slate_size": 4, "sampling": sampling}
   loss = TwoStageIPS(alpha=0.3, sampling_temperature=2.0, seed=9, dtype="float64", **options)
   tf.random.set_seed(2)
   terms = loss.terms(**x)
@@ -180,7 +127,7 @@ def test_defaults_are_the_published_settings():
   loss = TwoStageIPS()
   assert loss.importance == ImportanceWeights(cap=10.0, floor=0.01, self_normalize=True)
   assert (loss.alpha, loss.num_slates, loss.slate_size) == (1e-2, 100, 30)
-  assert loss.sampling_temperature == math.e
+  assert (loss.sampling_temperature, loss.sampling) == (math.e, "categorical")
 
 
 def test_without_alpha_is_one_stage_ips_times_the_ranker_share():
@@ -202,6 +149,55 @@ def test_a_constant_ranker_gives_the_logged_item_one_place_among_the_distinct():
   }
   terms = TwoStageIPS(num_slates=2, slate_size=30, dtype="float64").terms(**x)
   np.testing.assert_allclose(terms.ranker_share, [1 / 2, 1.0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("sampling", ["categorical", "systematic"])
+def test_with_a_constant_ranker_and_distinct_slates_it_is_one_stage_ips_over_k(sampling):
+  # 50,000 items of which 40 are drawn: no slate of this seed repeats one.
+  x = batch(rows=4, items=50_000)
+  x["ranker_logits"] = np.full_like(x["ranker_logits"], -2.0)
+  loss = TwoStageIPS(
+    alpha=0.0, num_slates=5, slate_size=3, sampling=sampling, seed=1, dtype="float64"
+  )
+  tf.random.set_seed(0)
+  np.testing.assert_allclose(3 * loss(**x), IPS(dtype="float64")(**x), rtol=1e-9)
+
+
+def test_alpha_weighs_the_other_items_of_the_slates():
+  x = batch()
+
+  def gradient(alpha):
+    tf.random.set_seed(0)
+    loss = TwoStageIPS(alpha=alpha, num_slates=5, slate_size=4, seed=1, dtype="float64")
+    return value_and_gradient(loss, x)[1]
+
+  step = gradient(1.0) - gradient(0.0)
+  assert np.abs(step).max() > 0.01
+  np.testing.assert_allclose(gradient(0.3), gradient(0.0) + 0.3 * step, atol=1e-12)
+
+
+def test_normalised_shares_make_the_mean_of_weight_times_share_one():
+  def terms(**options):
+    tf.random.set_seed(0)
+    loss = TwoStageIPS(num_slates=5, slate_size=4, seed=1, dtype="float64", **options)
+    return loss.terms(**clipped_batch())
+
+  plain, normalised = terms(), terms(normalize_shares=True)
+  np.testing.assert_allclose(np.mean(normalised.weights * normalised.ranker_share), 1.0, rtol=1e-12)
+  # All rows grow alike.
+  factor = 1 / np.mean(plain.weights * plain.ranker_share)
+  assert factor > 1.5
+  np.testing.assert_allclose(normalised.loss, factor * plain.loss, rtol=1e-9)
+  np.testing.assert_array_equal(normalised.ratio, plain.ratio)
+
+
+def test_weights_are_those_of_one_stage_ips_at_large_logits_in_float32():
+  x = {k: v if k == "actions" else v.astype(np.float32) for k, v in clipped_batch().items()}
+  x["logits"] = 200 + 5 * x["logits"]
+  terms = TwoStageIPS(alpha=1.0, num_slates=5, slate_size=4).terms(**x)
+  expected = IPS().terms(**x)
+  np.testing.assert_allclose(terms.ratio, expected.ratio, rtol=1e-3)
+  np.testing.assert_allclose(terms.weights, expected.weights, rtol=1e-3)
 
 
 def test_slates_of_one_are_one_stage_ips():
@@ -250,7 +246,13 @@ def test_draws_anew_at_every_step():
 
 @pytest.mark.parametrize(
   "options",
-  [{"num_slates": 0}, {"slate_size": 0}, {"sampling_temperature": 0.0}, {"alpha": -0.1}],
+  [
+    {"num_slates": 0},
+    {"slate_size": 0},
+    {"sampling_temperature": 0.0},
+    {"alpha": -0.1},
+    {"sampling": "stratified"},
+  ],
 )
 def test_refuses_options_that_make_no_sense(options):
   with pytest.raises(InputError, match=f"{next(iter(options))}.*{next(iter(options.values()))}"):

@@ -15,6 +15,7 @@ from tf_twostage.models.two_stage import rerank, retrieve
 
 CUTOFFS = (1, 5, 10)
 _USERS_PER_CHUNK = 1024
+_PAIRS_PER_CHUNK = 2**23  # 32 MB of scores, of which an evaluation holds several
 
 # Maps {"user": codes, "context": raw values, "user_index": [B]} to logits [B, N].
 Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
@@ -27,16 +28,16 @@ class EvaluationSet:
   """Who is evaluated, on what.
 
   Attributes:
-    inputs: for all U users, what a scorer reads: {"user": {name: [U, ...]}, "context": {name:
+    inputs: for all U evaluated users, what a scorer reads: {"user": {name: [U, ...]}, "context": {name:
       [U]}, "user_index": [U]}.
     relevance: [U, N] bool.
-    excluded: [U, N] bool; neither recommended nor counted as relevant.
+    excluded: [U, N] bool; neither recommended nor counted as relevant. None: no item is.
     num_validation: users before this one validate, all others test.
   """
 
   inputs: Mapping[str, Any]
   relevance: np.ndarray
-  excluded: np.ndarray
+  excluded: np.ndarray | None
   num_validation: int
 
 
@@ -56,18 +57,23 @@ def make_evaluation(
   One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
   """
   depth = max(CUTOFFS)
-  relevance = users.relevance & ~users.excluded
+  relevance = users.relevance
+  batches = tf.data.Dataset.from_tensor_slices(dict(users.inputs))
+  if users.excluded is not None:
+    relevance = relevance & ~users.excluded
+    excluded = tf.data.Dataset.from_tensor_slices(users.excluded)
+    batches = tf.data.Dataset.zip(batches, excluded).map(lambda batch, e: {**batch, "excluded": e})
   num_relevant = relevance.sum(axis=1)
   splits = {
     "validation": slice(0, users.num_validation),
     "test": slice(users.num_validation, None),
   }
-  batches = tf.data.Dataset.from_tensor_slices({**users.inputs, "excluded": users.excluded})
-  batches = batches.batch(_USERS_PER_CHUNK).cache()
+  chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
+  batches = batches.batch(chunk).cache()
 
   @tf.function(input_signature=[batches.element_spec])
   def top_items(batch):
-    slate, _ = retrieve(scorer(batch), batch["excluded"], slate_size)
+    slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
     slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
     reordered, _ = rerank(slate, slate_scores, depth)
     return slate[:, :depth], reordered
@@ -108,8 +114,8 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
   )
 
 
-def popularity(log: BanditLog, num_items: int) -> np.ndarray:
-  """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
+def popularity(log: BanditLog, num_items: int, prior: float = 0.5) -> np.ndarray:
+  """Mean logged reward of each item, smoothed as (sum + 2 prior) / (count + 2): [N]."""
   count = np.bincount(log.action, minlength=num_items)
   total = np.bincount(log.action, weights=log.reward, minlength=num_items)
-  return (total + 1) / (count + 2)
+  return (total + 2 * prior) / (count + 2)

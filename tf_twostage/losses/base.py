@@ -31,7 +31,7 @@ class LossTerms(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-  """What a loss reads, checked; all floating tensors have the dtype of the logits."""
+  """What a loss reads, checked: floating tensors of the dtype of the logits, int64 actions."""
 
   logits: tf.Tensor
   actions: tf.Tensor
@@ -51,6 +51,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
+  uses_ranker_share: bool = False  # whether `evaluate` returns the ranker's share
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
@@ -112,7 +113,10 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     _check(type(self).__name__, tensors)
     half = tensors["logits"].dtype.size < 4
     dtype = tf.float32 if half else tensors["logits"].dtype
-    cast = {name: tf.cast(t, dtype) if t.dtype.is_floating else t for name, t in tensors.items()}
+    # Some kernels know no indices but those of 32 and 64 bits.
+    cast = {
+      name: tf.cast(t, dtype if t.dtype.is_floating else tf.int64) for name, t in tensors.items()
+    }
     return LossInputs(**{"ranker_logits": None, **cast})
 
 
@@ -166,7 +170,8 @@ class EstimatorLoss(RewardLoss):
       raise InputError(f"{name}: slate_size must be at least 1, got {slate_size}")
     self.policy = policy
     self.slate_size = slate_size
-    self.needs_ranker = self.needs_ranker or policy == "two_stage"
+    self.uses_ranker_share = policy == "two_stage"
+    self.needs_ranker = self.needs_ranker or self.uses_ranker_share
 
   def logged(self, x: LossInputs) -> PolicyTerms:
     """The policy at the logged actions, differentiable in the logits."""

@@ -79,6 +79,7 @@ class ImportanceWeights:
     propensities: tf.Tensor,
     *,
     differentiable: bool = False,
+    shares: tf.Tensor | None = None,
   ) -> tuple[tf.Tensor, tf.Tensor]:
     """The ratio of target to behavior policy, and the weights made from it.
 
@@ -88,6 +89,8 @@ class ImportanceWeights:
       differentiable: whether weights carry the gradient of log_prob_actions, as losses that are
         risks need it: dω_i = ω_i d log π(a_i) inside the clip and 0 outside, so that a clipped
         row learns nothing; the divisor of self-normalising is differentiated, too.
+      shares: [B], the ranker's shares that the loss multiplies weights with; where given,
+        self-normalising makes the mean of their products 1 instead of the weights'.
 
     Returns:
       ratio [B], before correcting (finite: at most exp(80)), without gradient; and weights [B].
@@ -104,7 +107,7 @@ class ImportanceWeights:
     else:
       weights = tf.clip_by_value(ratio, self.floor, self.cap)
     if self.self_normalize:
-      total, rows = batch_sum(weights)
+      total, rows = batch_sum(weights if shares is None else weights * shares)
       weights = tf.math.divide_no_nan(weights * rows, total)
     return tf.stop_gradient(ratio), weights
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 SAMPLING = ("categorical", "systematic")
 _BLOCK = 64
-_MAX_LOG_ODDS = 60.0
+_MIN_SHARE = 1e-26
 
 
 def sample_slates(
@@ -37,11 +37,11 @@ def sample_slates(
     seed: operation seed, see `tf.random.set_seed`.
 
   Returns:
-    [B, τ, K-1] int32 catalogue indices. Repeats stand next to each other or equal the first.
+    [B, τ, K-1] int32 catalogue indices. Repeats stand next to each other.
   """
   rows, others = tf.shape(logits)[0], slate_size - 1
   draws = num_slates * others
-  logits = tf.stop_gradient(logits) / temperature
+  logits = tf.stop_gradient(logits) * (1 / temperature)
   if not others:
     return tf.zeros([rows, num_slates, 0], tf.int32)
   if sampling == "categorical":
@@ -71,21 +71,24 @@ def systematic_draws(logits: tf.Tensor, draws: int, *, seed: int | None = None) 
     that the order starts with is random.
   """
   rows, items = tf.unstack(tf.shape(logits))
-  p = tf.nn.softmax(logits)
-  cumulated = _cumsum(p)
-  # The item that starts at quantile s owns (j + offset) / M for j from s to where the next starts.
-  # The last sum is 1 by definition, and no offset rounds up to 1.
+  # The item that starts at quantile s owns (j + offset) / M for j from s to where the next starts;
+  # s is a sum of M p, rounded up from the offset. No sum rounds the first item's start up to 1.
   highest = 1.0 - 2.0 * draws * np.finfo(logits.dtype.as_numpy_dtype).eps
-  offset = tf.random.uniform([rows, 1], maxval=highest, dtype=logits.dtype, seed=seed)
-  start = tf.math.ceil((cumulated - p) * (draws / cumulated[:, -1:]) - offset)
+  start = _cumsum(
+    tf.nn.softmax(logits),
+    exclusive=True,
+    scale=float(draws),
+    first=tf.random.uniform([rows, 1], maxval=highest, dtype=logits.dtype, seed=seed),
+  )
   start = tf.cast(start, tf.int32)
 
   origin = tf.random.uniform([rows, 1], maxval=items, dtype=tf.int32, seed=seed)
-  wrap = tf.where(tf.range(items) < origin, draws, 0)
-  start += wrap - tf.gather(start, origin, batch_dims=1)
+  first = tf.gather(start, origin, batch_dims=1)
+  start += tf.where(tf.range(items) < origin, draws - first, -first)
   # Items that start at M own nothing.
   started = tf.math.bincount(start, minlength=draws, maxlength=draws, axis=-1)
-  item = tf.cast(_cumsum(tf.cast(started, tf.float32)), tf.int32) + (origin - 1)
+  item = _cumsum(tf.cast(started, tf.float32), first=tf.cast(origin - 1, tf.float32))
+  item = tf.cast(item, tf.int32)
   return tf.where(item < items, item, item - items)
 
 
@@ -101,7 +104,7 @@ def slate_counts(
 
   Args:
     slates: [B, τ, K-1] catalogue indices, the logged item allowed. Repeats stand next to each
-      other or equal the first, as `sample_slates` makes them.
+      other, as `sample_slates` makes them.
     actions: [B] the logged items a_i.
     ranker_logits: [B, N]. They receive no gradient.
     alpha: α, weight of the other items of a slate.
@@ -120,19 +123,18 @@ def slate_counts(
   logged = first_of_row + tf.cast(actions, tf.int32)
 
   # A repeat becomes the logged item, which is in the slate anyway and has no odds.
-  head, tail = slates[..., :1], slates[..., 1:]
-  repeats = (tail == slates[..., :-1]) | (tail == head)
-  repeats = tf.concat([tf.zeros_like(head, tf.bool), repeats], -1)
+  repeats = slates[..., 1:] == slates[..., :-1]
+  repeats = tf.concat([tf.zeros_like(slates[..., :1], tf.bool), repeats], -1)
   draws = tf.where(repeats, logged[:, None, None], slates + first_of_row[:, None, None])
 
-  # Odds of every item against the logged one: q_t = 1 / (1 + their sum over the slate), kept off
-  # 0 so that a row's counts are never all 0.
+  # Odds of every item against the logged one: q_t = 1 / (1 + their sum over the slate), which is
+  # right where they overflow, too; kept off 0 so that a row's counts are never all 0.
   flat = tf.reshape(ranker_logits, [-1])
-  odds = tf.exp(tf.minimum(ranker_logits - tf.gather(flat, logged)[:, None], _MAX_LOG_ODDS))
+  odds = tf.exp(ranker_logits - tf.gather(flat, logged)[:, None])
   odds = tf.tensor_scatter_nd_update(
     tf.reshape(odds, [-1]), logged[:, None], tf.zeros([rows], odds.dtype)
   )
-  q = 1.0 / (1.0 + tf.reduce_sum(tf.gather(odds, draws), axis=-1))
+  q = tf.maximum(1.0 / (1.0 + tf.reduce_sum(tf.gather(odds, draws), axis=-1)), _MIN_SHARE)
   mean_q = tf.reduce_mean(q, axis=-1)
   by_draw = tf.broadcast_to((q * (alpha / tf.cast(num_slates, q.dtype)))[..., None], shape)
   counts = tf.math.unsorted_segment_sum(by_draw, draws, rows * items)
@@ -140,14 +142,25 @@ def slate_counts(
   return tf.reshape(counts, [rows, items]), mean_q
 
 
-def _cumsum(x: tf.Tensor) -> tf.Tensor:
-  """Cumulative sums of [B, M] along rows, by blocks: on CPUs twice as fast as tf.cumsum."""
+def _cumsum(
+  x: tf.Tensor,
+  *,
+  exclusive: bool = False,
+  scale: float = 1.0,
+  first: tf.Tensor | None = None,
+) -> tf.Tensor:
+  """first + scale times cumulative sums of [B, M] along rows; first is [B, 1].
+
+  By blocks, which on CPUs is twice as fast as tf.cumsum.
+  """
   rows, width = tf.unstack(tf.shape(x))
   blocks = -(-width // _BLOCK)
-  x = tf.pad(x, [[0, 0], [0, blocks * _BLOCK - width]])
-  within = tf.matmul(
-    tf.reshape(x, [-1, _BLOCK]), tf.linalg.band_part(tf.ones([_BLOCK, _BLOCK], x.dtype), 0, -1)
-  )
+  x = tf.reshape(tf.pad(x, [[0, 0], [0, blocks * _BLOCK - width]]), [-1, _BLOCK])
+  upper = np.triu(np.full([_BLOCK, _BLOCK], scale, x.dtype.as_numpy_dtype), int(exclusive))
+  within = tf.matmul(x, upper)
+  total = within[:, -1:] + scale * x[:, -1:] if exclusive else within[:, -1:]
+  before = tf.cumsum(tf.reshape(total, [rows, blocks, 1]), axis=1, exclusive=True)
+  if first is not None:
+    before += first[..., None]
   within = tf.reshape(within, [rows, blocks, _BLOCK])
-  before = tf.cumsum(within[..., -1:], axis=1, exclusive=True)
   return tf.reshape(within + before, [rows, blocks * _BLOCK])[:, :width]

@@ -24,6 +24,7 @@ class TwoStageIPS(WeightedLoss):
   """
 
   needs_ranker = True
+  uses_ranker_share = True
 
   def __init__(
     self,
@@ -33,6 +34,7 @@ class TwoStageIPS(WeightedLoss):
     slate_size: int = 30,
     sampling_temperature: float = math.e,
     sampling: str = "categorical",
+    normalize_shares: bool = False,
     seed: int | None = None,
     **kwargs,
   ):
@@ -44,6 +46,8 @@ class TwoStageIPS(WeightedLoss):
     sampling_temperature: slates are drawn from softmax(logits / this).
     sampling: "categorical", independent draws as published, or "systematic", the same slates
       one by one with less variance and in a fraction of the time (see `sample_slates`).
+    normalize_shares: whether self-normalised weights are divided by the batch mean of ω q
+      instead of that of ω, which leaves the loss about K times as large.
     seed: operation seed, see `tf.random.set_seed`.
     """
     super().__init__(importance, **kwargs)
@@ -62,6 +66,7 @@ class TwoStageIPS(WeightedLoss):
     self.slate_size = slate_size
     self.sampling_temperature = sampling_temperature
     self.sampling = sampling
+    self.normalize_shares = normalize_shares
     self.seed = seed
 
   def evaluate(self, x: LossInputs) -> LossTerms:
@@ -76,11 +81,13 @@ class TwoStageIPS(WeightedLoss):
     counts, share = slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha)
     # One fused kernel gives Σ_a C_ia log p(a) and its gradient, where counts sum to 1.
     total = tf.reduce_sum(counts, axis=1)
-    labels = counts / total[:, None]
+    labels = counts * (1 / total)[:, None]
     mean_log_p = -tf.nn.softmax_cross_entropy_with_logits(labels, x.logits)
     # log p(a_i) differs from that mean by logits alone: their denominator is the same.
     mean_logit = tf.linalg.matvec(labels[:, None], x.logits)[:, 0]
     log_p = mean_log_p + tf.gather(x.logits, x.actions, batch_dims=1) - mean_logit
-    ratio, weights = self.importance(log_p, x.propensities)
+    ratio, weights = self.importance(
+      log_p, x.propensities, shares=share if self.normalize_shares else None
+    )
     loss = -x.rewards * weights * total * mean_log_p
     return LossTerms(loss, ratio, weights, share)

@@ -46,18 +46,21 @@ class TwoStageIPSExact(WeightedLoss):
   """
 
   needs_ranker = True
+  uses_ranker_share = True
 
   def __init__(
     self,
     importance: ImportanceWeights = DEFAULT_WEIGHTS,
     alpha: float = 1.0,
     slate_size: int = 30,
+    normalize_shares: bool = False,
     **kwargs,
   ):
     """Args:
     importance: how weights are made.
     alpha: α, weight of the gradient through the other candidates; 1 is exact.
     slate_size: K, items of a slate, the logged one counted.
+    normalize_shares: as in `TwoStageIPS`, with qbar for q.
     """
     super().__init__(importance, **kwargs)
     if slate_size < 1:
@@ -66,10 +69,12 @@ class TwoStageIPSExact(WeightedLoss):
       raise InputError(f"exact 2-IPS: alpha must be at least 0, got {alpha}")
     self.alpha = alpha
     self.slate_size = slate_size
+    self.normalize_shares = normalize_shares
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_p, log_share = two_stage_log_prob(x.logits, x.ranker_logits, x.actions, self.slate_size)
     share = tf.exp(log_share)
-    ratio, weights = self.importance(log_p, x.propensities)
+    shares = tf.stop_gradient(share) if self.normalize_shares else None
+    ratio, weights = self.importance(log_p, x.propensities, shares=shares)
     loss = two_stage_ips_exact(log_p, share, weights, x.rewards, alpha=self.alpha)
     return LossTerms(loss, ratio, weights, share)

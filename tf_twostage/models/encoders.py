@@ -8,16 +8,26 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
-from tf_twostage.schema import Bag, Categorical, Feature, FeatureTable, Id, Numeric, Schema
+from tf_twostage.schema import (
+  Bag,
+  Categorical,
+  Feature,
+  FeatureTable,
+  Id,
+  Numeric,
+  Schema,
+  SparseVector,
+)
 
 Codes = Mapping[str, tf.Tensor]
 
 
 class FeatureLookup(tf.Module):
-  """Raw values -> codes: strings become integers, numbers are scaled.
+  """Raw values -> codes: strings become integers, numbers and sparse vectors are scaled.
 
   Code 0 is any value outside the vocabulary. A bag also needs a code for padding: there 0 is
-  padding and 1 is out of vocabulary. Codes depend on the schema alone, so that one lookup serves
+  padding and 1 is out of vocabulary. A sparse vector loses positions outside its size, and gets
+  length 1 unless it is empty. Codes depend on the schema alone, so that one lookup serves
   every model of a run.
   """
 
@@ -27,12 +37,22 @@ class FeatureLookup(tf.Module):
     self._tables = {f.name: _table(f) for f in features if isinstance(f, Categorical)}
 
   def __call__(self, raw: FeatureTable) -> dict[str, tf.Tensor]:
-    """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B]."""
+    """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B].
+
+    A sparse vector has ids int32 and weights float32, [B, max_length] each.
+    """
     codes = {}
     for f in self._features:
       if isinstance(f, Numeric):
         value = tf.cast(raw[f.name], tf.float64)  # seconds since 1970 need more than 24 bits
         codes[f.name] = tf.cast((value - f.offset) / f.scale, tf.float32)
+      elif isinstance(f, SparseVector):
+        ids, weights = tf.convert_to_tensor(raw[f.ids]), tf.cast(raw[f.weights], tf.float32)
+        known = (ids >= 0) & (ids < f.size)
+        weights = tf.where(known, weights, 0.0)
+        codes[f.ids] = tf.cast(tf.where(known, ids, 0), tf.int32)
+        length = tf.norm(weights, axis=-1, keepdims=True)
+        codes[f.weights] = tf.math.divide_no_nan(weights, length)
       else:
         codes[f.name] = self._tables[f.name].lookup(tf.convert_to_tensor(raw[f.name], tf.string))
     return codes
@@ -51,8 +71,8 @@ class EncodedTables:
   def encode(cls, schema: Schema, users: FeatureTable, items: FeatureTable) -> EncodedTables:
     return cls(
       schema,
-      FeatureLookup(schema.user)(users),
-      FeatureLookup(schema.item)(items),
+      FeatureLookup(schema.user_inputs)(users),
+      FeatureLookup(schema.item_inputs)(items),
       FeatureLookup(schema.context),
     )
 
@@ -61,8 +81,9 @@ class FeatureEncoder(tf.keras.layers.Layer):
   """Codes -> one vector: embeddings side by side, numbers as they are.
 
   A bag is the mean of its values' embeddings, which is a normalised multi-hot vector times a
-  matrix. Every embedding starts from the same normal distribution, except out-of-vocabulary and
-  padding rows, which start (and, untrained, stay) at zero.
+  matrix; a sparse vector is the weighted sum of its positions'. Every embedding starts from the
+  same normal distribution, except out-of-vocabulary and padding rows, which start (and, untrained,
+  stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1.
   """
 
   def __init__(self, features: Sequence[Feature], config: EncoderConfig, l2: float, **kwargs):
@@ -70,7 +91,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
     self._features = tuple(features)
     self._embeddings = {
       f.name: tf.keras.layers.Embedding(
-        len(f.vocabulary) + _special_rows(f),
+        _special_rows(f) + (f.size if isinstance(f, SparseVector) else len(f.vocabulary)),
         config.id_width if isinstance(f, Id) else config.feature_width,
         embeddings_initializer=_zero_rows_first(
           _special_rows(f), tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
@@ -79,7 +100,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
         name=f.name,
       )
       for f in features
-      if isinstance(f, Categorical)
+      if not isinstance(f, Numeric)
     }
     for layer in self._embeddings.values():
       layer.build(None)  # variables exist from here on: checkpoints restore before the first call
@@ -89,15 +110,19 @@ class FeatureEncoder(tf.keras.layers.Layer):
 
   def call(self, codes: Codes) -> tf.Tensor:
     """Args: codes of the features, from `FeatureLookup`. Returns: [B, width] float32."""
-    return tf.concat([self._encode(f, codes[f.name]) for f in self._features], axis=-1)
+    return tf.concat([self._encode(f, codes) for f in self._features], axis=-1)
 
-  def _encode(self, feature: Feature, codes: tf.Tensor) -> tf.Tensor:
+  def _encode(self, feature: Feature, codes: Codes) -> tf.Tensor:
     if isinstance(feature, Numeric):
-      return codes[..., tf.newaxis]
-    vectors = self._embeddings[feature.name](codes)
+      return codes[feature.name][..., tf.newaxis]
+    embedding = self._embeddings[feature.name]
+    if isinstance(feature, SparseVector):
+      vectors = embedding(codes[feature.ids])
+      return tf.linalg.matvec(vectors, codes[feature.weights], transpose_a=True)
+    vectors = embedding(codes[feature.name])
     if not isinstance(feature, Bag):
       return vectors
-    present = tf.cast(codes > 0, tf.float32)[..., tf.newaxis]
+    present = tf.cast(codes[feature.name] > 0, tf.float32)[..., tf.newaxis]
     return tf.math.divide_no_nan(tf.reduce_sum(vectors * present, -2), tf.reduce_sum(present, -2))
 
 
@@ -115,6 +140,7 @@ class TwoTower(tf.keras.layers.Layer):
     *,
     l2: float,
     use_context: bool = False,
+    item_bias: bool = False,
     **kwargs,
   ):
     """Args:
@@ -122,25 +148,40 @@ class TwoTower(tf.keras.layers.Layer):
     config: embedding widths and initialiser.
     l2: weight of half the squared norm of all weights.
     use_context: whether the user side also reads the context features.
+    item_bias: whether every item has a number of its own, the same for all users; it is the
+      last coordinate of the item's vector, and a user's last coordinate is 1.
     """
     super().__init__(**kwargs)
     schema = tables.schema
     self._item_codes = tables.items
-    self._items = FeatureEncoder(schema.item, config, l2, name="items")
+    self._items = FeatureEncoder(schema.item_inputs, config, l2, name="items")
     context = schema.context if use_context else ()
-    self._users = FeatureEncoder((*schema.user, *context), config, l2, name="users")
+    self._users = FeatureEncoder((*schema.user_inputs, *context), config, l2, name="users")
     self._projection = dense(self._users.width, self._items.width, l2, name="projection")
+    self._bias = None
+    if item_bias:
+      self._bias = self.add_weight(
+        name="item_bias",
+        shape=[schema.num_items],
+        initializer="zeros",
+        regularizer=l2_regularizer(l2),
+      )
 
   def query(self, user: Codes) -> tf.Tensor:
     """User vectors [B, D] from user codes (and context codes, where used)."""
-    return self._projection(tf.nn.relu(self._users(user)))
+    vectors = self._projection(tf.nn.relu(self._users(user)))
+    if self._bias is None:
+      return vectors
+    return tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=1)
 
   def candidates(self, actions: tf.Tensor | None = None) -> tf.Tensor:
     """Item vectors [N, D] of the whole catalogue, or [B, D] of `actions` [B]."""
-    codes = self._item_codes
+    codes, bias = self._item_codes, self._bias
     if actions is not None:
       codes = {name: tf.gather(values, actions) for name, values in codes.items()}
-    return self._items(codes)
+      bias = None if bias is None else tf.gather(bias, actions)
+    vectors = self._items(codes)
+    return vectors if bias is None else tf.concat([vectors, bias[:, tf.newaxis]], axis=1)
 
   def call(self, user: Codes) -> tf.Tensor:
     """Logits over the catalogue, [B, N]."""
@@ -169,8 +210,9 @@ def l2_regularizer(l2: float) -> tf.keras.regularizers.Regularizer | None:
   return tf.keras.regularizers.L2(l2 / 2) if l2 else None
 
 
-def _special_rows(feature: Categorical) -> int:
-  return 2 if isinstance(feature, Bag) else 1
+def _special_rows(feature: Categorical | SparseVector) -> int:
+  """Embeddings of no value of its own: out of vocabulary, padding."""
+  return {Bag: 2, SparseVector: 0}.get(type(feature), 1)
 
 
 def _table(feature: Categorical) -> tf.lookup.StaticHashTable:

@@ -55,10 +55,12 @@ class PolicyHealth(tf.keras.layers.Layer):
     if objective.uses_weights:
       self.weight_mean = tf.keras.metrics.Mean("weight_mean")
       self.weight_max = Maximum("weight_max")
-      self.capped = tf.keras.metrics.Mean("share_capped")
-      self.floored = tf.keras.metrics.Mean("share_floored")
+      self._clips = objective.importance.method == "clip"
+      if self._clips:
+        self.capped = tf.keras.metrics.Mean("share_capped")
+        self.floored = tf.keras.metrics.Mean("share_floored")
       self.sample_share = EffectiveSampleShare("effective_sample_share")
-    if objective.needs_ranker:
+    if objective.uses_ranker_share:
       self.ranker_share = tf.keras.metrics.Mean("ranker_share")
 
   def update(self, logits: tf.Tensor, terms: LossTerms) -> None:
@@ -68,8 +70,9 @@ class PolicyHealth(tf.keras.layers.Layer):
       importance = self._objective.importance
       self.weight_mean.update_state(terms.ratio)
       self.weight_max.update_state(terms.ratio)
-      self.capped.update_state(tf.cast(terms.ratio >= importance.cap, tf.float32))
-      self.floored.update_state(tf.cast(terms.ratio <= importance.floor, tf.float32))
+      if self._clips:
+        self.capped.update_state(tf.cast(terms.ratio >= importance.cap, tf.float32))
+        self.floored.update_state(tf.cast(terms.ratio <= importance.floor, tf.float32))
       self.sample_share.update_state(terms.weights)
-    if self._objective.needs_ranker:
+    if self._objective.uses_ranker_share:
       self.ranker_share.update_state(terms.ranker_share)

@@ -12,21 +12,22 @@ PADDING = -1
 
 
 def retrieve(
-  logits: tf.Tensor, excluded: tf.Tensor, k: int | tf.Tensor
+  logits: tf.Tensor, excluded: tf.Tensor | None, k: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """The generator's k best items that are not excluded.
 
   Args:
     logits: [B, N] generator scores.
-    excluded: [B, N] bool, items that must not be returned.
+    excluded: [B, N] bool, items that must not be returned; None: there are none.
     k: how many, at most N.
 
   Returns:
     ids [B, k] int32, best first, and their scores [B, k]. Where fewer than k items remain, the
     rest are id -1 with score -inf.
   """
-  masked = tf.where(excluded, tf.constant(float("-inf"), logits.dtype), logits)
-  scores, ids = tf.math.top_k(masked, k)
+  if excluded is not None:
+    logits = tf.where(excluded, tf.constant(float("-inf"), logits.dtype), logits)
+  scores, ids = tf.math.top_k(logits, k)
   return tf.where(scores > scores.dtype.min, ids, PADDING), scores
 
 

@@ -52,18 +52,19 @@ class FullInformation:
   def load(cls, path: pathlib.Path) -> FullInformation:
     with np.load(path) as stored:
       num_items = int(stored["num_items"])
-
-      def unpack(name):
-        return np.unpackbits(stored[name], axis=1, count=num_items).astype(bool)
-
       return cls(
-        labels=unpack("labels"),
-        relevance=unpack("relevance"),
+        labels=unpack_pairs(stored["labels"], num_items),
+        relevance=unpack_pairs(stored["relevance"], num_items),
         evaluation_context={
           key.removeprefix("context_"): stored[key] for key in stored if key.startswith("context_")
         },
         threshold=float(stored["threshold"]),
       )
+
+
+def unpack_pairs(packed: np.ndarray, num_items: int) -> np.ndarray:
+  """[U, N] bool from the bytes [U, ceil(N / 8)] of np.packbits."""
+  return np.unpackbits(packed, axis=1, count=num_items).astype(bool)
 
 
 class PairContexts:

@@ -27,8 +27,8 @@ class Simulator(tfrs.Model):
 
   def __init__(self, schema: Schema, config: EncoderConfig, l2: float):
     super().__init__()
-    self._users = FeatureEncoder(schema.user, config, l2, name="users")
-    self._items = FeatureEncoder(schema.item, config, l2, name="items")
+    self._users = FeatureEncoder(schema.user_inputs, config, l2, name="users")
+    self._items = FeatureEncoder(schema.item_inputs, config, l2, name="items")
     # None or one: a schema may have no context.
     self._contexts = [FeatureEncoder(schema.context, config, l2)] if schema.context else []
     encoders = [self._users, self._items, *self._contexts]

@@ -1,4 +1,4 @@
-"""The simulated environment of a data set, stage by stage: who likes what, and a log of it."""
+"""A simulation of a data set, stage by stage: who likes what, and a log of it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _VECTORS = "vectors.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class Environment:
-  """What the generator is trained on and judged by.
+class Simulation:
+  """Full information, and what a behavior policy logged of it.
 
   Attributes:
     information: labels of every pair.
@@ -55,7 +55,7 @@ class Environment:
 
 def simulate(
   config: Config, data: RatingsData, tables: EncodedTables, stages: Stages
-) -> Environment:
+) -> Simulation:
   """Builds, or finds built: simulator -> labels of all pairs -> behavior policy -> log."""
   settings = config.simulation
   seed = config.environment_seed
@@ -157,4 +157,4 @@ def simulate(
   )
   log = bandit_log.read(log_stage / "shards", data.schema)
   _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
-  return Environment(information, log, behavior, log_stage.name, auc)
+  return Simulation(information, log, behavior, log_stage.name, auc)

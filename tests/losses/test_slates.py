@@ -1,0 +1,294 @@
+"""Slates: what a draw's law is, and what the ranker makes of the slates drawn."""
+
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import oracle
+from tf_twostage.losses.slates import SAMPLING, sample_slates, slate_counts
+
+every_sampling = pytest.mark.parametrize("sampling", SAMPLING)
+
+
+def counts(slates, actions, ranker_logits, alpha):
+  """`slate_counts` of slates in any order: it asks for repeats to stand next to each other."""
+  result = slate_counts(
+    tf.constant(np.sort(slates), tf.int32),
+    tf.constant(actions),
+    tf.constant(ranker_logits),
+    alpha=alpha,
+  )
+  return [t.numpy() for t in result]
+
+
+class TestSlateCounts:
+  def test_formula(self):
+    # One row, slates {0, 2} and {0, 1, 2} around item 0; exp(g) = 1, 2, 3.
+    ranker_logits = np.log([[1.0, 2.0, 3.0]])
+    weights, share = counts([[[2, 2], [1, 2]]], [0], ranker_logits, alpha=0.5)
+    q1, q2 = 1 / (1 + 3), 1 / (1 + 2 + 3)
+    np.testing.assert_allclose(share, [(q1 + q2) / 2], rtol=1e-12)
+    expected = [[(q1 + q2) / 2, 0.5 * q2 / 2, 0.5 * (q1 + q2) / 2]]
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+
+  def test_drawing_the_logged_item_changes_nothing(self):
+    ranker_logits = np.log([[1.0, 2.0, 3.0]])
+    drawn = counts([[[0, 2, 0]]], [0], ranker_logits, alpha=0.5)
+    once = counts([[[2]]], [0], ranker_logits, alpha=0.5)
+    np.testing.assert_allclose(drawn[0], once[0], rtol=1e-12)
+    np.testing.assert_allclose(drawn[1], once[1], rtol=1e-12)
+
+  def test_drawing_an_item_again_changes_nothing(self):
+    ranker_logits = np.log([[1.0, 2.0, 3.0]])
+    drawn = counts([[[1, 2, 2, 2]]], [0], ranker_logits, alpha=0.5)
+    once = counts([[[1, 2]]], [0], ranker_logits, alpha=0.5)
+    np.testing.assert_allclose(drawn[0], once[0], rtol=1e-12)
+    np.testing.assert_allclose(drawn[1], once[1], rtol=1e-12)
+
+  @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+  @hypothesis.given(
+    rows=st.integers(1, 3),
+    num_slates=st.integers(1, 4),
+    others=st.integers(0, 6),
+    items=st.integers(1, 5),
+    alpha=st.floats(0.0, 2.0),
+    seed=st.integers(0, 1000),
+  )
+  def test_equals_one_slate_at_a_time(self, rows, num_slates, others, items, alpha, seed):
+    rng = np.random.default_rng(seed)
+    slates = rng.integers(items, size=(rows, num_slates, others))
+    actions = rng.integers(items, size=rows)
+    ranker_logits = rng.normal(size=(rows, items))
+    weights, share = counts(slates, actions, ranker_logits, alpha)
+    for i in range(rows):
+      expected = np.mean(
+        [oracle.slate_coefficients(s, actions[i], ranker_logits[i], alpha) for s in slates[i]],
+        axis=0,
+      )
+      np.testing.assert_allclose(weights[i], expected, rtol=1e-9, atol=1e-12)
+      np.testing.assert_allclose(share[i], expected[actions[i]], rtol=1e-9)
+
+  @every_sampling
+  def test_equals_one_slate_at_a_time_of_slates_as_they_are_drawn(self, sampling):
+    rng = np.random.default_rng(5)
+    logits, ranker_logits = 2 * rng.normal(size=(2, 6, 5))
+    actions = rng.integers(5, size=6)
+    tf.random.set_seed(0)
+    slates = sample_slates(
+      tf.constant(logits), num_slates=8, slate_size=7, sampling=sampling, seed=2
+    )
+    weights, share = slate_counts(
+      slates, tf.constant(actions), tf.constant(ranker_logits), alpha=0.4
+    )
+    for i in range(6):
+      expected = np.mean(
+        [
+          oracle.slate_coefficients(s, actions[i], ranker_logits[i], 0.4) for s in slates[i].numpy()
+        ],
+        axis=0,
+      )
+      np.testing.assert_allclose(weights[i], expected, rtol=1e-9, atol=1e-12)
+      np.testing.assert_allclose(share[i], expected[actions[i]], rtol=1e-9)
+
+  @pytest.mark.parametrize(("margin", "q"), [(1e4, 0.0), (-1e4, 1.0)])
+  def test_extreme_ranker_logits_saturate(self, margin, q):
+    ranker_logits = np.array([[0.0, margin, margin]], np.float32)
+    weights, share = counts([[[1, 2, 2]]], [0], ranker_logits, alpha=1.0)
+    np.testing.assert_allclose(share, [q], atol=1e-20)
+    np.testing.assert_allclose(weights, [[q, q, q]], atol=1e-20)
+
+  def test_a_row_never_counts_nothing(self):
+    """The loss divides by what a row counts in all."""
+    weights, _ = counts([[[1, 2]]], [0], np.array([[0.0, 1e4, 1e4]], np.float32), alpha=0.0)
+    assert weights.sum() > 0
+
+  def test_neither_counts_nor_shares_carry_a_gradient(self):
+    ranker_logits = tf.constant([[0.0, 1.0, 2.0]])
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(ranker_logits)
+      result = slate_counts(tf.constant([[[1, 2]]]), tf.constant([0]), ranker_logits, alpha=0.5)
+    assert [tape.gradient(t, ranker_logits) for t in result] == [None, None]
+
+
+def draw(logits, num_slates, slate_size, *, rows=1, sampling="systematic", seed=1, **options):
+  """Slates [rows, τ, K-1] of one row of logits [N], many times over."""
+  tf.random.set_seed(seed)
+  return sample_slates(
+    tf.constant(np.tile(logits, (rows, 1))),
+    num_slates=num_slates,
+    slate_size=slate_size,
+    sampling=sampling,
+    seed=seed,
+    **options,
+  ).numpy()
+
+
+def times_drawn(slates, items):
+  """[rows, N] how often an item is among all draws of a row."""
+  return np.stack([np.bincount(row.ravel(), minlength=items) for row in slates])
+
+
+class TestSampleSlates:
+  @every_sampling
+  @pytest.mark.parametrize("slate_size", [1, 2, 5])
+  def test_shape_leaves_a_place_for_the_logged_item(self, sampling, slate_size):
+    slates = sample_slates(tf.zeros([2, 7]), num_slates=3, slate_size=slate_size, sampling=sampling)
+    assert slates.shape == (2, 3, slate_size - 1)
+    assert slates.dtype == tf.int32
+
+  @every_sampling
+  @pytest.mark.parametrize("temperature", [1.0, math.e])
+  def test_frequencies_follow_the_tempered_softmax(self, sampling, temperature):
+    logits = np.array([0.0, 1.0, -1.0, 2.0])
+    n = 40_000
+    slates = draw(logits, n // 4, 5, sampling=sampling, temperature=temperature)
+    frequencies = np.bincount(slates.ravel(), minlength=4) / n
+    p = oracle.softmax(logits / temperature)
+    assert (np.abs(frequencies - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
+
+  @every_sampling
+  def test_rows_follow_their_own_logits(self, sampling):
+    slates = sample_slates(
+      1e4 * tf.eye(3), num_slates=4, slate_size=6, temperature=math.e, sampling=sampling
+    )
+    np.testing.assert_array_equal(slates, np.tile(np.arange(3)[:, None, None], (1, 4, 5)))
+
+  @every_sampling
+  @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+  def test_items_are_of_the_catalogue(self, sampling, dtype):
+    logits = np.random.default_rng(0).normal(size=130).astype(dtype)
+    slates = draw(logits, 50, 9, rows=20, sampling=sampling)
+    assert slates.min() >= 0
+    assert slates.max() < 130
+
+  @every_sampling
+  def test_repeats_stand_next_to_each_other(self, sampling):
+    slates = draw(2 * np.random.default_rng(0).normal(size=9), 40, 8, rows=30, sampling=sampling)
+    slates = slates.reshape(-1, 7)
+    changes = (slates[:, 1:] != slates[:, :-1]).sum(axis=1)
+    distinct = np.array([len(set(slate)) for slate in slates])
+    np.testing.assert_array_equal(changes + 1, distinct)
+    assert (distinct < 7).any()
+
+  @every_sampling
+  def test_a_global_seed_fixes_the_slates(self, sampling):
+    logits = np.random.default_rng(0).normal(size=50)
+    first, again, other = (draw(logits, 6, 5, sampling=sampling, seed=s) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+  @every_sampling
+  def test_draws_anew_at_every_step(self, sampling):
+    step = tf.function(
+      lambda: sample_slates(
+        tf.zeros([1, 50]), num_slates=6, slate_size=5, sampling=sampling, seed=1
+      )
+    )
+    assert (step().numpy() != step().numpy()).any()
+
+  @every_sampling
+  def test_rows_alike_get_slates_of_their_own(self, sampling):
+    slates = draw(np.zeros(50), 6, 5, rows=2, sampling=sampling)
+    assert (slates[0] != slates[1]).any()
+
+  @every_sampling
+  def test_logits_receive_no_gradient(self, sampling):
+    logits = tf.zeros([2, 5])
+    with tf.GradientTape() as tape:
+      tape.watch(logits)
+      slates = sample_slates(logits, num_slates=3, slate_size=4, sampling=sampling)
+      value = tf.cast(slates, tf.float32)
+    assert tape.gradient(value, logits) is None
+
+
+class TestSystematicDraws:
+  """M = τ(K-1) equidistant quantiles of the softmax, dealt to the slates at random."""
+
+  LOGITS = np.array([0.0, 1.5, -1.0, 2.0, -3.0, 0.7])
+  P = oracle.softmax(LOGITS)
+
+  @pytest.mark.parametrize(("num_slates", "slate_size"), [(1, 2), (3, 2), (7, 4), (100, 30)])
+  def test_every_item_comes_out_m_p_times_rounded_up_or_down(self, num_slates, slate_size):
+    expected = num_slates * (slate_size - 1) * self.P
+    times = times_drawn(draw(self.LOGITS, num_slates, slate_size, rows=200), 6)
+    assert (np.abs(times - expected) < 1 + 1e-9).all()
+
+  def test_items_come_out_exactly_as_often_as_their_share_where_that_is_whole(self):
+    p = np.array([0.5, 0.25, 0.125, 0.125])
+    times = times_drawn(draw(np.log(p), 8, 5, rows=50), 4)
+    np.testing.assert_allclose(times, np.tile(32 * p, (50, 1)), atol=1)
+    assert (times == 32 * p).mean() > 0.95  # but for an offset that rounds
+
+  def test_every_item_comes_out_m_p_times_on_average(self):
+    # Rounded up or down: the variance is below 1/4, far below the M p (1 - p) of other draws.
+    rows = 20_000
+    times = times_drawn(draw(self.LOGITS, 4, 4, rows=rows), 6)
+    expected = 12 * self.P
+    assert (np.abs(times.mean(axis=0) - expected) < 4 * 0.5 / np.sqrt(rows)).all()
+
+  def test_a_large_catalogue_comes_out_m_p_times_on_average(self):
+    # Blocks of the cumulative sum do not show: 3,000 items, of which most come out rarely.
+    logits = 2 * np.random.default_rng(2).normal(size=3000).astype(np.float32)
+    p = oracle.softmax(logits.astype(np.float64))
+    rows, m = 400, 50 * 9
+    times = times_drawn(draw(logits, 50, 10, rows=rows), 3000)
+    fraction = m * p - np.floor(m * p)
+    error = np.sqrt(fraction * (1 - fraction) / rows)
+    assert (np.abs(times - m * p) < 1.001).all()
+    assert (np.abs(times.mean(axis=0) - m * p) < 5 * error + 5 / rows).all()
+
+  def test_slates_are_dealt_at_random(self):
+    """Over the deals, any place of a slate set has the law p: chi-square of the first slate."""
+    deals = 2000
+    step = tf.function(
+      lambda: sample_slates(
+        tf.constant(self.LOGITS[None]), num_slates=5, slate_size=3, sampling="systematic", seed=1
+      )
+    )
+    tf.random.set_seed(0)
+    first = np.stack([step().numpy()[0, 0] for _ in range(deals)])
+    times = np.bincount(first.ravel(), minlength=6)
+    expected = 2 * deals * self.P
+    # Two draws of a slate are almost independent; 25.7 is the 0.9999 quantile at 5 degrees.
+    assert np.sum((times - expected) ** 2 / expected) < 25.7
+
+  @pytest.mark.parametrize(("num_slates", "slate_size"), [(4, 3), (20, 4), (100, 30)])
+  def test_pairs_repeat_less_often_by_less_than_the_documented_bound(self, num_slates, slate_size):
+    """Any two of M places are a pair of a slate with equal chance, given how often items came."""
+    m = num_slates * (slate_size - 1)
+    times = times_drawn(draw(self.LOGITS, num_slates, slate_size, rows=4000), 6)
+    repeats = (times * (times - 1)).sum(axis=1) / (m * (m - 1))
+    error = repeats.std() / np.sqrt(len(repeats))
+    shortfall = np.sum(self.P**2) - repeats.mean()
+    assert -4 * error < shortfall < 1 / (m - 1) + 4 * error
+
+  def test_pairs_within_a_slate_are_pairs_of_places_at_random(self):
+    slates = draw(self.LOGITS, 20_000, 3)
+    (times,) = times_drawn(slates, 6)
+    m = 40_000
+    expected = (times * (times - 1)).sum() / (m * (m - 1))
+    repeats = (slates[0, :, 0] == slates[0, :, 1]).mean()
+    assert abs(repeats - expected) < 4 * np.sqrt(expected * (1 - expected) / 20_000)
+
+  def test_repeats_of_a_default_slate_are_as_documented(self):
+    # (K-2) / (2τ) = 0.14 too few among the 29 draws.
+    m, pairs = 2900, 29 * 28 / 2
+    times = times_drawn(draw(self.LOGITS, 100, 30, rows=2000), 6)
+    repeated_pairs = pairs * (times * (times - 1)).sum(axis=1) / (m * (m - 1))
+    shortfall = pairs * np.sum(self.P**2) - repeated_pairs.mean()
+    assert 0 < shortfall < 28 / 200
+
+  def test_counts_vary_less_than_those_of_independent_draws(self):
+    ranker_logits = tf.constant(np.tile([[0.3, -1.0, 0.4, 0.0, 2.0, 1.0]], (500, 1)))
+    variance = {}
+    for sampling in SAMPLING:
+      slates = draw(self.LOGITS, 10, 5, rows=500, sampling=sampling)
+      weights, _ = slate_counts(
+        tf.constant(slates), tf.ones(500, tf.int32), ranker_logits, alpha=1.0
+      )
+      variance[sampling] = weights.numpy().var(axis=0).sum()
+    assert variance["systematic"] < 0.7 * variance["categorical"]

@@ -1,0 +1,248 @@
+"""Exact 2-IPS: formula, identities, and how far it is from slates of distinct items."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests import oracle
+from tests.losses.helpers import RAW, batch, every_action, value_and_gradient
+from tests.policy_oracle import enumerate_slates, ranker_share
+from tf_twostage.errors import InputError
+from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS, TwoStageIPSExact
+from tf_twostage.losses.two_stage_ips_exact import two_stage_ips_exact
+
+
+def test_is_algorithm_1_with_the_expected_share():
+  log_p, share = tf.constant([-1.0, -2.0]), tf.constant([0.5, 0.25])
+  weights, rewards = tf.constant([2.0, 3.0]), tf.constant([1.0, 4.0])
+  value = two_stage_ips_exact(log_p, share, weights, rewards, alpha=0.1)
+  first = -1.0 * 2.0 * (0.5 * -1.0 + 0.1 * 0.5)
+  second = -4.0 * 3.0 * (0.25 * -2.0 + 0.1 * 0.25)
+  np.testing.assert_allclose(value, [first, second], rtol=1e-6)
+
+
+def test_reports_what_the_loss_was_made_of():
+  x = batch()
+  terms = TwoStageIPSExact(slate_size=4, dtype="float64").terms(**x)
+  rows = zip(oracle.softmax(x["logits"]), x["ranker_logits"], x["actions"], strict=True)
+  shares = [ranker_share(p, g, np.array([a]), 4)[0] for p, g, a in rows]
+  np.testing.assert_allclose(terms.ranker_share, shares, rtol=3e-4)
+  one_stage = IPS(dtype="float64").terms(**x)
+  np.testing.assert_allclose(terms.ratio, one_stage.ratio, rtol=1e-9)
+  np.testing.assert_allclose(terms.weights, one_stage.weights, rtol=1e-9)
+
+
+def test_gradient_with_raw_weights_is_that_of_ips_on_the_two_stage_policy_over_k():
+  x = batch()
+  exact = TwoStageIPSExact(RAW, slate_size=7, dtype="float64")
+  ips = IPS(RAW, policy="two_stage", slate_size=7, dtype="float64")
+  gradients = [value_and_gradient(loss, x)[1] for loss in (exact, ips)]
+  np.testing.assert_allclose(7 * gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gradient_is_unbiased_for_the_value_of_two_stages_over_k(seed):
+  rng = np.random.default_rng(seed)
+  logits, ranker_logits, behavior_logits = rng.normal(size=(3, 5))
+  rewards, behavior = rng.uniform(size=5), oracle.softmax(behavior_logits)
+  x = every_action(logits, ranker_logits, behavior, rewards)
+  _, gradient = value_and_gradient(TwoStageIPSExact(RAW, slate_size=3, dtype="float64"), x)
+  expected = -enumerate_slates(logits, ranker_logits, 3).jacobian.T @ rewards
+  np.testing.assert_allclose(3 * behavior @ gradient, expected, atol=2e-4)
+
+
+def test_gradient_without_alpha_is_one_stage_ips_times_the_ranker_share():
+  x = batch()
+  loss = TwoStageIPSExact(alpha=0.0, slate_size=4, dtype="float64")
+  value, gradient = value_and_gradient(loss, x)
+  share = loss.terms(**x).ranker_share.numpy()
+  one_stage, expected = value_and_gradient(IPS(dtype="float64"), x)
+  np.testing.assert_allclose(value, share * one_stage, rtol=1e-9)
+  np.testing.assert_allclose(gradient, share[:, None] * expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_with_a_constant_ranker_the_gradient_is_one_stage_ips_over_k(alpha):
+  # Whatever the other candidates are, the share is 1 / K: their gradient is 0.
+  x = {**batch(), "ranker_logits": np.full((6, 5), 3.7)}
+  _, gradient = value_and_gradient(TwoStageIPSExact(alpha=alpha, slate_size=8, dtype="float64"), x)
+  _, expected = value_and_gradient(IPS(dtype="float64"), x)
+  np.testing.assert_allclose(8 * gradient, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_alpha_moves_the_gradient_along_a_line():
+  x = batch()
+
+  def gradient(alpha):
+    loss = TwoStageIPSExact(alpha=alpha, slate_size=4, dtype="float64")
+    return value_and_gradient(loss, x)[1]
+
+  step = gradient(1.0) - gradient(0.0)
+  assert np.abs(step).max() > 0.01
+  np.testing.assert_allclose(gradient(0.3), gradient(0.0) + 0.3 * step, atol=1e-12)
+
+
+def test_the_gradient_of_a_rival_depends_on_the_ranker():
+  """Items with equal logits are pushed down alike in one stage; with α, the rival that would win
+  against the logged item more than the one that would not."""
+  x = {
+    "logits": np.zeros((1, 3)),
+    "actions": np.array([0]),
+    "propensities": np.array([0.3]),
+    "rewards": np.ones(1),
+    "ranker_logits": np.array([[0.0, 3.0, -3.0]]),
+  }
+
+  def rivals(alpha):
+    loss = TwoStageIPSExact(alpha=alpha, slate_size=5, dtype="float64")
+    return value_and_gradient(loss, x)[1][0, 1:]
+
+  np.testing.assert_allclose(*rivals(0.0), rtol=1e-9)
+  strong, weak = rivals(1.0)
+  assert strong > weak + 0.01
+
+
+def test_normalised_shares_make_the_mean_of_weight_times_share_one():
+  x = batch()
+  plain, normalised = (
+    TwoStageIPSExact(slate_size=4, normalize_shares=on, dtype="float64") for on in (False, True)
+  )
+  terms = normalised.terms(**x)
+  np.testing.assert_allclose(np.mean(terms.weights * terms.ranker_share), 1.0, rtol=1e-12)
+  # All rows grow alike, and so does the gradient: the divisor has none.
+  terms = plain.terms(**x)
+  factor = 1 / np.mean(terms.weights * terms.ranker_share)
+  expected = factor * value_and_gradient(plain, x)[1]
+  np.testing.assert_allclose(value_and_gradient(normalised, x)[1], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_slates_of_one_are_one_stage_ips():
+  x = batch()
+  exact = TwoStageIPSExact(alpha=0.0, slate_size=1, dtype="float64")
+  value, gradient = value_and_gradient(exact, x)
+  one_stage, expected = value_and_gradient(IPS(dtype="float64"), x)
+  np.testing.assert_allclose(value, one_stage, rtol=1e-9)
+  np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_defaults_are_the_exact_gradient_of_published_slates():
+  loss = TwoStageIPSExact()
+  assert (loss.alpha, loss.slate_size) == (1.0, 30)
+  assert loss.importance == ImportanceWeights(cap=10.0, floor=0.01, self_normalize=True)
+
+
+@pytest.mark.parametrize("options", [{"slate_size": 0}, {"alpha": -0.1}, {"alpha": math.nan}])
+def test_refuses_options_that_make_no_sense(options):
+  (name, value), *_ = options.items()
+  with pytest.raises(InputError, match=f"exact 2-IPS: {name} must be at least .*{value}"):
+    TwoStageIPSExact(**options)
+
+
+class TestMonteCarlo:
+  """What `TwoStageIPS` samples comes closer to the exact share at the rate 1/sqrt(τ)."""
+
+  def shares(self, logits, ranker_logits, slate_size, num_slates, rows, sampling="categorical"):
+    """Independent estimates [rows] of qbar(0) by slates at temperature 1."""
+    x = {
+      "logits": np.tile(logits, (rows, 1)),
+      "actions": np.zeros(rows, int),
+      "propensities": np.full(rows, 0.5),
+      "rewards": np.ones(rows),
+      "ranker_logits": np.tile(ranker_logits, (rows, 1)),
+    }
+    loss = TwoStageIPS(
+      num_slates=num_slates,
+      slate_size=slate_size,
+      sampling_temperature=1.0,
+      sampling=sampling,
+      seed=3,
+      dtype="float64",
+    )
+    tf.random.set_seed(0)
+    return loss.terms(**x).ranker_share.numpy()
+
+  @pytest.mark.parametrize("sampling", ["categorical", "systematic"])
+  def test_agrees_with_the_exact_share_where_repeats_are_rare(self, sampling):
+    # 20,000 items and 29 draws: a slate holds 29 * 28 / 2 * Σp² = 0.05 repeats, each of which
+    # would raise the share by about 1/30 of it.
+    rng = np.random.default_rng(0)
+    logits, ranker_logits = 0.5 * rng.normal(size=(2, 20_000))
+    p = oracle.softmax(logits)
+    exact = ranker_share(p, ranker_logits, np.array([0]), 30)[0]
+    shares = self.shares(logits, ranker_logits, 30, 200, 8, sampling)
+    repeats = 29 * 28 / 2 * np.sum(p**2)
+    assert repeats < 0.06
+    error = 4 * shares.std(ddof=1) / np.sqrt(8)
+    assert error < 0.03 * exact
+    assert abs(shares.mean() - exact) < error + repeats / 30 * exact
+
+  def test_errors_fall_like_the_root_of_the_number_of_slates(self):
+    # With few items, slates of distinct ones have an expectation of their own: by enumeration.
+    rng = np.random.default_rng(1)
+    logits, ranker_logits = rng.normal(size=(2, 5))
+    p = oracle.softmax(logits)
+    expected = oracle.expected_slate_coefficients(p, 0, ranker_logits, 0.0, 4)[0]
+    errors = [
+      np.sqrt(np.mean(np.square(self.shares(logits, ranker_logits, 4, tau, 400) - expected)))
+      for tau in (4, 64, 1024)
+    ]
+    # A root mean square of 400 rows is known to 1/sqrt(800) = 3.5%.
+    np.testing.assert_allclose(errors[:-1] / np.array(errors[1:]), [4.0, 4.0], rtol=0.2)
+
+
+class TestDistinctSlates:
+  """The quadrature counts draws with multiplicity; what if repeats competed only once?"""
+
+  @pytest.fixture(scope="class")
+  def catalogues(self):
+    """50 random catalogues of 6 items, slates of 3: exact policies with and without repeats."""
+    pairs = []
+    for seed in range(50):
+      logits, ranker_logits = np.random.default_rng(seed).normal(size=(2, 6))
+      with_repeats = enumerate_slates(logits, 2 * ranker_logits, 3)
+      pairs.append((with_repeats, oracle.distinct_slate_policy(logits, 2 * ranker_logits, 3)))
+    return pairs
+
+  def test_probabilities_of_a_tiny_catalogue_differ_by_a_few_percent(self, catalogues):
+    largest = [np.abs(m.probabilities - d).max() for m, (d, _) in catalogues]
+    assert 0.012 < np.mean(largest) < 0.015
+    assert 0.04 < np.max(largest) < 0.06
+
+  def test_gradients_of_a_tiny_catalogue_differ_by_a_few_percent(self, catalogues):
+    largest = [np.abs(m.jacobian - d).max() for m, (_, d) in catalogues]
+    assert 0.016 < np.mean(largest) < 0.020
+    assert 0.03 < np.max(largest) < 0.04
+
+  def test_slates_of_two_do_not_differ(self):
+    logits, ranker_logits = np.random.default_rng(0).normal(size=(2, 6))
+    distinct, _ = oracle.distinct_slate_policy(logits, ranker_logits, 2)
+    expected = enumerate_slates(logits, ranker_logits, 2).probabilities
+    np.testing.assert_allclose(distinct, expected, rtol=1e-12)
+
+  @pytest.mark.parametrize("slate_size", [2, 3, 4])
+  def test_the_generating_function_of_the_oracle_equals_enumeration(self, slate_size):
+    logits, ranker_logits = np.random.default_rng(4).normal(size=(2, 5))
+    p = oracle.softmax(logits)
+    probabilities = oracle.distinct_slate_probabilities(p, 2 * ranker_logits, slate_size)
+    expected, _ = oracle.distinct_slate_policy(logits, 2 * ranker_logits, slate_size)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-9)
+
+  def test_the_derivatives_of_the_oracle_are_those_of_its_probabilities(self):
+    logits, ranker_logits = np.random.default_rng(4).normal(size=(2, 5))
+    _, derivatives = oracle.distinct_slate_policy(logits, ranker_logits, 3)
+    expected = oracle.jacobian(
+      lambda z: oracle.distinct_slate_policy(z, ranker_logits, 3)[0], logits
+    )
+    np.testing.assert_allclose(derivatives, expected, atol=1e-8)
+
+  def test_a_larger_catalogue_differs_less(self):
+    """1,000 items and slates of 30: a thousandth, and one shown item in a hundred is another."""
+    logits, ranker_logits = np.random.default_rng(0).normal(size=(2, 1000))
+    p = oracle.softmax(logits)
+    with_repeats = 30 * p * ranker_share(p, 2 * ranker_logits, np.arange(1000), 30)
+    distinct = oracle.distinct_slate_probabilities(p, 2 * ranker_logits, 30, step=0.5)
+    difference = np.abs(with_repeats - distinct)
+    assert 1e-4 < difference.max() < 5e-3
+    assert 0.005 < difference.sum() / 2 < 0.012

@@ -1,0 +1,222 @@
+"""Many generators in one environment: variants of the objective by seeds, in several processes."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import logging
+import multiprocessing
+import os
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from tf_twostage import environment as environments
+from tf_twostage import figures, pipeline, tables, training
+from tf_twostage.config import Config
+from tf_twostage.environment import Environment
+from tf_twostage.errors import InputError
+from tf_twostage.stages import Stages, write_json, write_text
+from tf_twostage.training import History
+
+_log = logging.getLogger(__name__)
+
+_MEMORY_PER_PROCESS = 2 * 1024**3
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One row of the table.
+
+  Attributes:
+    label: what the row is called.
+    config: its settings; the environment is not theirs to change, and the seed is filled in.
+    family: variants of one family are settings of the same thing, of which validation users
+      choose one for the table.
+  """
+
+  label: str
+  config: Config
+  family: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cell:
+  variant: str
+  seed: int
+  config: Config
+
+
+def run(
+  config: Config,
+  variants: Sequence[Variant],
+  *,
+  seeds: int,
+  workdir: pathlib.Path,
+  processes: int = 0,
+) -> str:
+  """Fits what is not fitted yet, writes tables and figures, returns what to print.
+
+  Args:
+    config: makes the environment that all variants share.
+    variants: what to compare; the first is what the others are measured against.
+    seeds: seeds 0 to this, exclusive, for each variant.
+    workdir: gets stages/, generators/, tensorboard/ and experiment/.
+    processes: how many generators to fit at a time; 0: as many as cores and memory allow.
+
+  Raises:
+    InputError: a setting or the data do not fit; nothing has been trained.
+  """
+  labels = [v.label for v in variants]
+  if not variants or len(set(labels)) < len(labels) or seeds < 1:
+    raise InputError(f"an experiment needs different variants and a seed, got {labels}, {seeds}")
+  label_of: dict[Config, str] = {}
+  for variant in variants:  # which would be fitted into one directory
+    twin = label_of.setdefault(variant.config, variant.label)
+    if twin != variant.label:
+      raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
+  for variant in variants:
+    pipeline.make_objective(variant.config)
+  stages = Stages(workdir / "stages")
+  environment = environments.make(config, stages)
+  baselines = environment.baselines(stages, config.slate_size)
+  cells = [
+    _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))
+    for seed in range(seeds)  # seeds outside: an experiment cut short is a smaller experiment
+    for v in variants
+  ]
+  histories = _fit_cells(config, cells, environment.name, workdir, processes)
+  return _report(variants, histories, baselines, workdir / "experiment")
+
+
+def _fit_cells(
+  config: Config,
+  cells: Sequence[_Cell],
+  environment: str,
+  workdir: pathlib.Path,
+  processes: int,
+) -> dict[tuple[str, int], History]:
+  """Histories by (variant, seed)."""
+  histories = {}
+  for cell in cells:
+    directory = pipeline.generator_directory(cell.config, environment, workdir)
+    history = training.finished_history(directory, cell.config.generator.epochs)
+    if history is not None:
+      histories[cell.variant, cell.seed] = history
+  missing = [cell for cell in cells if (cell.variant, cell.seed) not in histories]
+  processes = min(processes or _affordable_processes(), max(1, len(missing)))
+  _log.info("%d cells, %d finished before; %d process(es)", len(cells), len(histories), processes)
+  with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
+    for cell, history, seconds in _fitted(config, missing, workdir, processes):
+      histories[cell.variant, cell.seed] = history
+      progress.write(_line(cell, history, seconds))
+      progress.update()
+  return {key: histories[key] for key in ((cell.variant, cell.seed) for cell in cells)}
+
+
+def _fitted(
+  config: Config, cells: Sequence[_Cell], workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[_Cell, History, float]]:
+  """Cells as they get finished."""
+  if not cells:
+    return
+  threads = max(1, _cores() // processes)
+  pool = concurrent.futures.ProcessPoolExecutor(
+    processes,
+    mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not survive a fork
+    initializer=_start_worker,
+    initargs=(config, workdir, threads),
+  )
+  with pool:
+    try:
+      futures = {pool.submit(_fit_cell, cell, workdir): cell for cell in cells}
+      for future in concurrent.futures.as_completed(futures):
+        history, seconds = future.result()
+        yield futures[future], history, seconds
+    except BrokenProcessPool as error:
+      raise InputError(
+        "a process of the experiment was killed, perhaps for want of memory; the same command goes"
+        " on where it stopped, --processes=1 needs the least memory"
+      ) from error
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+_worker_environment: Environment | None = None  # of a worker process, made once
+
+
+def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
+  global _worker_environment
+  logging.getLogger("tf_twostage").setLevel(logging.ERROR)
+  tf.get_logger().setLevel("ERROR")
+  tf.config.threading.set_intra_op_parallelism_threads(threads)
+  tf.config.threading.set_inter_op_parallelism_threads(threads)
+  _worker_environment = environments.make(config, Stages(workdir / "stages"))
+
+
+def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
+  assert _worker_environment is not None
+  start = time.perf_counter()
+  tf.keras.backend.clear_session()
+  _, history = pipeline.fit_generator(cell.config, _worker_environment, workdir, progress=False)
+  return history, time.perf_counter() - start
+
+
+def _line(cell: _Cell, history: History, seconds: float) -> str:
+  best = training.best_epoch(history)
+  one, two = (
+    100 * best["scores"]["test"][stage]["precision@10"] for stage in ("one_stage", "two_stage")
+  )
+  return (
+    f"{cell.variant}, seed {cell.seed}: test precision@10 {one:.1f} one stage, {two:.1f} two"
+    f" stages (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
+  )
+
+
+def _report(
+  variants: Sequence[Variant],
+  histories: Mapping[tuple[str, int], History],
+  baselines: Mapping[str, Any],
+  directory: pathlib.Path,
+) -> str:
+  directory.mkdir(parents=True, exist_ok=True)
+  every_seed = tables.every_seed(histories)
+  chosen = tables.choose({v.label: v.family for v in variants}, every_seed)
+  reference = chosen[0]
+  shown = every_seed[every_seed["variant"].isin(chosen)]
+  blocks = tables.summaries(shown, chosen, baselines)
+  popularity = {"popularity": baselines["popularity"]}
+  tests = tables.paired_tests(shown, chosen, popularity)
+  write_json(
+    directory / "experiment.json",
+    {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants},
+  )
+  write_text(directory / "table.csv", every_seed.to_csv(index=False, float_format="%.6f"))
+  write_text(directory / "table.md", tables.to_markdown(blocks, reference))
+  write_text(directory / "table.tex", tables.to_latex(blocks, reference))
+  write_text(directory / "significance.csv", tests.to_csv(index=False, float_format="%.6g"))
+  parts = [tables.to_text(blocks, reference), tables.tests_to_text(tests)]
+  if len(chosen) < len(variants):
+    sweep = tables.sweep(every_seed, chosen)
+    write_text(directory / "sweep.csv", sweep.to_csv(index=False, float_format="%.4f"))
+    parts.insert(0, "Validation users choose (*):\n" + sweep.to_string(index=False))
+  curves = tables.curves({key: h for key, h in histories.items() if key[0] in chosen})
+  figures.experiment(shown, curves, chosen, baselines, directory)
+  return "\n\n".join([*parts, f"Tables and figures: {directory}"])
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _affordable_processes() -> int:
+  try:
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  except (AttributeError, ValueError, OSError):
+    return 1
+  return max(1, min(_cores(), free // _MEMORY_PER_PROCESS))
