@@ -1,7 +1,7 @@
 """Time of a loss and its gradient with respect to the logits, relative to cross-entropy.
 
-  python benchmarks/losses_step.py
-  python benchmarks/losses_step.py --items 30938 --only cross_entropy two_stage_ips
+  python -m benchmarks.losses_step
+  python -m benchmarks.losses_step --items 1000 4000 16000 31000 --only two_stage_ips
 
 Contenders take turns within one process, so that a busy machine slows all of them alike; a ratio
 is the median of the ratios within a turn.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -58,7 +59,7 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   runs["top_k"] = step(losses.get("top_k", **size))
   for name in ("cross_entropy", "ips", "snips", "poem", "doubly_robust"):
     runs[f"{name}, two_stage policy"] = step(losses.get(name, policy="two_stage", **size))
-  runs["two_stage_ips_exact"] = step(losses.get("two_stage_ips_exact", **size))
+  runs["two_stage_ips, exact"] = step(losses.get("two_stage_ips", sampling="exact", **size))
   for sampling in ("categorical", "systematic"):
     loss = losses.get("two_stage_ips", sampling=sampling, **slates)
     options = {"temperature": loss.sampling_temperature, "sampling": sampling, **slates}
@@ -78,25 +79,13 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   return runs
 
 
-def main():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--batch", type=int, default=128)
-  parser.add_argument("--items", type=int, default=3883)
-  parser.add_argument("--num_slates", type=int, default=100, help="tau")
-  parser.add_argument("--slate_size", type=int, default=30, help="K, the logged item counted")
-  parser.add_argument("--logit_stddev", type=float, default=1.0)
-  parser.add_argument("--steps", type=int, default=30)
-  parser.add_argument("--only", nargs="*", help="names that start with one of these")
-  args = parser.parse_args()
-
+def measure(args, items: int) -> None:
   rng = np.random.default_rng(0)
-  shape = (args.batch, args.items)
+  shape = (args.batch, items)
   columns = (
     tf.constant(rng.normal(scale=args.logit_stddev, size=shape), tf.float32),
-    tf.constant(rng.integers(args.items, size=args.batch), tf.int32),
-    tf.fill([args.batch], 1.0 / args.items),
+    tf.constant(rng.integers(items, size=args.batch), tf.int32),
+    tf.fill([args.batch], 1.0 / items),
     tf.ones([args.batch]),
     tf.constant(rng.normal(size=shape), tf.float32),
   )
@@ -114,10 +103,28 @@ def main():
         times[name].append(time.perf_counter() - start)
 
   reference = np.array(times["cross_entropy"])
-  print(f"{'':34s} {'ms':>8s} {'ratio':>8s}")
+  print(f"{items:6d} items {'ms':>26s} {'ratio':>8s}")
   for name, seconds in times.items():
     ratio = np.median(np.array(seconds) / reference)
-    print(f"{name:34s} {np.median(seconds) * 1e3:8.2f} {ratio:8.2f}")
+    print(f"{name:30s} {np.median(seconds) * 1e3:8.2f} {ratio:8.2f}")
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--batch", type=int, default=128)
+  parser.add_argument("--items", type=int, nargs="+", default=[3883])
+  parser.add_argument("--num_slates", type=int, default=100)
+  parser.add_argument("--slate_size", type=int, default=30, help="K, the logged item counted")
+  parser.add_argument("--logit_stddev", type=float, default=1.0)
+  parser.add_argument("--steps", type=int, default=30)
+  parser.add_argument("--only", nargs="*", help="names that start with one of these")
+  args = parser.parse_args()
+  for items in args.items:
+    measure(args, items)
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+  print(f"peak memory of the process {peak:.2f} GiB")
 
 
 if __name__ == "__main__":

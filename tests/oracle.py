@@ -44,6 +44,16 @@ def slate_coefficients(draws, action: int, ranker_logits: np.ndarray, alpha: flo
   return coefficients
 
 
+def multiset_coefficients(
+  draws, action: int, ranker_logits: np.ndarray, alpha: float
+) -> np.ndarray:
+  """As `slate_coefficients` of a slate that keeps its repeats: they compete, and count, each."""
+  q = softmax(ranker_logits[[action, *draws]])[0]
+  coefficients = alpha * q * np.bincount(draws, minlength=len(ranker_logits))
+  coefficients[action] += q
+  return coefficients
+
+
 def expected_slate_coefficients(
   draw_probabilities: np.ndarray,
   action: int,

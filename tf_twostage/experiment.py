@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -152,11 +153,20 @@ _worker_environment: Environment | None = None  # of a worker process, made once
 
 def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
   global _worker_environment
+  threading.Thread(target=_die_with_parent, daemon=True).start()
   logging.getLogger("tf_twostage").setLevel(logging.ERROR)
   tf.get_logger().setLevel("ERROR")
   tf.config.threading.set_intra_op_parallelism_threads(threads)
   tf.config.threading.set_inter_op_parallelism_threads(threads)
   _worker_environment = environments.make(config, Stages(workdir / "stages"))
+
+
+def _die_with_parent() -> None:
+  """A killed experiment leaves no process behind that works on."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
 
 
 def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:

@@ -95,11 +95,11 @@ class SoftmaxPolicy:
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
     # log Σ exp(z) - Σ p z: no logarithm for every item.
-    shifted = self.logits - tf.reduce_max(self.logits, 1, keepdims=True)
+    # Where exp is 0 anyway, -inf included, a finite logit keeps products and gradients finite.
+    shifted = tf.maximum(self.logits - tf.reduce_max(self.logits, 1, keepdims=True), -200.0)
     exponentials = tf.exp(shifted)
     total = tf.reduce_sum(exponentials, 1)
-    mean = tf.reduce_sum(tf.math.multiply_no_nan(shifted, exponentials), 1) / total
-    return tf.math.log(total) - mean
+    return tf.math.log(total) - tf.reduce_sum(shifted * exponentials, 1) / total
 
 
 class TwoStagePolicy:
@@ -223,6 +223,37 @@ def two_stage_log_prob(
     return (log_p, log_share), gradient
 
   return log_probs(logits)
+
+
+def expected_slate_counts(
+  logits: Any, ranker_logits: Any, actions: Any, slate_size: int, scale: float = 1.0
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """What a slate around a_i holds, weighted by the ranker's share of a_i: E[q n_b] for every b.
+
+  The slate is a_i and K - 1 draws from softmax(logits), with repeats; n_b counts the draws of b
+  and q is the ranker's softmax over the slate, read at a_i. E[q n_b] = p(b) ∂qbar / ∂p(b).
+
+  Args:
+    logits: [B, N] floating.
+    ranker_logits: [B, N] floating, finite.
+    actions: [B] integer, catalogue indices.
+    slate_size: K, the action counted.
+    scale: multiplies the counts.
+
+  Returns:
+    scale E[q n_b], [B, N], and qbar = E[q], [B], both without gradient.
+  """
+  logits, ranker_logits = _two_stages(tf.stop_gradient(logits), ranker_logits, slate_size)
+  if slate_size == 1:
+    return tf.zeros_like(logits), tf.ones_like(logits[:, 0])
+  others = slate_size - 1
+  reference = tf.gather(ranker_logits, actions, batch_dims=1)
+  race = _Race.for_action(slate_size)
+  bins = _Bins.fill(tf.nn.softmax(logits), ranker_logits, reference, race)
+  log_silent = bins.log_survival(race)
+  log_terms = race.log_density + others * log_silent
+  by_node = scale * others * tf.exp(log_terms - log_silent)
+  return bins.read(*race.survival.to_bins(by_node)), tf.exp(tf.reduce_logsumexp(log_terms, 1))
 
 
 def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) -> tf.Tensor:

@@ -14,7 +14,6 @@ UNIT = losses.ImportanceWeights(method="none")
 # Few, small slates that come out alike after `tf.random.set_seed`.
 SMALL = {
   "two_stage_ips": {"seed": 1, "alpha": 0.5, "num_slates": 3, "slate_size": 4},
-  "two_stage_ips_exact": {"alpha": 0.5, "slate_size": 4},
   "top_k": {"slate_size": 3},
 }
 SHRUNK = losses.ImportanceWeights(method="shrink", shrinkage=2.0)
@@ -33,9 +32,10 @@ VARIANTS |= {
     {**SMALL["two_stage_ips"], "sampling": "systematic"},
   ),
   "two_stage_ips, shares": ("two_stage_ips", {**SMALL["two_stage_ips"], "normalize_shares": True}),
-  "two_stage_ips_exact, shares": (
-    "two_stage_ips_exact",
-    {**SMALL["two_stage_ips_exact"], "normalize_shares": True},
+  "two_stage_ips, exact": ("two_stage_ips", {**SMALL["two_stage_ips"], "sampling": "exact"}),
+  "two_stage_ips, exact shares": (
+    "two_stage_ips",
+    {**SMALL["two_stage_ips"], "sampling": "exact", "normalize_shares": True},
   ),
   "poem, normalised": ("poem", {"importance": losses.ImportanceWeights()}),
   "doubly_robust, linear": ("doubly_robust", {"reward_model": "linear"}),

@@ -1,6 +1,7 @@
 """SNIPS and POEM: the losses that learn through their weights."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -165,13 +166,18 @@ def test_norm_poem_without_penalty_is_snips():
   np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_equal_gains_bear_no_penalty_and_keep_a_finite_gradient():
-  weights = tf.constant([2.0, 2.0, 2.0])
-  with tf.GradientTape() as tape:
-    tape.watch(weights)
-    value = poem(weights, tf.ones(3), penalty=5.0)
+@pytest.mark.parametrize("compiled", [None, True], ids=["graph", "xla"])
+def test_equal_gains_bear_no_penalty_and_keep_a_finite_gradient(compiled):
+  @functools.partial(tf.function, jit_compile=compiled)
+  def value_and_slope(weights):
+    with tf.GradientTape() as tape:
+      tape.watch(weights)
+      value = poem(weights, tf.ones(3), penalty=5.0)
+    return value, tape.gradient(value, weights)
+
+  value, slope = value_and_slope(tf.constant([2.0, 2.0, 2.0]))
   np.testing.assert_array_equal(value, [-2.0, -2.0, -2.0])
-  np.testing.assert_array_equal(tape.gradient(value, weights), [-1.0, -1.0, -1.0])
+  np.testing.assert_array_equal(slope, [-1.0, -1.0, -1.0])
 
 
 def test_one_row_has_no_variance():

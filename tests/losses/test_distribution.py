@@ -37,9 +37,9 @@ CHOSEN = {
   "doubly_robust": losses.DoublyRobust,
   "top_k": losses.TopK,
   "two_stage_ips": lambda **o: losses.TwoStageIPS(slate_size=1, **o),  # draws nothing
-  "two_stage_ips_exact": lambda **o: losses.TwoStageIPSExact(slate_size=3, **o),
-  "two_stage_ips_exact, shares": lambda **o: losses.TwoStageIPSExact(
-    slate_size=3, normalize_shares=True, **o
+  "two_stage_ips, exact": lambda **o: losses.TwoStageIPS(slate_size=3, sampling="exact", **o),
+  "two_stage_ips, exact shares": lambda **o: losses.TwoStageIPS(
+    slate_size=3, sampling="exact", normalize_shares=True, **o
   ),
   "ips, raw": lambda **o: losses.IPS(RAW, **o),
 }
@@ -110,8 +110,8 @@ NAMES = [
   "doubly_robust",
   "top_k",
   "two_stage_ips",
-  "two_stage_ips_exact",
-  "two_stage_ips_exact, shares",
+  "two_stage_ips, exact",
+  "two_stage_ips, exact shares",
   "ips, raw",
 ]
 

@@ -40,7 +40,21 @@ def formula(variant, x):
   name = VARIANTS[variant][0]
   held, rewards, actions = x["logits"], x["rewards"], x["actions"]
   rows = np.arange(len(actions))
-  if name == "two_stage_ips":
+  if name == "two_stage_ips" and loss.sampling == "exact":
+
+    def expected(alpha):
+      drawn = oracle.softmax(held / loss.sampling_temperature)
+      return np.stack(
+        [
+          oracle.expected_slate_coefficients(
+            p, a, g, alpha, loss.slate_size, oracle.multiset_coefficients
+          )
+          for p, a, g in zip(drawn, actions, x["ranker_logits"], strict=True)
+        ]
+      )
+
+    counts, q = expected(loss.alpha), expected(0.0)[rows, actions]
+  elif name == "two_stage_ips":
     tf.random.set_seed(0)
     slates = sample_slates(
       tf.constant(held),
@@ -54,6 +68,7 @@ def formula(variant, x):
       np.mean([oracle.slate_coefficients(s, a, g, loss.alpha) for s in row], axis=0)
       for row, a, g in zip(slates, actions, x["ranker_logits"], strict=True)
     ]
+    q = np.stack(counts)[rows, actions]
 
   def shares(logits):
     rows = zip(oracle.softmax(logits), x["ranker_logits"], strict=True)
@@ -74,8 +89,7 @@ def formula(variant, x):
     if not getattr(loss, "normalize_shares", False):
       return oracle.importance_weights(ratio, **importance)
     raw = oracle.importance_weights(ratio, **{**importance, "self_normalize": False})
-    share = np.array(counts) if name == "two_stage_ips" else shares(held)
-    return raw / np.mean(raw * share[rows, actions])
+    return raw / np.mean(raw * q)
 
   def binary(logits):
     z = logits[rows, actions]
@@ -100,11 +114,6 @@ def formula(variant, x):
   def two_stage_ips(logits):
     return -rewards * weights(held) * (counts * oracle.log_softmax(logits)).sum(axis=1)
 
-  def two_stage_ips_exact(logits):
-    inner = shares(held)[rows, actions] * log_prob(logits)
-    inner += loss.alpha * shares(logits)[rows, actions]
-    return -rewards * weights(held) * inner
-
   return {
     "cross_entropy": lambda logits: -rewards * log_prob(logits),
     "binary_cross_entropy": binary,
@@ -114,7 +123,6 @@ def formula(variant, x):
     "doubly_robust": doubly_robust,
     "top_k": top_k,
     "two_stage_ips": two_stage_ips,
-    "two_stage_ips_exact": two_stage_ips_exact,
   }[name]
 
 

@@ -19,7 +19,6 @@ from tf_twostage.errors import InputError
     ("doubly_robust", losses.DoublyRobust),
     ("top_k", losses.TopK),
     ("two_stage_ips", losses.TwoStageIPS),
-    ("two_stage_ips_exact", losses.TwoStageIPSExact),
   ],
 )
 def test_get_makes_the_loss_of_that_name(name, kind):
@@ -27,7 +26,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 9
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 8
 
 
 def test_get_passes_options_on():
@@ -60,7 +59,7 @@ def test_options_are_attributes():
 
 def test_only_losses_that_read_the_ranker_ask_for_it():
   asking = {name for name, kind in losses.LOSSES.items() if kind().needs_ranker}
-  assert asking == {"doubly_robust", "two_stage_ips", "two_stage_ips_exact"}
+  assert asking == {"doubly_robust", "two_stage_ips"}
 
 
 def test_a_loss_must_write_evaluate():

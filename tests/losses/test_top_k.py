@@ -8,10 +8,6 @@ from tf_twostage.losses import IPS, ImportanceWeights, TopK
 from tf_twostage.losses.top_k import top_k_multiplier
 
 
-def multiplier(p, k, dtype=np.float64):
-  return top_k_multiplier(tf.constant(np.log(np.array(p, dtype))), k).numpy()
-
-
 def test_is_the_ips_loss_times_the_multiplier():
   # Logits (log 3, 0): p = 3/4 and 1/4, K = 3.
   loss = TopK(RAW, slate_size=3, dtype="float64")
@@ -33,15 +29,20 @@ def test_slates_of_one_are_one_stage_ips():
 def test_multiplier_is_the_derivative_of_the_chance_to_be_among_k_draws():
   p, step = np.array([0.01, 0.2, 0.5, 0.9]), 1e-6
   chance = [1 - (1 - q) ** 5 for q in (p + step, p - step)]
-  np.testing.assert_allclose(multiplier(p, 5), (chance[0] - chance[1]) / (2 * step), rtol=1e-6)
+  np.testing.assert_allclose(
+    top_k_multiplier(tf.constant(np.log(p)), 5), (chance[0] - chance[1]) / (2 * step), rtol=1e-6
+  )
 
 
-@pytest.mark.parametrize("k", [2, 30, 1000])
-def test_multiplier_keeps_its_digits_at_both_ends(k):
-  tiny, sure = np.float32(1e-12), np.float32(1 - 2**-20)
-  np.testing.assert_allclose(multiplier([tiny], k, np.float32), [k], rtol=1e-5)
-  nearly = k * (2.0**-20) ** (k - 1)
-  np.testing.assert_allclose(multiplier([sure], k, np.float32), [nearly], rtol=1e-4, atol=1e-38)
+@pytest.mark.parametrize(
+  ("log_p", "k"),
+  [(-1.2345e-7, 2), (-1e-3, 5), (-0.6, 30), (-0.8, 30), (-17.3, 10_000), (-27.6, 10_000)],
+)
+def test_multiplier_keeps_its_digits_in_float32(log_p, k):
+  """p near 1, where 1 - p has lost them, and p near 0, where K - 1 magnifies what is lost."""
+  expected = k * np.exp((k - 1) * np.log(-np.expm1(np.float64(np.float32(log_p)))))
+  value = top_k_multiplier(tf.constant([log_p], tf.float32), k)
+  np.testing.assert_allclose(value, [expected], rtol=3e-6)
 
 
 def test_multiplier_of_a_sure_item_is_zero_and_of_an_impossible_one_k():

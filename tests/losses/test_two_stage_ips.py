@@ -61,16 +61,10 @@ class TestExpectationOverSlates:
 
   @pytest.mark.parametrize("reading", ["temperature 1", "K drawn", "with multiplicity"])
   def test_tells_other_readings_apart(self, gradients, reading):
-    def with_multiplicity(draws, action, ranker_logits, alpha):
-      q = oracle.softmax(ranker_logits[[action, *draws]])[0]
-      coefficients = alpha * q * np.bincount(draws, minlength=len(ranker_logits))
-      coefficients[action] += q
-      return coefficients
-
     other = {
       "temperature 1": self.expected(temperature=1.0),
       "K drawn": self.expected(slate_size=self.K + 1),
-      "with multiplicity": self.expected(coefficients=with_multiplicity),
+      "with multiplicity": self.expected(coefficients=oracle.multiset_coefficients),
     }[reading]
     assert self.standard_errors_away(gradients, other).max() > 12
 

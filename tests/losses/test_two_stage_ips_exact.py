@@ -9,23 +9,74 @@ import tensorflow as tf
 from tests import oracle
 from tests.losses.helpers import RAW, batch, every_action, value_and_gradient
 from tests.policy_oracle import enumerate_slates, ranker_share
-from tf_twostage.errors import InputError
-from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS, TwoStageIPSExact
-from tf_twostage.losses.two_stage_ips_exact import two_stage_ips_exact
+from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS
+from tf_twostage.losses.slates import expected_counts
 
 
-def test_is_algorithm_1_with_the_expected_share():
-  log_p, share = tf.constant([-1.0, -2.0]), tf.constant([0.5, 0.25])
-  weights, rewards = tf.constant([2.0, 3.0]), tf.constant([1.0, 4.0])
-  value = two_stage_ips_exact(log_p, share, weights, rewards, alpha=0.1)
-  first = -1.0 * 2.0 * (0.5 * -1.0 + 0.1 * 0.5)
-  second = -4.0 * 3.0 * (0.25 * -2.0 + 0.1 * 0.25)
-  np.testing.assert_allclose(value, [first, second], rtol=1e-6)
+def exact(importance=ImportanceWeights(), alpha=1.0, **options):  # noqa: B008
+  """The exact gradient: slates of the policy itself, the others' share in full."""
+  return TwoStageIPS(
+    importance,
+    alpha=alpha,
+    sampling="exact",
+    **{"sampling_temperature": 1.0, "dtype": "float64", **options},
+  )
+
+
+@pytest.mark.parametrize("temperature", [1.0, math.e])
+@pytest.mark.parametrize("slate_size", [1, 2, 4])
+def test_counts_are_those_of_all_slates(slate_size, temperature):
+  x = batch()
+  counts, share = expected_counts(
+    tf.constant(x["logits"]),
+    tf.constant(x["actions"]),
+    tf.constant(x["ranker_logits"]),
+    slate_size=slate_size,
+    temperature=temperature,
+    alpha=0.3,
+  )
+  rows = zip(x["logits"], x["actions"], x["ranker_logits"], strict=True)
+  for i, (logits, action, ranker_logits) in enumerate(rows):
+    expected = oracle.expected_slate_coefficients(
+      oracle.softmax(logits / temperature),
+      action,
+      ranker_logits,
+      0.3,
+      slate_size,
+      oracle.multiset_coefficients,
+    )
+    np.testing.assert_allclose(counts[i], expected, rtol=1e-3, atol=1e-6)
+    without = oracle.expected_slate_coefficients(
+      oracle.softmax(logits / temperature),
+      action,
+      ranker_logits,
+      0.0,
+      slate_size,
+      oracle.multiset_coefficients,
+    )
+    np.testing.assert_allclose(share[i], without[action], rtol=3e-4)
+
+
+def test_no_gradient_flows_through_counts():
+  logits = tf.constant(batch()["logits"])
+  x = batch()
+  with tf.GradientTape() as tape:
+    tape.watch(logits)
+    counts, share = expected_counts(
+      logits,
+      tf.constant(x["actions"]),
+      tf.constant(x["ranker_logits"]),
+      slate_size=3,
+      temperature=1.0,
+      alpha=1.0,
+    )
+    total = tf.reduce_sum(counts) + tf.reduce_sum(share)
+  assert tape.gradient(total, logits) is None
 
 
 def test_reports_what_the_loss_was_made_of():
   x = batch()
-  terms = TwoStageIPSExact(slate_size=4, dtype="float64").terms(**x)
+  terms = exact(slate_size=4).terms(**x)
   rows = zip(oracle.softmax(x["logits"]), x["ranker_logits"], x["actions"], strict=True)
   shares = [ranker_share(p, g, np.array([a]), 4)[0] for p, g, a in rows]
   np.testing.assert_allclose(terms.ranker_share, shares, rtol=3e-4)
@@ -36,9 +87,9 @@ def test_reports_what_the_loss_was_made_of():
 
 def test_gradient_with_raw_weights_is_that_of_ips_on_the_two_stage_policy_over_k():
   x = batch()
-  exact = TwoStageIPSExact(RAW, slate_size=7, dtype="float64")
+  two_stage = exact(RAW, slate_size=7)
   ips = IPS(RAW, policy="two_stage", slate_size=7, dtype="float64")
-  gradients = [value_and_gradient(loss, x)[1] for loss in (exact, ips)]
+  gradients = [value_and_gradient(loss, x)[1] for loss in (two_stage, ips)]
   np.testing.assert_allclose(7 * gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
@@ -48,14 +99,14 @@ def test_gradient_is_unbiased_for_the_value_of_two_stages_over_k(seed):
   logits, ranker_logits, behavior_logits = rng.normal(size=(3, 5))
   rewards, behavior = rng.uniform(size=5), oracle.softmax(behavior_logits)
   x = every_action(logits, ranker_logits, behavior, rewards)
-  _, gradient = value_and_gradient(TwoStageIPSExact(RAW, slate_size=3, dtype="float64"), x)
+  _, gradient = value_and_gradient(exact(RAW, slate_size=3), x)
   expected = -enumerate_slates(logits, ranker_logits, 3).jacobian.T @ rewards
   np.testing.assert_allclose(3 * behavior @ gradient, expected, atol=2e-4)
 
 
 def test_gradient_without_alpha_is_one_stage_ips_times_the_ranker_share():
   x = batch()
-  loss = TwoStageIPSExact(alpha=0.0, slate_size=4, dtype="float64")
+  loss = exact(alpha=0.0, slate_size=4)
   value, gradient = value_and_gradient(loss, x)
   share = loss.terms(**x).ranker_share.numpy()
   one_stage, expected = value_and_gradient(IPS(dtype="float64"), x)
@@ -67,7 +118,7 @@ def test_gradient_without_alpha_is_one_stage_ips_times_the_ranker_share():
 def test_with_a_constant_ranker_the_gradient_is_one_stage_ips_over_k(alpha):
   # Whatever the other candidates are, the share is 1 / K: their gradient is 0.
   x = {**batch(), "ranker_logits": np.full((6, 5), 3.7)}
-  _, gradient = value_and_gradient(TwoStageIPSExact(alpha=alpha, slate_size=8, dtype="float64"), x)
+  _, gradient = value_and_gradient(exact(alpha=alpha, slate_size=8), x)
   _, expected = value_and_gradient(IPS(dtype="float64"), x)
   np.testing.assert_allclose(8 * gradient, expected, rtol=1e-3, atol=1e-3)
 
@@ -76,7 +127,7 @@ def test_alpha_moves_the_gradient_along_a_line():
   x = batch()
 
   def gradient(alpha):
-    loss = TwoStageIPSExact(alpha=alpha, slate_size=4, dtype="float64")
+    loss = exact(alpha=alpha, slate_size=4)
     return value_and_gradient(loss, x)[1]
 
   step = gradient(1.0) - gradient(0.0)
@@ -96,7 +147,7 @@ def test_the_gradient_of_a_rival_depends_on_the_ranker():
   }
 
   def rivals(alpha):
-    loss = TwoStageIPSExact(alpha=alpha, slate_size=5, dtype="float64")
+    loss = exact(alpha=alpha, slate_size=5)
     return value_and_gradient(loss, x)[1][0, 1:]
 
   np.testing.assert_allclose(*rivals(0.0), rtol=1e-9)
@@ -106,9 +157,7 @@ def test_the_gradient_of_a_rival_depends_on_the_ranker():
 
 def test_normalised_shares_make_the_mean_of_weight_times_share_one():
   x = batch()
-  plain, normalised = (
-    TwoStageIPSExact(slate_size=4, normalize_shares=on, dtype="float64") for on in (False, True)
-  )
+  plain, normalised = (exact(slate_size=4, normalize_shares=on) for on in (False, True))
   terms = normalised.terms(**x)
   np.testing.assert_allclose(np.mean(terms.weights * terms.ranker_share), 1.0, rtol=1e-12)
   # All rows grow alike, and so does the gradient: the divisor has none.
@@ -120,24 +169,10 @@ def test_normalised_shares_make_the_mean_of_weight_times_share_one():
 
 def test_slates_of_one_are_one_stage_ips():
   x = batch()
-  exact = TwoStageIPSExact(alpha=0.0, slate_size=1, dtype="float64")
-  value, gradient = value_and_gradient(exact, x)
+  value, gradient = value_and_gradient(exact(alpha=0.0, slate_size=1), x)
   one_stage, expected = value_and_gradient(IPS(dtype="float64"), x)
   np.testing.assert_allclose(value, one_stage, rtol=1e-9)
   np.testing.assert_allclose(gradient, expected, rtol=1e-9, atol=1e-12)
-
-
-def test_defaults_are_the_exact_gradient_of_published_slates():
-  loss = TwoStageIPSExact()
-  assert (loss.alpha, loss.slate_size) == (1.0, 30)
-  assert loss.importance == ImportanceWeights(cap=10.0, floor=0.01, self_normalize=True)
-
-
-@pytest.mark.parametrize("options", [{"slate_size": 0}, {"alpha": -0.1}, {"alpha": math.nan}])
-def test_refuses_options_that_make_no_sense(options):
-  (name, value), *_ = options.items()
-  with pytest.raises(InputError, match=f"exact 2-IPS: {name} must be at least .*{value}"):
-    TwoStageIPSExact(**options)
 
 
 class TestMonteCarlo:

@@ -21,7 +21,6 @@ from tf_twostage.losses.ips import IPS
 from tf_twostage.losses.sampled_catalogue import draw_support, on_support
 from tf_twostage.losses.top_k import TopK
 from tf_twostage.losses.two_stage_ips import TwoStageIPS
-from tf_twostage.losses.two_stage_ips_exact import TwoStageIPSExact
 
 __all__ = [
   "IPS",
@@ -36,7 +35,6 @@ __all__ = [
   "OffPolicyLoss",
   "TopK",
   "TwoStageIPS",
-  "TwoStageIPSExact",
   "draw_support",
   "get",
   "on_support",
@@ -52,7 +50,6 @@ LOSSES: dict[str, type[OffPolicyLoss]] = {
   "doubly_robust": DoublyRobust,
   "top_k": TopK,
   "two_stage_ips": TwoStageIPS,
-  "two_stage_ips_exact": TwoStageIPSExact,
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.policies import expected_slate_counts
+
 SAMPLING = ("categorical", "systematic")
 _BLOCK = 64
 _MIN_SHARE = 1e-26
@@ -140,6 +142,35 @@ def slate_counts(
   counts = tf.math.unsorted_segment_sum(by_draw, draws, rows * items)
   counts = tf.tensor_scatter_nd_update(counts, logged[:, None], mean_q)
   return tf.reshape(counts, [rows, items]), mean_q
+
+
+def expected_counts(
+  logits: tf.Tensor,
+  actions: tf.Tensor,
+  ranker_logits: tf.Tensor,
+  *,
+  slate_size: int,
+  temperature: float,
+  alpha: float,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """The expectation of `slate_counts` over slates, for slates that keep their repeats.
+
+  Args:
+    logits: [B, N], the generator's scores. They receive no gradient.
+    actions: [B], the logged items a_i.
+    ranker_logits: [B, N]. They receive no gradient.
+    slate_size: K.
+    temperature: slates are drawn from softmax(logits / temperature).
+    alpha: α, weight of the other items of a slate.
+
+  Returns:
+    As `slate_counts`.
+  """
+  counts, share = expected_slate_counts(
+    logits * (1 / temperature), ranker_logits, actions, slate_size, alpha
+  )
+  logged = tf.stack([tf.range(tf.shape(logits)[0]), tf.cast(actions, tf.int32)], axis=1)
+  return tf.tensor_scatter_nd_add(counts, logged, share), share
 
 
 def _cumsum(

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
-from tf_twostage.losses.slates import SAMPLING, sample_slates, slate_counts
+from tf_twostage.losses.slates import SAMPLING, expected_counts, sample_slates, slate_counts
 
 
 class TwoStageIPS(WeightedLoss):
@@ -44,8 +44,9 @@ class TwoStageIPS(WeightedLoss):
     num_slates: τ, slates drawn for each row.
     slate_size: K, items of a slate, the logged one counted.
     sampling_temperature: slates are drawn from softmax(logits / this).
-    sampling: "categorical", independent draws as published, or "systematic", the same slates
-      one by one with less variance and in a fraction of the time (see `sample_slates`).
+    sampling: "categorical", independent draws as published; "systematic", the same slates one by
+      one with less variance and in a fraction of the time (see `sample_slates`); or "exact", the
+      expectation over all slates, which keep their repeats: no variance at all.
     normalize_shares: whether self-normalised weights are divided by the batch mean of ω q
       instead of that of ω, which leaves the loss about K times as large.
     seed: operation seed, see `tf.random.set_seed`.
@@ -59,8 +60,10 @@ class TwoStageIPS(WeightedLoss):
       raise InputError(f"2-IPS: sampling_temperature must be positive, got {sampling_temperature}")
     if not alpha >= 0:
       raise InputError(f"2-IPS: alpha must be at least 0, got {alpha}")
-    if sampling not in SAMPLING:
-      raise InputError(f"2-IPS: sampling must be one of {', '.join(SAMPLING)}, got {sampling!r}")
+    if sampling not in (*SAMPLING, "exact"):
+      raise InputError(
+        f"2-IPS: sampling must be one of {', '.join(SAMPLING)}, exact; got {sampling!r}"
+      )
     self.alpha = alpha
     self.num_slates = num_slates
     self.slate_size = slate_size
@@ -70,24 +73,42 @@ class TwoStageIPS(WeightedLoss):
     self.seed = seed
 
   def evaluate(self, x: LossInputs) -> LossTerms:
-    slates = sample_slates(
-      x.logits,
-      num_slates=self.num_slates,
-      slate_size=self.slate_size,
-      temperature=self.sampling_temperature,
-      sampling=self.sampling,
-      seed=self.seed,
-    )
-    counts, share = slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha)
-    # One fused kernel gives Σ_a C_ia log p(a) and its gradient, where counts sum to 1.
+    counts, share = self._counts(x)
     total = tf.reduce_sum(counts, axis=1)
-    labels = counts * (1 / total)[:, None]
-    mean_log_p = -tf.nn.softmax_cross_entropy_with_logits(labels, x.logits)
-    # log p(a_i) differs from that mean by logits alone: their denominator is the same.
-    mean_logit = tf.linalg.matvec(labels[:, None], x.logits)[:, 0]
-    log_p = mean_log_p + tf.gather(x.logits, x.actions, batch_dims=1) - mean_logit
+    mean_log_p, log_p = _log_probs(x.logits, x.actions, counts, total)
     ratio, weights = self.importance(
       log_p, x.propensities, shares=share if self.normalize_shares else None
     )
-    loss = -x.rewards * weights * total * mean_log_p
+    loss = -x.rewards * weights * mean_log_p
     return LossTerms(loss, ratio, weights, share)
+
+  def _counts(self, x: LossInputs) -> tuple[tf.Tensor, tf.Tensor]:
+    slates = {"slate_size": self.slate_size, "temperature": self.sampling_temperature}
+    if self.sampling == "exact":
+      return expected_counts(x.logits, x.actions, x.ranker_logits, alpha=self.alpha, **slates)
+    drawn = sample_slates(
+      x.logits, num_slates=self.num_slates, sampling=self.sampling, seed=self.seed, **slates
+    )
+    return slate_counts(drawn, x.actions, x.ranker_logits, alpha=self.alpha)
+
+
+def _log_probs(
+  logits: tf.Tensor, actions: tf.Tensor, counts: tf.Tensor, total: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Σ_a C_ia log p(a), whose gradient is C_ia - p(a) Σ_b C_ib, and log p(a_i) without any."""
+
+  @tf.custom_gradient
+  def weighted(logits):
+    p = tf.nn.softmax(logits)
+    # Below the largest logit, whose probability is one over the softmax's denominator.
+    below = logits - tf.reduce_max(logits, 1, keepdims=True)
+    log_largest = tf.math.log(tf.reduce_max(p, 1))
+    log_p = tf.gather(below, actions, batch_dims=1) + log_largest
+    mean = tf.linalg.matvec(counts[:, None], below)[:, 0] + total * log_largest
+
+    def gradient(d_mean, _):
+      return d_mean[:, None] * (counts - total[:, None] * p)
+
+    return (mean, log_p), gradient
+
+  return weighted(logits)
