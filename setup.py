@@ -10,7 +10,14 @@ PLOT = ["matplotlib>=3.8"]
 PARQUET = ["pyarrow>=15"]
 # The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
 SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
-DEV = ["hypothesis>=6.100", "mypy>=1.11", "pandas-stubs", "pytest>=8", "ruff>=0.6"]
+DEV = [
+  "hypothesis>=6.100",
+  "mypy>=1.11",
+  "pandas-stubs",
+  "pytest>=8",
+  "pytest-xdist>=3.6",
+  "ruff>=0.6",
+]
 
 setup(
   name="tf_twostage",

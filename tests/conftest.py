@@ -13,5 +13,7 @@ def test_data() -> pathlib.Path:
   """The directory of real data sets, or a skip that says how to provide it."""
   root = os.environ.get("TF_TWOSTAGE_TEST_DATA")
   if not root:
-    pytest.skip("set TF_TWOSTAGE_TEST_DATA to a directory that holds ml-1m/ to run this test")
+    pytest.skip(
+      "set TF_TWOSTAGE_TEST_DATA to a directory that holds ml-1m/, ml-1m-reference/ and delicious/"
+    )
   return pathlib.Path(root)

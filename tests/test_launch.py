@@ -1,14 +1,20 @@
 """The commands, run as a user runs them."""
 
 import json
+import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
+import tensorflow as tf
+
+from tests import ready_environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Everything as in the embedded default, only shorter.
@@ -22,12 +28,16 @@ SHORT = (
 )
 
 
-def command(*arguments):
-  return [sys.executable, "-m", "launch.train", *map(str, arguments)]
+STAGES = {"simulator", "full_information", "behavior_policy", "log", "ranker", "baselines"}
+COMMANDS = ("train", "experiment")
 
 
-def run(*arguments):
-  return subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True)
+def command(*arguments, name="train"):
+  return [sys.executable, "-m", f"launch.{name}", *map(str, arguments)]
+
+
+def run(*arguments, name="train"):
+  return subprocess.run(command(*arguments, name=name), cwd=ROOT, capture_output=True, text=True)
 
 
 def directories(root):
@@ -60,7 +70,7 @@ def test_a_run_leaves_its_files(finished):
   for name in ("config.json", "metrics.json", "table.csv", "curves.png"):
     assert (root / "run" / name).stat().st_size > 0
   stages = {p.name.rsplit("-", 1)[0] for p in (root / "run" / "stages").iterdir()}
-  assert stages == {"simulator", "full_information", "behavior_policy", "log", "ranker"}
+  assert stages == STAGES
   assert list((root / "run" / "tensorboard").rglob("events.out.tfevents.*"))
   assert (root / "export" / "1" / "saved_model.pb").exists()
 
@@ -87,14 +97,20 @@ def test_the_config_says_what_was_asked(finished):
   assert config["loss"]["num_slates"] == 5
 
 
-def test_another_loss_reuses_every_stage_and_keeps_earlier_results(finished):
+@pytest.fixture(scope="module")
+def another_loss(finished):
+  """The same run with cross-entropy, and the metrics that were there before."""
   root, _ = finished
   before = {p: p.read_bytes() for p in (root / "run" / "generators").glob("*/metrics.json")}
   done = run(*SHORT, "--loss=cross_entropy", *directories(root))
   assert done.returncode == 0, done.stderr
+  return root, before
+
+
+def test_another_loss_reuses_every_stage_and_keeps_earlier_results(another_loss):
+  root, before = another_loss
   timings = json.loads((root / "run" / "metrics.json").read_text())["timings"]
-  reused = {name for name, t in timings.items() if t["reused"]}
-  assert reused == {"simulator", "full_information", "behavior_policy", "log", "ranker"}
+  assert {name for name, t in timings.items() if t["reused"]} == STAGES
   assert len(list((root / "run" / "generators").iterdir())) == 2
   assert all(path.read_bytes() == content for path, content in before.items())
   assert (root / "export" / "2").is_dir()
@@ -141,6 +157,7 @@ def test_overwrite_starts_anew(finished, tmp_path):
   (tmp_path / "run" / "stages" / "stale").mkdir(parents=True)
   done = run(*SHORT, "--overwrite", "--dataset=nonsense", *directories(tmp_path))
   assert done.returncode == 2
+  assert "error: unknown data set 'nonsense'" in done.stderr
   assert not (tmp_path / "run" / "stages" / "stale").exists()
 
 
@@ -148,13 +165,13 @@ def test_overwrite_starts_anew(finished, tmp_path):
   ("arguments", "words"),
   [
     (["--loss=nonsense"], "unknown loss 'nonsense'"),
-    (["--dataset=nonsense"], "unknown data set 'nonsense'"),
     (["--epochs=0"], "epochs must be at least 1"),
     (["--nonsense=1"], "Unknown command line flag"),
     (["nonsense"], "unknown argument"),
     (["--slate_size=5"], "slate_size is 5"),
     (["--validation_users=400"], "validation_users is 400"),
     (["--dataset=movielens_1m", "--data_dir=/does/not/exist"], "/does/not/exist"),
+    (["--environment=/does/not/exist"], "--environment=/does/not/exist: no full_information.npz"),
     (["--flagfile=/does/not/exist"], "/does/not/exist"),
   ],
 )
@@ -176,11 +193,15 @@ def test_overwrite_spares_directories_that_hold_no_run(tmp_path):
   assert precious.read_text() == "years of work"
 
 
-def test_help_groups_all_flags():
-  done = run("--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_groups_all_flags(name):
+  done = run("--help", name=name)
   assert done.returncode == 0
   for words in ("The run:", "--workdir", "--seed", "Ranker (second stage):", "--ranker_epochs"):
     assert words in done.stdout
+  own = ("The experiment:", "--losses", "--seeds", "--sweep", "--processes")
+  assert [words in done.stdout for words in own] == [name == "experiment"] * len(own)
+  assert ("\n  --export_dir" in done.stdout) == (name == "train")
 
 
 def test_movielens_from_a_directory_trains(test_data, tmp_path):
@@ -204,3 +225,262 @@ def test_movielens_from_a_directory_trains(test_data, tmp_path):
   )
   assert np.isfinite(two_stage)
   assert two_stage > random
+
+
+# A ready environment
+
+
+def test_a_ready_environment_trains_and_exports(tmp_path):
+  users, items = 400, 300  # of the embedded data set
+  ready_environment.contents(users, items, rows=2000).write(tmp_path / "ready")
+  done = run(
+    *SHORT,
+    f"--environment={tmp_path / 'ready'}",
+    "--loss=cross_entropy",
+    "--item_bias",
+    "--nopositives_only",
+    *directories(tmp_path),
+  )
+  assert done.returncode == 0, done.stderr
+  assert [p.name.split("-")[0] for p in (tmp_path / "run" / "stages").iterdir()] == ["baselines"]
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert set(metrics["baselines"]) == {"popularity", "ranker, all items", "random"}
+  assert "simulator_auc" not in metrics
+  recommend = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
+  names = set(recommend.structured_input_signature[1])
+  assert names == {"user_id", "age", "region", "exclude"}  # no context
+
+
+# Experiments
+
+COMPARED = ("cross_entropy", "two_stage_ips:sampling=systematic")
+
+
+def compare(root, *arguments):
+  return command(
+    *SHORT,
+    f"--losses={','.join(COMPARED)}",
+    "--processes=2",
+    f"--workdir={root}",
+    *arguments,
+    name="experiment",
+  )
+
+
+def histories(root):
+  """Paths of the histories of finished generators."""
+  return [
+    path
+    for path in (root / "generators").glob("*/history.json")
+    if len(json.loads(path.read_text())) == 2
+  ]
+
+
+@pytest.fixture(scope="module")
+def compared(finished, tmp_path_factory):
+  """An experiment of one seed on the stages of an earlier run."""
+  root = tmp_path_factory.mktemp("experiment")
+  shutil.copytree(finished[0] / "run" / "stages", root / "stages")
+  done = subprocess.run(compare(root, "--seeds=1"), cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return root, done
+
+
+def test_an_experiment_prints_tables_and_tests(compared):
+  root, done = compared
+  for words in (
+    "Test users, generator alone (%)",
+    "Test users, generator + ranker (%)",
+    *COMPARED,
+    "logging policy",
+    "Paired over seeds, precision@10",
+    f"Tables and figures: {root / 'experiment'}",
+  ):
+    assert words in done.stdout
+  for label in COMPARED:
+    assert f"{label}, seed 0: test precision@10" in done.stdout + done.stderr
+
+
+def test_an_experiment_leaves_its_files_and_exports_nothing(compared):
+  root, _ = compared
+  assert {path.name for path in root.iterdir()} == {
+    "stages",
+    "generators",
+    "tensorboard",
+    "experiment",
+  }
+  assert {path.name for path in (root / "experiment").iterdir()} == {
+    *("experiment.json", "table.csv", "table.md", "table.tex", "significance.csv"),
+    *("curves.png", "losses.png", "stages.png", "seeds.png"),
+  }
+
+
+def test_an_experiment_reuses_the_stages_of_training(compared):
+  _, done = compared
+  for stage in STAGES:
+    assert f"{stage}: reused" in done.stderr
+
+
+def test_an_experiment_scores_what_training_scores(compared, another_loss):
+  """Whatever the number of processes, and of threads in each."""
+  trained = json.loads((another_loss[0] / "run" / "metrics.json").read_text())
+  table = pd.read_csv(compared[0] / "experiment" / "table.csv").set_index("variant")
+  row = table.loc["cross_entropy"]
+  assert row["best_epoch"] == trained["best_epoch"]
+  for split in ("validation", "test"):
+    for stage, scores in trained[split].items():
+      for metric, value in scores.items():
+        assert row[f"{split}/{stage}/{metric}"] == pytest.approx(100 * value, abs=1e-6)
+
+
+def workers(process):
+  """Process ids of an experiment's workers."""
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  return [
+    int(child)
+    for child in children
+    if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
+  ]
+
+
+def cut_short(root, seed, kill, *arguments):
+  """Starts an experiment and lets `kill` loose on it while it fits that seed.
+
+  Returns its exit code, what it said, and the ids of its workers.
+  """
+  # To a file: a worker that lived on would keep a pipe open.
+  with (
+    root.with_suffix(".stderr").open("w+", encoding="utf-8") as said,
+    subprocess.Popen(
+      compare(root, *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said
+    ) as process,
+  ):
+    deadline = time.monotonic() + 120
+    pattern = f"generators/*-seed{seed}-*"
+    while not list(root.glob(pattern)) and time.monotonic() < deadline:
+      time.sleep(0.05)
+    ids = workers(process)
+    kill(process, ids)
+    process.wait()
+    said.seek(0)
+    return process.returncode, said.read(), ids
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds its victims in /proc")
+def test_an_experiment_whose_process_is_killed_says_so_and_goes_on(compared):
+  root, _ = compared
+  (root / "experiment" / "table.csv").unlink()
+  code, stderr, _ = cut_short(
+    root, 1, lambda process, ids: os.kill(ids[0], signal.SIGKILL), "--seeds=3"
+  )
+  assert code == 2
+  assert "Traceback" not in stderr
+  assert stderr.count("error:") == 1
+  assert "a process of the experiment was killed" in stderr
+  assert "the same command goes on where it stopped" in stderr
+  assert not (root / "experiment" / "table.csv").exists()
+
+  before = histories(root)
+  assert 2 <= len(before) < 6
+  written = {f: f.stat().st_mtime_ns for h in before for f in h.parent.rglob("*") if f.is_file()}
+  done = subprocess.run(compare(root, "--seeds=3"), cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert f"6 cells, {len(before)} finished before" in done.stderr
+  assert {file: file.stat().st_mtime_ns for file in written} == written
+  assert len(histories(root)) == 6
+  table = pd.read_csv(root / "experiment" / "table.csv")
+  assert sorted(zip(table["variant"], table["seed"], strict=True)) == [
+    (label, seed) for label in COMPARED for seed in range(3)
+  ]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds its victims in /proc")
+def test_a_killed_experiment_leaves_no_process_behind(compared, tmp_path):
+  shutil.copytree(compared[0] / "stages", tmp_path / "stages")
+  code, _, ids = cut_short(
+    tmp_path, 0, lambda process, ids: process.kill(), "--seeds=1", "--epochs=1000"
+  )
+  assert code == -signal.SIGKILL
+  assert len(ids) == 2
+  deadline = time.monotonic() + 10  # a cell takes minutes
+  while (survivors := [i for i in ids if is_alive(i)]) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  for survivor in survivors:
+    os.kill(survivor, signal.SIGKILL)
+  assert not survivors
+
+
+def is_alive(process_id):
+  """Whether a process runs; one that nobody has waited for yet does not."""
+  try:
+    status = pathlib.Path(f"/proc/{process_id}/stat").read_text()
+  except FileNotFoundError:
+    return False
+  return status.rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+  ("arguments", "words"),
+  [
+    (["--losses=nonsense"], "unknown loss 'nonsense'"),
+    (["--losses=ips:nonsense=1"], "'nonsense' is no setting that variants can differ in"),
+    (["--losses=ips:environment_seed=1"], "'environment_seed' is no setting"),
+    (["--losses=ips:alpha"], "'alpha': write flag=value"),
+    (["--losses=ips:alpha=high"], "alpha=high: "),
+    (["--losses=ips:batch_size=0"], "batch_size must be at least 1"),
+    (["--sweep=alpha"], "write flag=value"),
+    (["--sweep=nonsense=1,2"], "'nonsense' is no setting"),
+    (["--sweep=ranker_epochs=1,2"], "'ranker_epochs' is no setting"),
+    (["--sweep=alpha=1,high"], "alpha=high: "),
+    (["--seeds=0"], "--seeds=0"),
+    (["--processes=-1"], "--processes=-1"),
+    (["--export_dir=x"], "Unknown command line flag 'export_dir'"),
+  ],
+)
+def test_a_wrong_experiment_ends_in_one_message(tmp_path, arguments, words):
+  done = run(*SHORT, f"--workdir={tmp_path}", *arguments, name="experiment")
+  assert done.returncode == 2
+  assert words in done.stderr[done.stderr.index("error:") :]
+  assert done.stderr.count("error:") == 1
+  assert "Traceback" not in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
+PLAN = """
+import json
+from absl import flags
+from launch import config, experiment
+experiment.define_flags()
+flags.FLAGS(["experiment", *{arguments}])
+plan = config.plan_variants(
+  config.config_from_flags(), flags.FLAGS.losses, flags.FLAGS.sweep
+)
+print(json.dumps([
+  (label, family, c.loss.loss, c.loss.policy, c.loss.alpha, c.generator.l2, c.encoder.id_width)
+  for label, c, family in plan
+]))
+"""
+
+
+def test_losses_and_sweeps_plan_all_combinations():
+  arguments = [
+    "--alpha=7",
+    "--losses=cross_entropy, ips:policy=two_stage:l2=0",
+    "--sweep=alpha=1,2,id_width=3,alpha=4",
+  ]
+  done = subprocess.run(
+    [sys.executable, "-c", PLAN.format(arguments=arguments)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  own = "ips:policy=two_stage:l2=0"
+  assert json.loads(done.stdout) == [
+    [f"{loss}:alpha={alpha}:id_width=3", loss, *settings[:2], alpha, settings[2], 3]
+    for loss, settings in {
+      "cross_entropy": ("cross_entropy", "softmax", 1e-4),
+      own: ("ips", "two_stage", 0.0),
+    }.items()
+    for alpha in (1, 2, 4)
+  ]

@@ -28,14 +28,14 @@ def make_log():
   )
 
 
-def make_model(loss="cross_entropy"):
+def make_model(loss="cross_entropy", **options):
   tf.keras.utils.set_random_seed(1)
   towers = TwoTower(TABLES, EncoderConfig(), l2=1e-4)
 
   def ranker(batch):
     return tf.zeros([tf.shape(batch["action"])[0], 15])
 
-  return CandidateGenerator(towers, losses.get(loss), ranker_logits=ranker)
+  return CandidateGenerator(towers, losses.get(loss, **options), ranker_logits=ranker)
 
 
 class Evaluation:
@@ -52,7 +52,7 @@ class Evaluation:
     return {"validation": stages, "test": stages}
 
 
-def train(directory, epochs, evaluation=None, model=None):
+def train(directory, epochs, evaluation=None, model=None, **options):
   model = model or make_model()
   history = training.train_generator(
     model,
@@ -64,6 +64,7 @@ def train(directory, epochs, evaluation=None, model=None):
     seed=3,
     hyper_parameters={"loss": "cross_entropy", "epochs": epochs},
     tensorboard=directory / "events",
+    **options,
   )
   return model, history
 
@@ -121,15 +122,41 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
   np.testing.assert_array_equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "ips", "two_stage_ips"])
-def test_training_history_holds_what_the_loss_can_tell(tmp_path, loss):
-  _, history = train(tmp_path, epochs=1, model=make_model(loss))
-  expected = {"policy_entropy"}
-  if loss != "cross_entropy":
-    expected |= set(HEALTH) - {"ranker_share"}
-  if loss == "two_stage_ips":
-    expected |= {"ranker_share"}
-  assert set(history[0]["training"]) & set(HEALTH) == expected
+WEIGHTS = {
+  "weight_mean",
+  "weight_max",
+  "share_capped",
+  "share_floored",
+  "effective_sample_share",
+}
+
+
+@pytest.mark.parametrize(
+  ("loss", "options", "told"),
+  [
+    ("cross_entropy", {}, set()),
+    ("ips", {}, WEIGHTS),
+    ("ips", {"policy": "two_stage", "slate_size": 5}, {*WEIGHTS, "ranker_share"}),
+    ("two_stage_ips", {}, {*WEIGHTS, "ranker_share"}),
+    ("two_stage_ips", {"sampling": "exact"}, {*WEIGHTS, "ranker_share"}),
+  ],
+)
+def test_training_history_holds_what_the_loss_can_tell(tmp_path, loss, options, told):
+  _, history = train(tmp_path, epochs=1, model=make_model(loss, **options))
+  assert set(history[0]["training"]) & set(HEALTH) == {"policy_entropy", *told}
+
+
+def test_a_history_is_finished_at_its_last_epoch(tmp_path):
+  assert training.finished_history(tmp_path, 2) is None
+  _, history = train(tmp_path, epochs=2)
+  assert training.finished_history(tmp_path, 2) == history
+  assert training.finished_history(tmp_path, 3) is None
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_bar_is_shown_unless_unwanted(tmp_path, capsys, progress):
+  train(tmp_path, epochs=1, progress=progress)
+  assert ("generator:" in capsys.readouterr().err) == progress
 
 
 def test_tensorboard_gets_epoch_means_health_and_validation(tmp_path):

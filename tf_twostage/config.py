@@ -25,9 +25,11 @@ def _at_least(config, bound, *names):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where ratings come from and who is evaluated."""
+  """Where ratings, or labels, come from and who is evaluated."""
 
-  dataset: str = _option("synthetic", "synthetic, or movielens_1m")
+  dataset: str = _option(
+    "synthetic", "synthetic, movielens_1m, wiki10, delicious, or wiki10_shape (invented)"
+  )
   data_dir: str | None = _option(
     None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
   )
@@ -37,9 +39,15 @@ class DataConfig:
     " is simulated then",
   )
   positive_above: float = _option(3.0, "ratings above this are positive")
-  validation_users: int = _option(
-    2000, "the first this many users choose the epoch; all others test"
+  max_features: int = _option(
+    1024, "documents: of one with more words, this many with the largest weights are read"
   )
+  validation_users: int = _option(
+    2000, "the first this many users (test documents) choose the epoch; all others test"
+  )
+
+  def __post_init__(self):
+    _at_least(self, 1, "max_features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +86,16 @@ class GeneratorConfig(FitConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SimulationConfig:
-  """From ratings to full information to a bandit log."""
+  """From ratings to full information, or from labels, to a bandit log."""
 
   positive_rate: float = _option(
     0.144, "share of all pairs labelled positive; fixes the simulator's threshold"
   )
   holdout: float = _option(0.1, "share of ratings kept from the simulator to measure its AUC")
   behavior_pairs: int = _option(10_000, "labelled pairs that fit the behavior policy")
+  supervised_documents: int = _option(
+    1000, "documents: training documents whose labels fit the behavior policy"
+  )
   items_per_user: int = _option(5, "logged items a user")
   replacement: bool = _option(
     True, "draw a user's items with replacement (else propensities are single-draw only)"
@@ -94,7 +105,7 @@ class SimulationConfig:
     for name in ("positive_rate", "holdout"):
       if not 0 < getattr(self, name) < 1:
         raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-    _at_least(self, 1, "behavior_pairs", "items_per_user")
+    _at_least(self, 1, "behavior_pairs", "supervised_documents", "items_per_user")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +133,8 @@ class LossConfig:
     math.e, "two_stage_ips: slates are drawn from logits / this"
   )
   sampling: str = _option(
-    "categorical", "two_stage_ips: categorical or systematic (less variance, faster) draws"
-  )
-  exact_alpha: float = _option(
-    1.0, "two_stage_ips_exact: weight of the gradient through the other candidates"
+    "categorical",
+    "two_stage_ips: categorical or systematic (less variance, faster) draws, or exact (none)",
   )
   variance_penalty: float = _option(1.0, "poem: lambda, standard errors added to the risk")
   reward_model: str = _option(

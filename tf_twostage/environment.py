@@ -1,7 +1,7 @@
 """What generators are trained against and judged by: a log, a ranker, users, baselines.
 
-An environment is made once and shared by every loss and seed. It is simulated from ratings, or
-read from a directory that holds a ready one.
+An environment is made once and shared by every loss and seed. It is simulated from ratings, made
+of documents with complete labels, or read from a directory that holds a ready one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tf_twostage import bandit_log, datasets
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.ratings import RatingsData
+from tf_twostage.datasets.xmc import XmcData
+from tf_twostage.datasets.xmc_tables import document_tables
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.protocol import EvaluationSet, Scorer, Scores
@@ -30,7 +32,9 @@ from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.stored import StoredTowers
 from tf_twostage.schema import FeatureTable
+from tf_twostage.simulation.behavior import Recording
 from tf_twostage.simulation.full_information import unpack_pairs
+from tf_twostage.simulation.labelled import log_labels
 from tf_twostage.simulation.simulate import simulate
 from tf_twostage.stages import Stages, restore_weights, save_weights, write_json
 
@@ -48,7 +52,8 @@ class Environment:
     log: what the behavior policy showed.
     users: who is evaluated, on what.
     ranker_logits: maps a batch to the ranker's scores of the catalogue, [B, N].
-    ranker_towers: the ranker's vectors, for an export.
+    ranker_towers: the ranker's vectors, for an export; their products may differ from
+      `ranker_logits` by a constant.
     policies: what every table compares with, by name.
     name: differs wherever anything above does, so that results can be told apart by it.
     facts: numbers worth reporting, such as the simulator's AUC.
@@ -94,6 +99,8 @@ def make(config: Config, stages: Stages) -> Environment:
   with stages.timed("data"):
     data = datasets.load(config.data.dataset, config.data.data_dir)
     _check_sizes(config, data)
+  if isinstance(data, XmcData):
+    return _labelled(config, data, stages)
   if config.data.environment:
     with stages.timed("environment"):
       return _ready(config, data, pathlib.Path(config.data.environment))
@@ -103,24 +110,68 @@ def make(config: Config, stages: Stages) -> Environment:
 def _simulated(config: Config, data: RatingsData, stages: Stages) -> Environment:
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   simulation = simulate(config, data, tables, stages)
-  ranker, stage = _fitted_ranker(config, tables, simulation.log, simulation.log_stage, stages)
-  information = simulation.information
+  information, recording = simulation.information, simulation.recording
+  ranker, stage = _fitted_ranker(config, tables, recording, stages)
+  popularity = protocol.popularity(recording.log, data.num_items)
   return Environment(
     tables=tables,
     raw_users=data.users,
     titles=data.titles,
-    log=simulation.log,
+    log=recording.log,
     users=_evaluation_set(
-      config, tables, simulation.log, information.relevance, information.evaluation_context
+      config, tables, recording.log, information.relevance, information.evaluation_context
     ),
     ranker_logits=ranker.frozen(),
     ranker_towers=ranker.towers,
     policies={
-      "logging policy": protocol.vector_scorer(*simulation.behavior),
-      **_common_policies(config, simulation.log, ranker.frozen(), data.num_items),
+      "logging policy": protocol.vector_scorer(*recording.policy),
+      **_common_policies(config, popularity, ranker.frozen()),
     },
     name=stage,
     facts={"simulator_auc": simulation.simulator_auc},
+  )
+
+
+def _labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
+  if config.data.environment:
+    raise InputError(
+      f"--environment={config.data.environment}: a ready environment is one of ratings; leave it"
+      f" out, the labels of {config.data.dataset} are complete"
+    )
+  schema, documents, labels = document_tables(data, config.data.max_features)
+  tables = EncodedTables.encode(schema, documents, labels)
+  recording = log_labels(config, data, tables, stages)
+  log = recording.log
+  usual = (log.reward.sum() + 1) / (len(log) + 2)  # never 0 or 1, whose logits are infinite
+  prior = float(np.log(usual / (1 - usual)))
+  ranker, stage = _fitted_ranker(config, tables, recording, stages, prior)
+  # The policy shows a rare label only where it expects it: that it is right then does not make
+  # the label popular, as a mean would have it.
+  popularity = protocol.total_reward(log, data.num_labels)
+  tests = slice(data.num_train, data.num_documents)
+  return Environment(
+    tables=tables,
+    raw_users=documents,
+    titles=labels[schema.item_id.name],
+    log=log,
+    users=EvaluationSet(
+      inputs={
+        "user": {name: codes[tests] for name, codes in tables.users.items()},
+        "context": {},
+        "user_index": np.arange(tests.start, tests.stop, dtype=np.int32),
+      },
+      relevance=data.test.relevance(),
+      excluded=None,  # the log knows nothing of test documents
+      num_validation=config.data.validation_users,
+    ),
+    ranker_logits=ranker.frozen(),
+    ranker_towers=ranker.towers,
+    policies={
+      "logging policy": protocol.vector_scorer(*recording.policy),
+      **_common_policies(config, popularity, ranker.frozen()),
+    },
+    name=stage,
+    facts={"logged_reward": float(log.reward.mean())},
   )
 
 
@@ -150,19 +201,19 @@ def _ready(config: Config, data: RatingsData, directory: pathlib.Path) -> Enviro
     users=_evaluation_set(config, tables, log, relevance, {}),
     ranker_logits=ranker_logits,
     ranker_towers=StoredTowers(schema.user_id.name, *vectors),
-    policies=_common_policies(config, log, ranker_logits, data.num_items),
+    policies=_common_policies(config, protocol.popularity(log, data.num_items), ranker_logits),
     name=f"ready-{digest.hexdigest()[:10]}-{config.environment_seed}",
     facts={},
   )
 
 
 def _common_policies(
-  config: Config, log: BanditLog, ranker_logits: Scorer, num_items: int
+  config: Config, popularity: np.ndarray, ranker_logits: Scorer
 ) -> dict[str, Scorer]:
   return {
-    "popularity": protocol.list_scorer(protocol.popularity(log, num_items)),
+    "popularity": protocol.list_scorer(popularity),
     "ranker, all items": ranker_logits,
-    "random": protocol.random_scorer(num_items, config.environment_seed),
+    "random": protocol.random_scorer(len(popularity), config.environment_seed),
   }
 
 
@@ -187,23 +238,23 @@ def _evaluation_set(
 
 
 def _fitted_ranker(
-  config: Config, tables: EncodedTables, log: BanditLog, log_stage: str, stages: Stages
+  config: Config, tables: EncodedTables, recording: Recording, stages: Stages, prior: float = 0.0
 ) -> tuple[Ranker, str]:
   """The ranker and the name of its stage."""
   seed = config.environment_seed
   tf.keras.utils.set_random_seed(seed)
   towers = TwoTower(tables, config.encoder, l2=config.ranker.l2, use_context=True)
-  ranker = Ranker(towers, tables.context_lookup)
+  ranker = Ranker(towers, tables.context_lookup, prior)
 
   def build(directory: pathlib.Path) -> None:
     batches = bandit_log.train_dataset(
-      log, tables.users, batch_size=config.ranker.batch_size, seed=seed
+      recording.log, tables.users, batch_size=config.ranker.batch_size, seed=seed
     )
-    fit(ranker, batches, config.ranker, len(log), "ranker")
+    fit(ranker, batches, config.ranker, len(recording.log), "ranker")
     save_weights(towers, directory)
 
   inputs = {
-    "log": log_stage,
+    "log": recording.stage,
     "encoder": dataclasses.asdict(config.encoder),
     "fit": dataclasses.asdict(config.ranker),
     "seed": seed,
@@ -213,16 +264,21 @@ def _fitted_ranker(
   return ranker, stage.name
 
 
-def _check_sizes(config: Config, data: RatingsData) -> None:
-  if not 0 < config.data.validation_users < data.num_users:
+def _check_sizes(config: Config, data: RatingsData | XmcData) -> None:
+  if isinstance(data, XmcData):
+    num_users, users = data.num_documents - data.num_train, "test documents"
+    num_items, items = data.num_labels, "labels"
+  else:
+    num_users, users, num_items, items = data.num_users, "users", data.num_items, "items"
+  if not 0 < config.data.validation_users < num_users:
     raise InputError(
       f"validation_users is {config.data.validation_users}, but {data.name} has"
-      f" {data.num_users} users: pick a number between, so that some validate and some test"
+      f" {num_users} {users}: pick a number between, so that some validate and some test"
     )
-  if not max(protocol.CUTOFFS) <= config.slate_size <= data.num_items:
+  if not max(protocol.CUTOFFS) <= config.slate_size <= num_items:
     raise InputError(
       f"slate_size is {config.slate_size}; it must reach the evaluation's cut-off"
-      f" {max(protocol.CUTOFFS)} and not exceed the {data.num_items} items of {data.name}"
+      f" {max(protocol.CUTOFFS)} and not exceed the {num_items} {items} of {data.name}"
     )
 
 
@@ -316,6 +372,7 @@ def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> BanditLog:
     require(whole, name, f"be a whole number in [0, {size})")
     numbers[name] = values.astype(np.int32)
   try:
-    return BanditLog(*numbers.values())
+    user_index, action, propensity, reward = numbers.values()
+    return BanditLog(user_index, action, propensity, reward)
   except InputError as error:
     raise InputError(f"{path}: {error}") from error

@@ -225,8 +225,13 @@ def _cores() -> int:
 
 
 def _affordable_processes() -> int:
+  return max(1, min(_cores(), _available_memory() // _MEMORY_PER_PROCESS))
+
+
+def _available_memory() -> int:
+  """Bytes that can be had without swapping; 0 where the system does not tell."""
   try:
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  except (AttributeError, ValueError, OSError):
-    return 1
-  return max(1, min(_cores(), free // _MEMORY_PER_PROCESS))
+    lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+  except (OSError, StopIteration):
+    return 0

@@ -208,13 +208,14 @@ def _save(pictures: Mapping[pathlib.Path, tuple[float, float, Callable[[Any], No
   """Draws width x height inches and a legend, in one step: never is there half a picture."""
   try:
     from matplotlib.figure import Figure  # pyplot would keep figures, and choose a display
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
   except ImportError:
     names = ", ".join(path.name for path in pictures)
     _log.warning("no %s: pip install 'tf_twostage[plot]' brings matplotlib", names)
     return
   for path, (width, height, draw) in pictures.items():
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    figure = Figure(figsize=(width, height), layout=layout)
     draw(figure)
     aside = path.with_name(f".{path.name}")
     figure.savefig(aside, dpi=_DPI, format="png")

@@ -17,6 +17,7 @@ from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
+from tf_twostage.schema import columns
 from tf_twostage.stages import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
@@ -139,10 +140,8 @@ def generator_directory(config: Config, environment: str, workdir: pathlib.Path)
 def make_objective(config: Config) -> losses.OffPolicyLoss:
   """The configured loss, with those settings that it takes."""
   settings = config.loss
-  exact = settings.loss == "two_stage_ips_exact"
   options = {
     **dataclasses.asdict(settings),
-    "alpha": settings.exact_alpha if exact else settings.alpha,
     "importance": losses.ImportanceWeights(
       method=settings.weight_method,
       cap=settings.weight_cap,
@@ -161,14 +160,18 @@ def _some_requests(environment: Environment) -> dict[str, np.ndarray]:
   """Raw requests of the first users in their mean context, their logged positives excluded."""
   rows = slice(0, _CHECKED_USERS)
   schema, users = environment.tables.schema, environment.users
-  excluded = users.excluded[rows]
-  ids = np.asarray(schema.item_id.vocabulary)
-  width = max(1, excluded.sum(axis=1).max())
-  best = np.argsort(~excluded, axis=1, kind="stable")[:, :width]
+  exclude = np.full((_CHECKED_USERS, 1), "")
+  if users.excluded is not None:
+    excluded = users.excluded[rows]
+    ids = np.asarray(schema.item_id.vocabulary)
+    width = max(1, excluded.sum(axis=1).max())
+    best = np.argsort(~excluded, axis=1, kind="stable")[:, :width]
+    exclude = np.where(np.take_along_axis(excluded, best, axis=1), ids[best], "")
+  inputs = [name for f in schema.user_inputs for name in columns(f)]
   return {
-    **{f.name: np.asarray(environment.raw_users[f.name])[rows] for f in schema.user},
+    **{name: np.asarray(environment.raw_users[name])[rows] for name in inputs},
     **{f.name: users.inputs["context"][f.name][rows] for f in schema.context},
-    "exclude": np.where(np.take_along_axis(excluded, best, axis=1), ids[best], ""),
+    "exclude": exclude,
   }
 
 
@@ -203,11 +206,19 @@ def _report(
 
 
 def _hyper_parameters(config: Config) -> dict[str, Any]:
-  """What a generator's results depend on, apart from its environment."""
+  """What a generator's results depend on, apart from its environment: settings that it reads."""
+  read = losses.options(config.loss.loss)
+  of_weights = ("weight_", "self_normalize") if "importance" in read else ()
+  objective = {
+    name: value
+    for name, value in dataclasses.asdict(config.loss).items()
+    if name in read or name.startswith(of_weights)
+  }
   return {
     "loss": config.loss.loss,
     "slate_size": config.slate_size,
     "seed": config.seed,
-    **dataclasses.asdict(config.loss),
+    "embedding_stddev": config.encoder.embedding_stddev,
+    **objective,
     **dataclasses.asdict(config.generator),
   }

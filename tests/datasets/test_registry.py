@@ -7,11 +7,12 @@ import pytest
 
 from tests.datasets import mini_movielens as mini
 from tf_twostage import datasets
+from tf_twostage.datasets.xmc import write_xmc
 from tf_twostage.errors import InputError
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(InputError, match="'movielens'; choose one of movielens_1m, synthetic"):
+  with pytest.raises(InputError, match="'movielens'; choose one of delicious, movielens_1m, "):
     datasets.load("movielens")
 
 
@@ -21,9 +22,19 @@ def test_synthetic_is_the_default_synthetic_data():
   assert data.fingerprint() == datasets.make_synthetic().fingerprint()
 
 
-def test_synthetic_refuses_a_directory():
-  with pytest.raises(InputError, match="leave out --data_dir=somewhere"):
-    datasets.load("synthetic", "somewhere")
+@pytest.mark.parametrize("name", ["synthetic", "wiki10_shape"])
+def test_invented_data_refuse_a_directory(name):
+  with pytest.raises(InputError, match=f"'{name}' reads no files; leave out --data_dir=somewhere"):
+    datasets.load(name, "somewhere")
+
+
+@pytest.mark.parametrize("name", ["wiki10", "delicious"])
+def test_documents_are_read_from_the_directory(tmp_path, name):
+  data = datasets.make_xmc(5, 4, 30, 10, labels_per_document=2, features_per_document=6)
+  write_xmc(data.train, tmp_path / "train.txt")
+  write_xmc(data.test, tmp_path / "test.txt")
+  loaded = datasets.load(name, str(tmp_path))
+  assert (loaded.name, loaded.fingerprint()) == (name, data.fingerprint())
 
 
 def test_movielens_reads_the_directory(tmp_path):

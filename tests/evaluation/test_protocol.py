@@ -68,6 +68,19 @@ def test_excluded_items_count_neither_as_hits_nor_as_relevant(world):
   np.testing.assert_allclose(scores["test"]["one_stage"]["precision@10"], 0.1)
 
 
+def test_nothing_may_be_excluded(world):
+  world["excluded"] = np.zeros((USERS, ITEMS), bool)
+  expected = evaluate(world)
+  world["excluded"] = None
+  assert evaluate(world) == expected
+
+
+def test_scores_do_not_depend_on_the_chunks(world, monkeypatch):
+  expected = evaluate(world)
+  monkeypatch.setattr(protocol, "_PAIRS_PER_CHUNK", 3 * ITEMS + 1)
+  assert evaluate(world) == expected
+
+
 def test_a_perfect_ranker_lifts_the_second_stage(world):
   world["ranker"] = world["relevance"].astype(np.float32)
   scores = evaluate(world)["test"]
@@ -83,6 +96,7 @@ def test_popularity_is_the_smoothed_mean_reward():
   )
   expected = [(2 + 1) / (3 + 2), (0 + 1) / (0 + 2), (1 + 1) / (1 + 2)]
   np.testing.assert_allclose(protocol.popularity(log, 3), expected)
+  np.testing.assert_array_equal(protocol.total_reward(log, 4), [2, 0, 1, 0])
 
 
 def test_logged_positives_mark_rewarded_pairs_only():

@@ -167,6 +167,13 @@ def test_normalised_shares_make_the_mean_of_weight_times_share_one():
   np.testing.assert_allclose(value_and_gradient(normalised, x)[1], expected, rtol=1e-9, atol=1e-12)
 
 
+def test_the_number_of_slates_and_the_seed_do_not_matter():
+  x = batch()
+  one, many = (exact(num_slates=n, seed=n, slate_size=4) for n in (1, 100))
+  np.testing.assert_array_equal(one(**x), many(**x))
+  np.testing.assert_array_equal(one(**x), one(**x))
+
+
 def test_slates_of_one_are_one_stage_ips():
   x = batch()
   value, gradient = value_and_gradient(exact(alpha=0.0, slate_size=1), x)
@@ -176,10 +183,10 @@ def test_slates_of_one_are_one_stage_ips():
 
 
 class TestMonteCarlo:
-  """What `TwoStageIPS` samples comes closer to the exact share at the rate 1/sqrt(τ)."""
+  """What `TwoStageIPS` samples comes closer to the exact expectation at the rate 1/sqrt(τ)."""
 
-  def shares(self, logits, ranker_logits, slate_size, num_slates, rows, sampling="categorical"):
-    """Independent estimates [rows] of qbar(0) by slates at temperature 1."""
+  def estimates(self, logits, ranker_logits, rows, **options):
+    """Estimates of one expectation, [rows]: loss and share of item 0."""
     x = {
       "logits": np.tile(logits, (rows, 1)),
       "actions": np.zeros(rows, int),
@@ -187,31 +194,28 @@ class TestMonteCarlo:
       "rewards": np.ones(rows),
       "ranker_logits": np.tile(ranker_logits, (rows, 1)),
     }
-    loss = TwoStageIPS(
-      num_slates=num_slates,
-      slate_size=slate_size,
-      sampling_temperature=1.0,
-      sampling=sampling,
-      seed=3,
-      dtype="float64",
-    )
     tf.random.set_seed(0)
-    return loss.terms(**x).ranker_share.numpy()
+    terms = TwoStageIPS(**{"sampling_temperature": 1.0, **options}, seed=3, dtype="float64").terms(
+      **x
+    )
+    return terms.loss.numpy(), terms.ranker_share.numpy()
 
+  @pytest.mark.parametrize("temperature", [1.0, math.e])
   @pytest.mark.parametrize("sampling", ["categorical", "systematic"])
-  def test_agrees_with_the_exact_share_where_repeats_are_rare(self, sampling):
+  def test_agrees_with_the_expectation_where_repeats_are_rare(self, sampling, temperature):
     # 20,000 items and 29 draws: a slate holds 29 * 28 / 2 * Σp² = 0.05 repeats, each of which
-    # would raise the share by about 1/30 of it.
+    # would change the share, and the number of others, by about 1/30 of them.
     rng = np.random.default_rng(0)
     logits, ranker_logits = 0.5 * rng.normal(size=(2, 20_000))
-    p = oracle.softmax(logits)
-    exact = ranker_share(p, ranker_logits, np.array([0]), 30)[0]
-    shares = self.shares(logits, ranker_logits, 30, 200, 8, sampling)
-    repeats = 29 * 28 / 2 * np.sum(p**2)
+    repeats = 29 * 28 / 2 * np.sum(np.square(oracle.softmax(logits / temperature)))
     assert repeats < 0.06
-    error = 4 * shares.std(ddof=1) / np.sqrt(8)
-    assert error < 0.03 * exact
-    assert abs(shares.mean() - exact) < error + repeats / 30 * exact
+    options = {"alpha": 0.3, "slate_size": 30, "sampling_temperature": temperature}
+    exact = self.estimates(logits, ranker_logits, 1, sampling="exact", **options)
+    sampled = self.estimates(logits, ranker_logits, 8, sampling=sampling, num_slates=200, **options)
+    for values, (expected,) in zip(sampled, exact, strict=True):
+      error = 4 * values.std(ddof=1) / np.sqrt(8)
+      assert error < 0.03 * expected
+      assert abs(values.mean() - expected) < error + repeats / 30 * expected
 
   def test_errors_fall_like_the_root_of_the_number_of_slates(self):
     # With few items, slates of distinct ones have an expectation of their own: by enumeration.
@@ -219,10 +223,10 @@ class TestMonteCarlo:
     logits, ranker_logits = rng.normal(size=(2, 5))
     p = oracle.softmax(logits)
     expected = oracle.expected_slate_coefficients(p, 0, ranker_logits, 0.0, 4)[0]
-    errors = [
-      np.sqrt(np.mean(np.square(self.shares(logits, ranker_logits, 4, tau, 400) - expected)))
-      for tau in (4, 64, 1024)
-    ]
+    errors = []
+    for tau in (4, 64, 1024):
+      _, shares = self.estimates(logits, ranker_logits, 400, num_slates=tau, slate_size=4)
+      errors.append(np.sqrt(np.mean(np.square(shares - expected))))
     # A root mean square of 400 rows is known to 1/sqrt(800) = 3.5%.
     np.testing.assert_allclose(errors[:-1] / np.array(errors[1:]), [4.0, 4.0], rtol=0.2)
 

@@ -26,6 +26,11 @@ ITEMS = {
 WIDTHS = EncoderConfig(id_width=4, feature_width=3)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+  tf.keras.utils.set_random_seed(0)
+
+
 @pytest.fixture
 def tables():
   return EncodedTables.encode(SCHEMA, USERS, ITEMS)
@@ -73,14 +78,14 @@ def test_towers_score_every_pair_alike(tables):
   assert logits.shape == (3, 4)
   for action in range(4):
     pairs = towers.pair_logits(tables.users, tf.fill([3], action))
-    np.testing.assert_allclose(pairs, logits[:, action], rtol=1e-5)
+    np.testing.assert_allclose(pairs, logits[:, action], rtol=1e-5, atol=1e-6)
 
 
 def test_user_side_is_linear_after_relu(tables):
   towers = TwoTower(tables, WIDTHS, l2=0.0)
   kernel, bias = towers._projection.get_weights()
   expected = np.maximum(towers._users(tables.users), 0) @ kernel + bias
-  np.testing.assert_allclose(towers.query(tables.users), expected, rtol=1e-5)
+  np.testing.assert_allclose(towers.query(tables.users), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_context_moves_the_query_only_where_used(tables):
@@ -107,3 +112,69 @@ def test_variables_exist_before_the_first_call(tables):
   towers = TwoTower(tables, WIDTHS, l2=0.0)
   towers(tables.users)
   assert before == len(towers.trainable_variables) == 6  # 2 + 2 embeddings, kernel, bias
+
+
+# Item bias
+
+
+def with_bias(tables, **options):
+  """Towers whose items have biases 0, 1, 2, 3, and the same towers without."""
+  towers, without = (
+    TwoTower(tables, WIDTHS, l2=0.0, item_bias=bias, **options) for bias in (True, False)
+  )
+  (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
+  rest = [v for v in towers.trainable_variables if v is not bias]
+  for mine, theirs in zip(rest, without.trainable_variables, strict=True):
+    theirs.assign(mine)
+  bias.assign(tf.range(4.0))
+  return towers, without
+
+
+def test_biases_start_at_zero(tables):
+  towers = TwoTower(tables, WIDTHS, l2=0.0, item_bias=True)
+  (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
+  np.testing.assert_array_equal(bias, np.zeros(4))
+
+
+def test_a_bias_is_added_to_the_logits_of_every_user(tables):
+  towers, without = with_bias(tables)
+  np.testing.assert_allclose(
+    towers(tables.users), without(tables.users) + np.arange(4.0), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_pairs_and_vectors_carry_the_bias(tables):
+  towers, _ = with_bias(tables)
+  logits = towers(tables.users)
+  products = tf.matmul(towers.query(tables.users), towers.candidates(), transpose_b=True)
+  np.testing.assert_allclose(products, logits, rtol=1e-5, atol=1e-6)
+  for action in range(4):
+    pairs = towers.pair_logits(tables.users, tf.fill([3], action))
+    np.testing.assert_allclose(pairs, logits[:, action], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_works_beside_the_context(tables):
+  towers, without = with_bias(tables, use_context=True)
+  codes = {**tables.users, **tables.context_lookup({"time": np.full(3, 150.0)})}
+  np.testing.assert_allclose(towers(codes), without(codes) + np.arange(4.0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_learns_the_share_of_its_item(tables):
+  # The gradient of the mean log-likelihood is the log's share of the item minus the policy's.
+  towers, _ = with_bias(tables)
+  (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
+  actions = np.array([0, 3, 3])
+  with tf.GradientTape() as tape:
+    logits = towers(tables.users)
+    log_p = tf.gather(tf.nn.log_softmax(logits), actions, batch_dims=1)
+    mean = tf.reduce_mean(log_p)
+  expected = np.bincount(actions, minlength=4) / 3 - tf.reduce_mean(tf.nn.softmax(logits), axis=0)
+  np.testing.assert_allclose(tape.gradient(mean, bias), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_l2_counts_the_bias(tables):
+  towers = TwoTower(tables, WIDTHS, l2=0.3, item_bias=True)
+  before = float(tf.add_n(towers.losses))
+  (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
+  bias.assign([0.0, 1.0, 2.0, 2.0])
+  np.testing.assert_allclose(tf.add_n(towers.losses) - before, 0.3 / 2 * 9, rtol=1e-4)

@@ -1,8 +1,10 @@
 """Diagnostics over an epoch, against NumPy over all its rows."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
+from tf_twostage import losses
 from tf_twostage.losses import IPS, ImportanceWeights
 from tf_twostage.models.health import EffectiveSampleShare, Maximum, PolicyHealth
 
@@ -46,3 +48,43 @@ def test_clipped_shares_count_rows_at_the_bounds():
   np.testing.assert_allclose(results["weight_max"], 25.0, rtol=1e-5)
   np.testing.assert_allclose(results["weight_mean"], (25 + 2.5 + 0.5 + 0.25) / 4, rtol=1e-5)
   np.testing.assert_allclose(results["policy_entropy"], np.log(4), rtol=1e-5)
+
+
+def results(objective, **inputs):
+  health = PolicyHealth(objective)
+  logits = tf.zeros([4, 4])
+  terms = objective.terms(
+    logits, tf.range(4), tf.constant([0.01, 0.1, 0.5, 1.0]), tf.ones([4]), **inputs
+  )
+  health.update(logits, terms)
+  return {m.name: float(m.result()) for m in health.metrics}, terms
+
+
+@pytest.mark.parametrize("method", ["shrink", "none"])
+def test_shares_of_clipped_rows_are_told_only_where_weights_are_clipped(method):
+  values, terms = results(IPS(ImportanceWeights(method=method)))
+  assert not {"share_capped", "share_floored"} & set(values)
+  np.testing.assert_allclose(values["weight_max"], 25.0, rtol=1e-5)  # of the raw ratios
+  weights = terms.weights.numpy()
+  expected = weights.sum() ** 2 / (4 * np.sum(weights**2))
+  np.testing.assert_allclose(values["effective_sample_share"], expected, rtol=1e-5)
+  if method == "none":
+    np.testing.assert_allclose(expected, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ips", "snips", "poem", "doubly_robust"])
+@pytest.mark.parametrize("policy", ["softmax", "two_stage"])
+def test_the_rankers_share_is_told_of_two_stage_policies(name, policy):
+  objective = losses.get(name, policy=policy, slate_size=3)
+  values, terms = results(objective, ranker_logits=tf.zeros([4, 4]))
+  assert ("ranker_share" in values) == (policy == "two_stage")
+  if policy == "two_stage":
+    np.testing.assert_allclose(values["ranker_share"], tf.reduce_mean(terms.ranker_share))
+    # An indifferent ranker gives each of three draws a third, within the quadrature's error.
+    np.testing.assert_allclose(values["ranker_share"], 1 / 3, rtol=6e-4)
+
+
+def test_an_objective_without_weights_has_entropy_and_loss_alone():
+  values, _ = results(losses.get("cross_entropy"))
+  assert set(values) == {"mean_loss", "policy_entropy"}
+  np.testing.assert_allclose(values["mean_loss"], np.log(4), rtol=1e-5)

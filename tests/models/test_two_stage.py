@@ -21,6 +21,12 @@ def test_retrieve_never_returns_excluded_items():
   np.testing.assert_array_equal(ids, [[2, 0, 3]])
 
 
+def test_retrieve_may_have_nothing_to_exclude():
+  logits = tf.constant([[1.0, 3.0, 2.0, 0.0]])
+  for with_mask, without in zip(retrieve(logits, NONE, 3), retrieve(logits, None, 3), strict=True):
+    np.testing.assert_array_equal(with_mask, without)
+
+
 def test_retrieve_pads_when_the_catalogue_runs_out():
   excluded = np.array([[True, True, False, True]])
   ids, scores = retrieve(tf.constant([[1.0, 3.0, 2.0, 0.0]]), excluded, 3)

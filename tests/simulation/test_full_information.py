@@ -125,8 +125,8 @@ def test_simulator_learns_held_out_preferences(tables, data):
 def logged(information, data, replacement, items_per_user=6, seed=0):
   logits = tf.random.stateless_normal([data.num_users, data.num_items], seed=[5, 5])
   log = log_interactions(
-    logits,
-    information,
+    (logits, tf.eye(data.num_items)),
+    information.rewards,
     PairContexts(data, seed=3),
     items_per_user=items_per_user,
     replacement=replacement,

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 from tf_twostage.datasets.movielens import load_movielens_1m
 from tf_twostage.datasets.ratings import RatingsData
 from tf_twostage.datasets.synthetic import make_synthetic
+from tf_twostage.datasets.xmc import XmcData, load_xmc, make_xmc
 from tf_twostage.errors import InputError
 
-__all__ = ["DATASETS", "RatingsData", "load", "load_movielens_1m", "make_synthetic"]
+__all__ = [
+  "DATASETS",
+  "RatingsData",
+  "XmcData",
+  "load",
+  "load_movielens_1m",
+  "load_xmc",
+  "make_synthetic",
+  "make_xmc",
+]
+
+Data = TypeVar("Data", RatingsData, XmcData)
 
 
-def _synthetic(data_dir: str | None) -> RatingsData:
-  if data_dir is not None:
-    raise InputError(f"data set 'synthetic' reads no files; leave out --data_dir={data_dir}")
-  return make_synthetic()
+def _made(name: str, make: Callable[[], Data]) -> Callable[[str | None], Data]:
+  def load(data_dir: str | None) -> Data:
+    if data_dir is not None:
+      raise InputError(f"data set {name!r} reads no files; leave out --data_dir={data_dir}")
+    return make()
+
+  return load
 
 
-DATASETS: dict[str, Callable[[str | None], RatingsData]] = {
+DATASETS: dict[str, Callable[[str | None], RatingsData | XmcData]] = {
+  "delicious": functools.partial(load_xmc, "delicious"),
   "movielens_1m": load_movielens_1m,
-  "synthetic": _synthetic,
+  "synthetic": _made("synthetic", make_synthetic),
+  "wiki10": functools.partial(load_xmc, "wiki10"),
+  "wiki10_shape": _made("wiki10_shape", make_xmc),  # as large as Wiki10-31K
 }
 
 
-def load(name: str, data_dir: str | None = None) -> RatingsData:
+def load(name: str, data_dir: str | None = None) -> RatingsData | XmcData:
   """Loads a data set by its name.
 
   Args:

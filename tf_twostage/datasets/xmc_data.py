@@ -137,6 +137,24 @@ class XmcData:
       label_ids=self.label_ids[labels],
     )
 
+  def relevance(self) -> np.ndarray:
+    """Returns which document has which label, [D, num_labels] bool."""
+    relevance = np.zeros((self.num_documents, self.num_labels), bool)
+    relevance[self._label_rows(), self.label_ids] = True
+    return relevance
+
+  def has_label(self, documents: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns whether documents[i] has the label labels[i], [n] bool; less memory, more time."""
+    known = np.sort(self._label_rows() * self.num_labels + self.label_ids)
+    asked = np.asarray(documents, np.int64) * self.num_labels + labels
+    place = np.searchsorted(known, asked)
+    found = place < len(known)
+    found[found] = known[place[found]] == asked[found]
+    return found
+
+  def _label_rows(self) -> np.ndarray:
+    return np.repeat(np.arange(self.num_documents), np.diff(self.label_splits))
+
   def fingerprint(self) -> str:
     """Returns the SHA-256 of the sizes and of every array, as 64 hex digits."""
     sizes = (self.num_documents, self.num_train, self.num_features, self.num_labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,8 +29,8 @@ class EvaluationSet:
   """Who is evaluated, on what.
 
   Attributes:
-    inputs: for all U evaluated users, what a scorer reads: {"user": {name: [U, ...]}, "context": {name:
-      [U]}, "user_index": [U]}.
+    inputs: what a scorer reads, of all U evaluated users: {"user": {name: [U, ...]}, "context":
+      {name: [U]}, "user_index": [U]}.
     relevance: [U, N] bool.
     excluded: [U, N] bool; neither recommended nor counted as relevant. None: no item is.
     num_validation: users before this one validate, all others test.
@@ -56,27 +57,23 @@ def make_evaluation(
 
   One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
   """
-  depth = max(CUTOFFS)
-  relevance = users.relevance
-  batches = tf.data.Dataset.from_tensor_slices(dict(users.inputs))
+  inputs, relevance = dict(users.inputs), users.relevance
   if users.excluded is not None:
+    inputs["excluded"] = users.excluded
     relevance = relevance & ~users.excluded
-    excluded = tf.data.Dataset.from_tensor_slices(users.excluded)
-    batches = tf.data.Dataset.zip(batches, excluded).map(lambda batch, e: {**batch, "excluded": e})
   num_relevant = relevance.sum(axis=1)
   splits = {
     "validation": slice(0, users.num_validation),
     "test": slice(users.num_validation, None),
   }
   chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
-  batches = batches.batch(chunk).cache()
+  batches = tf.data.Dataset.from_tensor_slices(inputs).batch(chunk).cache()
 
-  @tf.function(input_signature=[batches.element_spec])
-  def top_items(batch):
-    slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
-    slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
-    reordered, _ = rerank(slate, slate_scores, depth)
-    return slate[:, :depth], reordered
+  # A partial function counts as one of its own in TensorFlow's watch over retracing.
+  top_items = tf.function(
+    functools.partial(_top_items, scorer, ranker_logits, slate_size),
+    input_signature=[batches.element_spec],
+  )
 
   def evaluate() -> Scores:
     chunks = [top_items(batch) for batch in batches]
@@ -93,6 +90,17 @@ def make_evaluation(
     }
 
   return evaluate
+
+
+def _top_items(
+  scorer: Scorer, ranker_logits: Scorer, slate_size: int, batch: Mapping[str, Any]
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Ids of the best items in one stage and in two, [B, depth] each."""
+  depth = max(CUTOFFS)
+  slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
+  slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
+  reordered, _ = rerank(slate, slate_scores, depth)
+  return slate[:, :depth], reordered
 
 
 def list_scorer(scores: np.ndarray) -> Scorer:
@@ -114,8 +122,12 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
   )
 
 
-def popularity(log: BanditLog, num_items: int, prior: float = 0.5) -> np.ndarray:
-  """Mean logged reward of each item, smoothed as (sum + 2 prior) / (count + 2): [N]."""
+def popularity(log: BanditLog, num_items: int) -> np.ndarray:
+  """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
   count = np.bincount(log.action, minlength=num_items)
-  total = np.bincount(log.action, weights=log.reward, minlength=num_items)
-  return (total + 2 * prior) / (count + 2)
+  return (total_reward(log, num_items) + 1) / (count + 2)
+
+
+def total_reward(log: BanditLog, num_items: int) -> np.ndarray:
+  """Sum of the logged rewards of each item: [N]."""
+  return np.bincount(log.action, weights=log.reward, minlength=num_items)

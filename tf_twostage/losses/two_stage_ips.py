@@ -83,13 +83,24 @@ class TwoStageIPS(WeightedLoss):
     return LossTerms(loss, ratio, weights, share)
 
   def _counts(self, x: LossInputs) -> tuple[tf.Tensor, tf.Tensor]:
-    slates = {"slate_size": self.slate_size, "temperature": self.sampling_temperature}
     if self.sampling == "exact":
-      return expected_counts(x.logits, x.actions, x.ranker_logits, alpha=self.alpha, **slates)
-    drawn = sample_slates(
-      x.logits, num_slates=self.num_slates, sampling=self.sampling, seed=self.seed, **slates
+      return expected_counts(
+        x.logits,
+        x.actions,
+        x.ranker_logits,
+        slate_size=self.slate_size,
+        temperature=self.sampling_temperature,
+        alpha=self.alpha,
+      )
+    slates = sample_slates(
+      x.logits,
+      num_slates=self.num_slates,
+      slate_size=self.slate_size,
+      temperature=self.sampling_temperature,
+      sampling=self.sampling,
+      seed=self.seed,
     )
-    return slate_counts(drawn, x.actions, x.ranker_logits, alpha=self.alpha)
+    return slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha)
 
 
 def _log_probs(

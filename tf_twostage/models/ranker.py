@@ -14,14 +14,17 @@ from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
 class Ranker(tfrs.Model):
   """A two-tower model that also reads the context; binary cross-entropy on the reward."""
 
-  def __init__(self, towers: TwoTower, context_lookup: FeatureLookup):
+  def __init__(self, towers: TwoTower, context_lookup: FeatureLookup, prior: float = 0.0):
     """Args:
     towers: users with context (`use_context=True`) and items.
     context_lookup: the context features of the schema.
+    prior: logit of the usual reward, which the towers' logits add to. Where rewards are rare
+      and many items are never logged, these would stay at 1/2 and above all others without it.
     """
     super().__init__()
     self.towers = towers
     self._context_lookup = context_lookup
+    self._prior = prior
     self._loss_mean = tf.keras.metrics.Mean("mean_loss")
     self._task = tfrs.tasks.Ranking(
       loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
@@ -34,11 +37,11 @@ class Ranker(tfrs.Model):
 
   def call(self, inputs: Batch) -> tf.Tensor:
     """Ranker logits over the catalogue, [B, N]."""
-    return self.towers(self.codes(inputs))
+    return self.towers(self.codes(inputs)) + self._prior
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """Binary cross-entropy of the logged item's score against its reward."""
-    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"])
+    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"]) + self._prior
     loss = self._task(labels=inputs["reward"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
     return loss
@@ -48,6 +51,7 @@ class Ranker(tfrs.Model):
     items = self.towers.candidates()
 
     def ranker_logits(inputs: Batch) -> tf.Tensor:
-      return tf.matmul(self.towers.query(self.codes(inputs)), items, transpose_b=True)
+      query = self.towers.query(self.codes(inputs))
+      return tf.matmul(query, items, transpose_b=True) + self._prior
 
     return ranker_logits

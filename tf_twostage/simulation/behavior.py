@@ -2,11 +2,132 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage import bandit_log
 from tf_twostage.bandit_log import BanditLog
+from tf_twostage.config import Config
+from tf_twostage.fitting import fit
+from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.models.candidate_generator import CandidateGenerator
+from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.simulation.full_information import FullInformation, PairContexts
+from tf_twostage.stages import Stages
+
+_log = logging.getLogger(__name__)
+
+_VECTORS = "vectors.npz"
+_USERS_PER_CHUNK = 256  # a user may be a document of a thousand words, an embedding each
+_PAIRS_PER_CHUNK = 2**25  # 128 MB of logits
+
+# [U, D] and [N, D]; their products are a policy's logits.
+Vectors = tuple[np.ndarray, np.ndarray]
+# Functions of pairs (users[i], items[i]): their rewards [n], their raw contexts by name [n].
+Rewards = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Contexts = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+  """A behavior policy and what it logged.
+
+  Attributes:
+    policy: vectors of all users and items.
+    log: what the policy showed, with propensities and rewards.
+    stage: name of the log's stage, for later stages to depend on.
+  """
+
+  policy: Vectors
+  log: BanditLog
+  stage: str
+
+
+def record(
+  config: Config,
+  tables: EncodedTables,
+  stages: Stages,
+  *,
+  examples: Callable[[], BanditLog],
+  depends_on: Mapping[str, Any],
+  objective: OffPolicyLoss,
+  rewards: Rewards,
+  contexts: Contexts,
+  num_users: int,
+) -> Recording:
+  """Builds, or finds built: behavior policy -> log.
+
+  Args:
+    config: settings of the policy and of the log.
+    tables: codes of users and items.
+    stages: keep what is built.
+    examples: makes the rows that the policy is fitted on.
+    depends_on: what these follow from, JSON-able.
+    objective: what it is fitted with.
+    rewards: what the log says of a pair.
+    contexts: in which context.
+    num_users: the first so many users are logged.
+  """
+  settings, seed = config.simulation, config.environment_seed
+
+  def build_policy(directory: pathlib.Path) -> None:
+    tf.keras.utils.set_random_seed(seed)
+    towers = TwoTower(tables, config.encoder, l2=config.behavior.l2)
+    rows = examples()
+    batches = bandit_log.train_dataset(
+      rows, tables.users, batch_size=config.behavior.batch_size, seed=seed
+    )
+    policy = CandidateGenerator(towers, objective)
+    fit(policy, batches, config.behavior, len(rows), "behavior policy")
+    np.savez(
+      directory / _VECTORS,
+      user_vectors=_user_vectors(towers, tables.users),
+      item_vectors=towers.candidates(),
+    )
+
+  policy_stage = stages.get(
+    "behavior_policy",
+    {
+      **depends_on,
+      "encoder": dataclasses.asdict(config.encoder),
+      "fit": dataclasses.asdict(config.behavior),
+      "seed": seed,
+    },
+    build_policy,
+  )
+  with np.load(policy_stage / _VECTORS) as stored:
+    policy = stored["user_vectors"], stored["item_vectors"]
+
+  def build_log(directory: pathlib.Path) -> None:
+    log = log_interactions(
+      (policy[0][:num_users], policy[1]),
+      rewards,
+      contexts,
+      items_per_user=settings.items_per_user,
+      replacement=settings.replacement,
+      seed=seed,
+    )
+    bandit_log.write(log, directory / "shards", tables.schema)
+
+  log_stage = stages.get(
+    "log",
+    {
+      "behavior": policy_stage.name,
+      "items_per_user": settings.items_per_user,
+      "replacement": settings.replacement,
+      "seed": seed,
+    },
+    build_log,
+  )
+  log = bandit_log.read(log_stage / "shards", tables.schema)
+  _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
+  return Recording(policy, log, log_stage.name)
 
 
 def random_pairs(
@@ -21,15 +142,15 @@ def random_pairs(
     user_index=users,
     action=items,
     propensity=np.full(num_pairs, 1 / num_items, np.float32),
-    reward=information.labels[users, items].astype(np.float32),
+    reward=information.rewards(users, items),
     context=contexts(users, items),
   )
 
 
 def log_interactions(
-  logits: tf.Tensor,
-  information: FullInformation,
-  contexts: PairContexts,
+  policy: Vectors,
+  rewards: Rewards,
+  contexts: Contexts,
   *,
   items_per_user: int,
   replacement: bool,
@@ -42,8 +163,8 @@ def log_interactions(
   of that kind).
 
   Args:
-    logits: [U, N] of the behavior policy.
-    information: rewards of all pairs.
+    policy: vectors of the users to log, and of all items.
+    rewards: rewards of pairs.
     contexts: the context in which each pair was labelled.
     items_per_user: rows a user.
     replacement: whether an item may be shown to a user twice.
@@ -52,19 +173,34 @@ def log_interactions(
   Returns:
     a log of U * items_per_user rows, users in order.
   """
-  stateless_seed = [seed, 0]
-  if replacement:
-    actions = tf.random.stateless_categorical(logits, items_per_user, stateless_seed)
-  else:  # the largest Gumbel-perturbed logits are a draw without replacement
-    uniform = tf.random.stateless_uniform(tf.shape(logits), stateless_seed, minval=1e-20)
-    actions = tf.math.top_k(logits - tf.math.log(-tf.math.log(uniform)), items_per_user).indices
-  propensity = tf.gather(tf.nn.softmax(logits), actions, batch_dims=1).numpy().ravel()
-  users = np.repeat(np.arange(logits.shape[0], dtype=np.int32), items_per_user)
-  items = actions.numpy().ravel().astype(np.int32)
+  user_vectors, item_vectors = policy
+  num_users, chunk = len(user_vectors), max(1, _PAIRS_PER_CHUNK // len(item_vectors))
+  actions, propensities = [], []
+  for start in range(0, num_users, chunk):
+    logits = tf.matmul(user_vectors[start : start + chunk], item_vectors, transpose_b=True)
+    drawn = _draw(logits, items_per_user, replacement, [seed, start])
+    actions.append(drawn.numpy().ravel())
+    propensities.append(tf.gather(tf.nn.softmax(logits), drawn, batch_dims=1).numpy().ravel())
+  users = np.repeat(np.arange(num_users, dtype=np.int32), items_per_user)
+  items = np.concatenate(actions).astype(np.int32)
   return BanditLog(
     user_index=users,
     action=items,
-    propensity=propensity,
-    reward=information.labels[users, items].astype(np.float32),
+    propensity=np.concatenate(propensities),
+    reward=rewards(users, items),
     context=contexts(users, items),
   )
+
+
+def _draw(logits: tf.Tensor, items: int, replacement: bool, seed: list[int]) -> tf.Tensor:
+  """[U, items] draws from softmax(logits), [U, N]."""
+  if replacement:
+    return tf.random.stateless_categorical(logits, items, seed)
+  # The largest Gumbel-perturbed logits are a draw without replacement.
+  uniform = tf.random.stateless_uniform(tf.shape(logits), seed, minval=1e-20)
+  return tf.math.top_k(logits - tf.math.log(-tf.math.log(uniform)), items).indices
+
+
+def _user_vectors(towers: TwoTower, users: Codes) -> np.ndarray:
+  batches = tf.data.Dataset.from_tensor_slices(users).batch(_USERS_PER_CHUNK)
+  return np.concatenate([towers.query(batch) for batch in batches])

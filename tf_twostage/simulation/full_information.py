@@ -34,6 +34,10 @@ class FullInformation:
   evaluation_context: dict[str, np.ndarray]
   threshold: float
 
+  def rewards(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Labels of the pairs (users[i], items[i]), [n] float32."""
+    return self.labels[users, items].astype(np.float32)
+
   def save(self, path: pathlib.Path) -> None:
     """Writes an .npz with bit-packed labels (3 MB each for MovieLens-1M)."""
     contexts: dict[str, Any] = {

@@ -1,0 +1,31 @@
+"""Made-up scores and training histories."""
+
+from tf_twostage.evaluation.protocol import CUTOFFS
+
+METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
+SPLITS = ("validation", "test")
+STAGES = ("one_stage", "two_stage")
+
+
+def scores(validation, test=None):
+  """Scores whose metrics are all alike on a split; `test` is as `validation` where not given."""
+  values = {"validation": validation, "test": validation if test is None else test}
+  return {
+    split: {stage: dict.fromkeys(METRICS, value) for stage in STAGES}
+    for split, value in values.items()
+  }
+
+
+def random_scores(rng):
+  """Scores no two of which are alike."""
+  return {
+    split: {stage: {m: rng.random() for m in METRICS} for stage in STAGES} for split in SPLITS
+  }
+
+
+def history(*epochs):
+  """The history of a run with these scores by epoch."""
+  return [
+    {"epoch": number, "training": {"mean_loss": 1 / number}, "scores": given}
+    for number, given in enumerate(epochs, start=1)
+  ]

@@ -1,0 +1,259 @@
+"""Experiments: what gets fitted, what is chosen, what is written. Commands: test_launch.py."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests import ready_environment as ready
+from tests.histories import history, scores
+from tf_twostage import datasets, environment, experiment, pipeline
+from tf_twostage.config import LossConfig
+from tf_twostage.errors import InputError
+from tf_twostage.experiment import Variant
+from tf_twostage.stages import Stages
+
+FILES = {
+  "experiment.json",
+  "table.csv",
+  "table.md",
+  "table.tex",
+  "significance.csv",
+  "curves.png",
+  "losses.png",
+  "stages.png",
+  "seeds.png",
+}
+
+DRAW = experiment.figures.experiment
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+  """They have tests of their own, and take their time."""
+  monkeypatch.setattr(experiment.figures, "experiment", lambda *arguments: None)
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+  monkeypatch.setitem(datasets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
+  return ready.config(ready.contents().write(tmp_path / "environment"))
+
+
+def variant(config, label, family=None, **loss):
+  """A variant of the loss that its label starts with."""
+  settings = LossConfig(loss=label.split(":")[0], **loss)
+  return Variant(label, dataclasses.replace(config, loss=settings), family or label)
+
+
+@pytest.fixture
+def finish(config, tmp_path):
+  """Leaves cells as a finished run would: finish(variant, test, validation), a number a seed."""
+  name = environment.make(config, Stages(tmp_path / "stages")).name
+
+  def leave(variant, test, validation=None):
+    for seed, (on_test, valid) in enumerate(zip(test, validation or test, strict=True)):
+      cell = dataclasses.replace(variant.config, seed=seed)
+      directory = pipeline.generator_directory(cell, name, tmp_path)
+      directory.mkdir(parents=True)
+      epochs = history(scores(0.0), scores(valid, on_test))
+      (directory / "history.json").write_text(json.dumps(epochs))
+    return variant
+
+  return leave
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+  """Fits nothing, but makes up histories of cells and lists them as (variant, seed)."""
+  cells = []
+
+  def fit(config, missing, workdir, processes):
+    for cell in reversed(missing):  # as processes may finish them
+      cells.append((cell.variant, cell.seed))
+      yield cell, history(scores(0.0), scores(0.5)), 1.0
+
+  monkeypatch.setattr(experiment, "_fitted", fit)
+  return cells
+
+
+def run(config, variants, tmp_path, seeds=2, **options):
+  return experiment.run(config, variants, seeds=seeds, workdir=tmp_path, **options)
+
+
+def read(tmp_path, name):
+  return (tmp_path / "experiment" / name).read_text(encoding="utf-8")
+
+
+# What is fitted
+
+
+def test_every_variant_is_fitted_with_every_seed(config, fitted, tmp_path):
+  variants = [variant(config, "cross_entropy"), variant(config, "ips")]
+  run(config, variants, tmp_path, seeds=3)
+  assert sorted(fitted) == [(v, s) for v in ("cross_entropy", "ips") for s in range(3)]
+
+
+def test_finished_cells_are_not_fitted_again(config, finish, fitted, tmp_path):
+  done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
+  run(config, [done, variant(config, "ips")], tmp_path, seeds=3)
+  assert sorted(fitted) == [("cross_entropy", 2), ("ips", 0), ("ips", 1), ("ips", 2)]
+
+
+def test_a_cell_cut_short_is_fitted(config, finish, fitted, tmp_path):
+  done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
+  (directory,) = (tmp_path / "generators").glob("cross_entropy-seed1-*")
+  (directory / "history.json").write_text(json.dumps(history(scores(0.9))))
+  run(config, [done], tmp_path)
+  assert fitted == [("cross_entropy", 1)]
+
+
+def test_cells_of_another_environment_do_not_count(config, finish, fitted, tmp_path):
+  done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
+  files = ready.contents()
+  files.log.loc[0, "reward"] ^= 1
+  files.write(tmp_path / "environment")
+  run(config, [done], tmp_path)
+  assert sorted(fitted) == [("cross_entropy", 0), ("cross_entropy", 1)]
+
+
+def test_with_nothing_to_fit_no_process_starts(config, finish, tmp_path, monkeypatch):
+  monkeypatch.setattr(experiment.concurrent.futures, "ProcessPoolExecutor", None)
+  done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
+  assert "cross_entropy" in run(config, [done], tmp_path)
+
+
+def test_the_order_of_finishing_does_not_show(config, fitted, tmp_path):
+  variants = [variant(config, "ips"), variant(config, "cross_entropy")]
+  run(config, variants, tmp_path)
+  table = pd.read_csv(tmp_path / "experiment" / "table.csv")
+  assert list(zip(table["variant"], table["seed"], strict=True)) == [
+    ("ips", 0),
+    ("cross_entropy", 0),
+    ("ips", 1),
+    ("cross_entropy", 1),
+  ]
+
+
+# What is refused before anything is read or fitted
+
+
+@pytest.mark.parametrize(
+  ("labels", "options", "words"),
+  [
+    ([], [], "needs different variants"),
+    (["nonsense"], [{}], "unknown loss 'nonsense'"),
+    (["ips", "ips:weight_cap=-1"], [{}, {"weight_cap": -1}], "need 0 <= floor <= cap"),
+    (["ips", "ips"], [{}, {}], "needs different variants"),
+    (["ips", "ips:policy=softmax"], [{}, {"policy": "softmax"}], "ips and ips:policy=softmax are"),
+    (["ips:alpha=1e-2", "ips:alpha=0.01"], [{"alpha": 1e-2}, {"alpha": 0.01}], "the same settings"),
+  ],
+)
+def test_variants_that_make_no_sense_are_refused(config, tmp_path, labels, options, words):
+  variants = [variant(config, label, **o) for label, o in zip(labels, options, strict=True)]
+  with pytest.raises(InputError, match=words):
+    run(config, variants, tmp_path)
+  assert {path.name for path in tmp_path.iterdir()} == {"environment"}
+
+
+def test_a_seed_is_needed(config, tmp_path):
+  with pytest.raises(InputError, match="a seed"):
+    run(config, [variant(config, "ips")], tmp_path, seeds=0)
+
+
+# What is written
+
+
+def test_an_experiment_leaves_its_files(config, finish, tmp_path, monkeypatch):
+  monkeypatch.setattr(experiment.figures, "experiment", DRAW)
+  variants = [
+    finish(variant(config, "cross_entropy"), [0.3, 0.4]),
+    finish(variant(config, "ips"), [0.5, 0.4]),
+  ]
+  told = run(config, variants, tmp_path)
+  assert {path.name for path in (tmp_path / "experiment").iterdir()} == FILES
+  assert str(tmp_path / "experiment") in told
+  assert "*45.0 ± 5.0" in told  # of ips: 50 and 40; cross-entropy: 30 and 40
+  assert "Validation users choose" not in told  # there was nothing to choose
+  settings = json.loads(read(tmp_path, "experiment.json"))
+  assert list(settings) == ["cross_entropy", "ips"]
+  assert settings["ips"]["family"] == "ips"
+  assert settings["ips"]["loss"]["loss"] == "ips"
+  assert settings["ips"]["generator"]["epochs"] == 2
+
+
+def test_the_first_variant_is_the_reference(config, finish, tmp_path):
+  variants = [
+    finish(variant(config, "ips"), [0.5, 0.5]),
+    finish(variant(config, "cross_entropy"), [0.4, 0.4]),
+  ]
+  run(config, variants, tmp_path)
+  assert "40.0 ± 0.0 (-20.0%)" in read(tmp_path, "table.md")
+  assert "50.0 ± 0.0 (" not in read(tmp_path, "table.md")
+
+
+def test_tests_compare_variants_and_popularity(config, finish, tmp_path):
+  variants = [
+    finish(variant(config, "cross_entropy"), [0.30, 0.40, 0.35]),
+    finish(variant(config, "ips"), [0.32, 0.41, 0.38]),
+  ]
+  run(config, variants, tmp_path, seeds=3)
+  table = pd.read_csv(tmp_path / "experiment" / "significance.csv")
+  assert set(zip(table["first"], table["second"], strict=True)) == {
+    ("ips", "cross_entropy"),
+    ("cross_entropy", "popularity"),
+    ("ips", "popularity"),
+  }
+  # 2, 1 and 3 points.
+  row = table[(table["second"] == "cross_entropy") & (table["stage"] == "two_stage")].iloc[0]
+  assert row["difference"] == pytest.approx(2)
+  assert row["standard_error"] == pytest.approx(1 / np.sqrt(3))
+
+
+def test_one_seed_of_one_variant_is_an_experiment(config, finish, tmp_path):
+  told = run(config, [finish(variant(config, "ips"), [0.5])], tmp_path, seeds=1)
+  assert "*50.0" in told
+  assert "±" not in told.split("mean ± standard error")[0]
+
+
+def test_validation_users_choose_of_a_sweep_whatever_the_test_users_say(config, finish, tmp_path):
+  family = {"family": "ips"}
+  variants = [
+    finish(variant(config, "cross_entropy"), [0.2, 0.2]),
+    finish(variant(config, "ips:alpha=1", alpha=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
+    finish(variant(config, "ips:alpha=2", alpha=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
+    finish(variant(config, "ips:alpha=3", alpha=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
+  ]
+  told = run(config, variants, tmp_path)
+  for name in ("table.md", "table.tex", "significance.csv"):
+    text = read(tmp_path, name)
+    assert "ips:alpha=2" in text
+    assert not any(other in text for other in ("ips:alpha=1", "ips:alpha=3"))
+  assert "90.0" not in read(tmp_path, "table.md")
+
+  sweep = pd.read_csv(tmp_path / "experiment" / "sweep.csv", keep_default_na=False)
+  assert list(sweep["variant"]) == [v.label for v in variants]
+  assert list(sweep["validation P@10"]) == pytest.approx([20, 30, 50, 35])
+  assert list(sweep["chosen"]) == ["*", "", "*", ""]
+  assert told.startswith("Validation users choose (*):")
+  # Nothing is lost: every cell is in the table of cells and in the settings.
+  cells = pd.read_csv(tmp_path / "experiment" / "table.csv")
+  assert set(cells["variant"]) == set(json.loads(read(tmp_path, "experiment.json")))
+
+
+def test_the_table_of_cells_reads_back(config, finish, tmp_path):
+  run(config, [finish(variant(config, "ips"), [0.123456, 0.5], [0.2, 0.7])], tmp_path)
+  table = pd.read_csv(tmp_path / "experiment" / "table.csv")
+  assert list(table["test/two_stage/precision@10"]) == pytest.approx([12.3456, 50])
+  assert list(table["validation/one_stage/ndcg@5"]) == pytest.approx([20, 70])
+  assert list(table["best_epoch"]) == [2, 2]
+
+
+@pytest.mark.parametrize("free", [0, 3 * 1024**3, 1024**4])
+def test_processes_are_no_more_than_cores_and_memory_allow(monkeypatch, free):
+  monkeypatch.setattr(experiment, "_available_memory", lambda: free)
+  monkeypatch.setattr(experiment, "_cores", lambda: 8)
+  expected = {0: 1, 3 * 1024**3: 1, 1024**4: 8}[free]
+  assert experiment._affordable_processes() == expected

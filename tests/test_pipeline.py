@@ -1,0 +1,130 @@
+"""From settings to a generator, in a tiny ready environment."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import ready_environment as ready
+from tf_twostage import datasets, environment, pipeline, training
+from tf_twostage.config import Config, EncoderConfig, LossConfig
+from tf_twostage.errors import InputError
+from tf_twostage.stages import Stages
+
+
+@pytest.fixture
+def config(monkeypatch, tmp_path):
+  monkeypatch.setitem(datasets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
+  config = ready.config(ready.contents().write(tmp_path / "environment"))
+  return dataclasses.replace(config, loss=LossConfig(loss="cross_entropy"))
+
+
+def changed(config, section, **values):
+  return dataclasses.replace(
+    config, **{section: dataclasses.replace(getattr(config, section), **values)}
+  )
+
+
+def logged(config, directory, monkeypatch):
+  """The log that a generator learns from."""
+  seen = []
+  train = training.train_generator
+
+  def spy(model, log, *arguments, **options):
+    seen.append(log)
+    return train(model, log, *arguments, **options)
+
+  monkeypatch.setattr(training, "train_generator", spy)
+  world = environment.make(config, Stages(directory / "stages"))
+  pipeline.fit_generator(config, world, directory, progress=False)
+  (log,) = seen
+  return log
+
+
+def test_a_generator_learns_from_rewarded_rows_alone(config, tmp_path, monkeypatch):
+  rewarded = ready.contents().log.query("reward > 0")
+  log = logged(config, tmp_path, monkeypatch)
+  np.testing.assert_array_equal(log.action, rewarded["item_index"])
+  np.testing.assert_array_equal(log.reward, rewarded["reward"])
+
+
+def test_or_from_all_rows_where_asked(config, tmp_path, monkeypatch):
+  log = logged(changed(config, "generator", positives_only=False), tmp_path, monkeypatch)
+  np.testing.assert_array_equal(log.action, ready.contents().log["item_index"])
+
+
+def test_a_log_without_rewards_is_refused_before_training(config, tmp_path):
+  files = ready.contents()
+  files.log["reward"] = 0
+  files.write(tmp_path / "environment")
+  world = environment.make(config, Stages(tmp_path / "stages"))
+  with pytest.raises(InputError, match="no rows to train on"):
+    pipeline.fit_generator(config, world, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("item_bias", [False, True])
+def test_item_bias_widens_the_vectors_by_one(config, tmp_path, item_bias):
+  config = changed(config, "generator", item_bias=item_bias)
+  world = environment.make(config, Stages(tmp_path / "stages"))
+  towers, _ = pipeline.fit_generator(config, world, tmp_path, progress=False)
+  encoder = EncoderConfig()
+  width = encoder.id_width + 2 * encoder.feature_width  # item_id, decade, topics
+  assert towers.candidates().shape == (ready.ITEMS, width + item_bias)
+  if item_bias:
+    assert np.ptp(towers.candidates()[:, -1]) > 0  # learned
+    np.testing.assert_array_equal(towers.query(world.tables.users)[:, -1], np.ones(ready.USERS))
+
+
+CHANGES = [
+  {"seed": 1},
+  {"slate_size": 11},
+  ("loss", {"alpha": 0.5}),
+  ("loss", {"loss": "ips"}),
+  ("generator", {"epochs": 3}),
+  ("generator", {"positives_only": False}),
+  ("generator", {"item_bias": True}),
+  ("encoder", {"id_width": 11}),
+  ("data", {"validation_users": 9}),
+]
+
+
+def test_different_settings_never_share_a_directory(tmp_path):
+  config = Config()
+  variants = [
+    dataclasses.replace(config, **c) if isinstance(c, dict) else changed(config, c[0], **c[1])
+    for c in CHANGES
+  ]
+  directories = {
+    pipeline.generator_directory(c, name, tmp_path)
+    for c in [config, *variants]
+    for name in ("here", "there")
+  }
+  assert len(directories) == 2 * (1 + len(CHANGES))
+
+
+def test_a_directory_is_named_after_loss_and_seed(tmp_path):
+  config = dataclasses.replace(Config(), seed=7)
+  directory = pipeline.generator_directory(config, "here", tmp_path)
+  assert directory.parent == tmp_path / "generators"
+  assert directory.name.startswith("two_stage_ips-seed7-")
+
+
+def test_an_objective_takes_its_settings():
+  config = changed(
+    Config(slate_size=12, seed=3),
+    "loss",
+    loss="two_stage_ips",
+    weight_cap=5.0,
+    weight_floor=0.5,
+    self_normalize=False,
+    alpha=0.25,
+    num_slates=7,
+    sampling="systematic",
+    sampling_temperature=1.5,
+  )
+  objective = pipeline.make_objective(config)
+  assert (objective.importance.cap, objective.importance.floor) == (5.0, 0.5)
+  assert not objective.importance.self_normalize
+  assert (objective.alpha, objective.num_slates, objective.slate_size) == (0.25, 7, 12)
+  assert (objective.sampling, objective.sampling_temperature) == ("systematic", 1.5)
+  assert objective.seed == 3
