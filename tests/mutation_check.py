@@ -382,7 +382,7 @@ def mutate(root: pathlib.Path, mutation: Mutation) -> str:
 
 def run(root: pathlib.Path, tests: tuple[str, ...], quiet: bool = True) -> str:
   """What pytest makes of the tests: "passed", "failed", or "broken" where it cannot run them."""
-  command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *tests]
+  command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--no-header", *tests]
   environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
   done = subprocess.run(command, cwd=root, env=environment, capture_output=quiet, check=False)
   return {0: "passed", 1: "failed"}.get(done.returncode, "broken")
