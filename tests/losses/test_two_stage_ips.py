@@ -258,3 +258,15 @@ def test_needs_the_ranker():
   del x["ranker_logits"]
   with pytest.raises(ValueError, match="TwoStageIPS needs ranker_logits"):
     TwoStageIPS()(**x)
+
+
+@pytest.mark.parametrize("sampling", ["categorical", "systematic", "exact"])
+def test_an_excluded_item_leaves_loss_and_gradient_finite(sampling):
+  x = batch(rows=4, items=6)
+  excluded = (x["actions"] + 1) % 6
+  x["logits"][np.arange(4), excluded] = -np.inf
+  loss = TwoStageIPS(num_slates=5, slate_size=4, sampling=sampling, seed=1, dtype="float64")
+  value, gradient = value_and_gradient(loss, x)
+  assert np.isfinite(value).all()
+  assert np.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[np.arange(4), excluded], np.zeros(4))

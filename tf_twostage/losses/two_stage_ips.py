@@ -112,7 +112,8 @@ def _log_probs(
   def weighted(logits):
     p = tf.nn.softmax(logits)
     # Below the largest logit, whose probability is one over the softmax's denominator.
-    below = logits - tf.reduce_max(logits, 1, keepdims=True)
+    # Kept finite: an excluded item's -inf counts 0 times.
+    below = tf.maximum(logits - tf.reduce_max(logits, 1, keepdims=True), -1e30)
     log_largest = tf.math.log(tf.reduce_max(p, 1))
     log_p = tf.gather(below, actions, batch_dims=1) + log_largest
     mean = tf.linalg.matvec(counts[:, None], below)[:, 0] + total * log_largest
