@@ -7,7 +7,6 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 
 PLOT = ["matplotlib>=3.8"]
-PARQUET = ["pyarrow>=15"]
 # The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
 SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
 DEV = [
@@ -17,6 +16,7 @@ DEV = [
   "pytest>=8",
   "pytest-xdist>=3.6",
   "ruff>=0.6",
+  "types-PyYAML",
 ]
 
 setup(
@@ -46,12 +46,16 @@ setup(
     # tensorboard imports pkg_resources on some Python versions.
     "setuptools<81",
     "tqdm>=4.66",
+    # The schema of a log is a YAML file, which people write by hand and comment.
+    "PyYAML>=6.0",
+    # Reads CSV and Parquet in chunks, several times faster than pandas; tensorflow-datasets needs
+    # it anyway.
+    "pyarrow>=15",
   ],
   extras_require={
     "plot": PLOT,
-    "parquet": PARQUET,
     "serving": SERVING,
-    "dev": [*DEV, *PLOT, *PARQUET, *SERVING],
+    "dev": [*DEV, *PLOT, *SERVING],
   },
   classifiers=[
     "License :: OSI Approved :: Apache Software License",

@@ -12,7 +12,9 @@ ROOT = pathlib.Path(tf_twostage.__file__).parent
 ORDER = [
   ("errors",),
   ("schema", "config", "stages"),
-  ("datasets", "bandit_log"),
+  ("splits", "logs"),
+  ("bandit_log",),
+  ("datasets",),
   ("policies",),
   ("losses",),
   ("models",),
@@ -30,6 +32,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.
 PURE = {
+  "splits": {"errors"},
   "policies": {"errors"},
   "losses": {"errors", "policies", "losses"},
   "evaluation.ranking": {"errors"},

@@ -46,7 +46,8 @@ class BanditLog:
   Attributes:
     user_index: [n] int32, row of the user in the users' table.
     action: [n] int32, catalogue index of the item shown.
-    propensity: [n] float32 in (0, 1], probability the behavior policy gave the action.
+    propensity: [n] float32 in (0, 1], probability the behavior policy gave the action; None where
+      the log does not say, and someone has yet to estimate it.
     reward: [n] float32, >= 0.
     context: raw context features by name, each [n] float64.
     position: [n] int32, 0-based draw or slot; None where the log does not say.
@@ -57,13 +58,13 @@ class BanditLog:
 
   user_index: np.ndarray
   action: np.ndarray
-  propensity: np.ndarray
+  propensity: np.ndarray | None
   reward: np.ndarray
   context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   position: np.ndarray | None = None
 
   def __post_init__(self):
-    columns = {name: _cast(name, value, _DTYPES[name]) for name, value in self._columns().items()}
+    columns = {name: _cast(name, value, _DTYPES[name]) for name, value in self.columns().items()}
     context = {name: _cast(name, value, "float64") for name, value in self.context.items()}
     shapes = {name: value.shape for name, value in (columns | context).items()}
     if set(shapes.values()) != {(columns["action"].size,)}:
@@ -73,7 +74,8 @@ class BanditLog:
     for name, value in {**columns, "context": context}.items():
       object.__setattr__(self, name, value)
 
-  def _columns(self) -> dict[str, np.ndarray]:
+  def columns(self) -> dict[str, np.ndarray]:
+    """What the log has of its own columns by name, [n] each; the context is apart."""
     return {name: getattr(self, name) for name in _DTYPES if getattr(self, name) is not None}
 
   def __len__(self) -> int:
@@ -81,9 +83,9 @@ class BanditLog:
 
   def select(self, rows: np.ndarray | slice) -> BanditLog:
     """The rows of a boolean mask [n], of indices, or of a slice."""
-    columns = {name: value[rows] for name, value in self._columns().items()}
+    columns = {name: value[rows] for name, value in self.columns().items()}
     context = {name: value[rows] for name, value in self.context.items()}
-    return BanditLog(**columns, context=context)
+    return dataclasses.replace(self, **columns, context=context)
 
   def positives(self) -> BanditLog:
     """The rows with reward > 0."""
@@ -206,7 +208,8 @@ def train_dataset(
 
   Returns:
     A dataset of dicts: "user" {name: [B, ...]}, "context" {name: [B] float64}, "user_index" and
-    "action" [B] int32, "propensity" and "reward" [B] float32. All shapes are static.
+    "action" [B] int32, "propensity" (where the log has it) and "reward" [B] float32. All shapes
+    are static.
 
   Raises:
     InputError: the log is empty, `user_features` lacks users of the log, or a number is too small.
@@ -226,8 +229,8 @@ def train_dataset(
       f"user features: tables of {short} rows end before user {last} of the log; encode every"
       " user of the schema"
     )
-  fields = ("user_index", "action", "propensity", "reward")
-  columns = {name: getattr(log, name) for name in fields} | {"context": dict(log.context)}
+  columns = {**log.columns(), "context": dict(log.context)}
+  columns.pop("position", None)
   columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
 
   def example(rows):
@@ -376,6 +379,8 @@ def _raw_columns(log: BanditLog, schema: Schema) -> dict[str, np.ndarray]:
     )
   if not len(log):
     raise InputError("bandit log: no rows to write")
+  if log.propensity is None:
+    raise InputError("bandit log: it has no propensities; estimate them before you write it")
   sizes = {"user_index": schema.num_users, "action": schema.num_items}
   for name, size in sizes.items():
     index = getattr(log, name)

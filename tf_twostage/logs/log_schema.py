@@ -1,0 +1,309 @@
+"""Which column of a log is what: a dataclass, and the YAML or JSON file that holds it.
+
+The defaults are the native names, so that a log written by `bandit_log.write` needs no more than
+its features. docs/bandit_log.md describes the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from tf_twostage.errors import InputError
+
+KINDS = ("categorical", "numeric", "bag")
+SIDES = ("user_features", "item_features", "context_features")
+# What a native log calls these; features cannot be called so, or two columns would share a name.
+ROLES = (
+  "user_id",
+  "item_id",
+  "propensity",
+  "reward",
+  "position",
+  "time",
+  "ranker_score",
+  "split",
+)
+_RESERVED = {*ROLES, "user_index", "action", "title"}
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureColumn:
+  """A column that a tower reads.
+
+  Attributes:
+    name: what the feature is called in models and requests.
+    kind: "categorical" (one string), "numeric", or "bag" (several strings in one cell).
+    column: the column it stands in; by default its name.
+    separator: what separates the values of a bag.
+  """
+
+  name: str
+  kind: str
+  column: str = ""
+  separator: str = "|"
+
+  def __post_init__(self):
+    object.__setattr__(self, "column", self.column or self.name)
+    if self.kind not in KINDS:
+      raise InputError(
+        f"feature {self.name!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}"
+      )
+    if self.name in _RESERVED:
+      raise InputError(
+        f"feature {self.name!r}: the name is taken by the log's own columns; give the feature"
+        f" another name and say `column: {self.column}`"
+      )
+    if not self.separator:
+      raise InputError(
+        f"feature {self.name!r}: separator is empty; name what stands between values"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSchema:
+  """Which column of a log is what.
+
+  Attributes:
+    user_id: who was shown something. None: the distinct combinations of the user features are the
+      users.
+    item_id: what was shown; also the key of the items file.
+    propensity: the probability of the row's item. None: the log has no propensities.
+    reward: what came of it.
+    position: the draw or slot. A log without the native column `position` does without it.
+    time: when, as numbers or ISO 8601 text. None: not logged, as the next two.
+    ranker_score: what the ranker in production gave the item.
+    split: the column that says train, validation or test.
+    title: the column of the items file that people read; by default the item id.
+    user_features: columns of the users file, or of the log where there is none.
+    item_features: columns of the items file.
+    context_features: numeric columns of the log, one value a row. The time column may be one.
+  """
+
+  user_id: str | None = "user_id"
+  item_id: str = "item_id"
+  propensity: str | None = "propensity"
+  reward: str = "reward"
+  position: str | None = "position"
+  time: str | None = None
+  ranker_score: str | None = None
+  split: str | None = None
+  title: str | None = None
+  user_features: tuple[FeatureColumn, ...] = ()
+  item_features: tuple[FeatureColumn, ...] = ()
+  context_features: tuple[FeatureColumn, ...] = ()
+
+  def __post_init__(self):
+    for role in ("item_id", "reward"):
+      if not getattr(self, role):
+        raise InputError(f"{role}: every log needs it; name its column")
+    if self.user_id is None and not self.user_features:
+      raise InputError(
+        "user_id: null means that combinations of user features are the users; list user_features,"
+        " or name the column of the user ids"
+      )
+    columns = [column for role in ROLES if (column := getattr(self, role))]
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice:
+      raise InputError(f"column {twice[0]!r} plays two parts; each column is one thing")
+    names = [f.name for side in SIDES for f in getattr(self, side)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+      raise InputError(
+        f"feature {repeated[0]!r} is listed twice; names must differ, `column:` may repeat"
+      )
+    for feature in self.context_features:
+      if feature.kind != "numeric":
+        raise InputError(
+          f"context_features: {feature.name!r} is {feature.kind}; context must be numeric: encode"
+          " it as numbers, or make it a user feature"
+        )
+
+  @property
+  def has_propensities(self) -> bool:
+    return self.propensity is not None
+
+  def columns(self, *, user_features: bool = True) -> dict[str, str]:
+    """Columns to read of the log: what each is in a native log -> its name in the file.
+
+    Args:
+      user_features: whether the log holds them, there being no users file.
+    """
+    roles = {role: column for role in ROLES if (column := getattr(self, role))}
+    sides = (self.user_features if user_features else ()) + self.context_features
+    return roles | {feature.name: feature.column for feature in sides}
+
+  def is_optional(self, role: str) -> bool:
+    """Whether a log may lack the column: `position` is native and optional in a native log."""
+    return role == "position" and self.position == "position"
+
+  @classmethod
+  def from_file(cls, path: str | os.PathLike) -> LogSchema:
+    """Reads a schema of a `.json` file, or of YAML in a file of any other name.
+
+    Raises:
+      InputError: no such file, not YAML or JSON, an unknown key or kind, a value that does not
+        fit. The message names the file, the key, and what to write instead.
+    """
+    path = pathlib.Path(path)
+    try:
+      text = path.read_text(encoding="utf-8")
+      content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _UniqueKeys)
+    except OSError as error:
+      raise InputError(
+        f"{path}: the schema cannot be read ({error.strerror}); python -m launch.infer_schema"
+        " drafts one"
+      ) from None
+    except (ValueError, yaml.YAMLError) as error:
+      reason = " ".join(str(error).split())
+      raise InputError(
+        f"{path}: not a schema in {'JSON' if path.suffix == '.json' else 'YAML'} ({reason}); write"
+        " `role: column` lines, or start from python -m launch.infer_schema"
+      ) from None
+    try:
+      return cls.from_dict({} if content is None else content)
+    except InputError as error:
+      raise InputError(f"{path}: {error}") from None
+
+  @classmethod
+  def from_dict(cls, content: Any) -> LogSchema:
+    """The schema of a file's content.
+
+    Raises:
+      InputError: as `from_file`.
+    """
+    if not isinstance(content, Mapping):
+      raise InputError(
+        f"holds {type(content).__name__}, not keys with values; write `role: column` lines"
+      )
+    known = [field.name for field in dataclasses.fields(cls)]
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+      if key not in known:
+        raise InputError(f"unknown key {key!r};{_similar(key, known)} known are {', '.join(known)}")
+      if key in SIDES:
+        values[key] = tuple(_features(key, value))
+      elif value is None or (isinstance(value, str) and value):
+        values[key] = value
+      else:
+        raise InputError(
+          f"{key}: expected the name of a column, got {value!r}; quote names that are not text"
+        )
+    return cls(**values)
+
+  def to_dict(self) -> dict[str, Any]:
+    """What `from_dict` reads; roles at their defaults are said, too, optional absent ones not."""
+    content: dict[str, Any] = {}
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name in SIDES:
+        if value:
+          content[field.name] = {feature.name: _spec(feature) for feature in value}
+      elif value is not None or field.default is not None:
+        content[field.name] = value
+    return content
+
+  def to_file(self, path: str | os.PathLike) -> None:
+    """Writes JSON to a `.json` file, YAML to any other."""
+    path = pathlib.Path(path)
+    if path.suffix == ".json":
+      text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    else:
+      text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def open_bandit(user_features: int = 4, item_features: int = 4) -> LogSchema:
+  """The layout of the Open Bandit Dataset: `all.csv` with `item_context.csv` as its items file.
+
+  Args:
+    user_features: how many columns `user_feature_0`, ... there are.
+    item_features: how many columns `item_feature_0`, ...; the first is a number.
+  """
+  return LogSchema(
+    user_id=None,
+    propensity="propensity_score",
+    reward="click",
+    time="timestamp",
+    user_features=tuple(
+      FeatureColumn(f"user_feature_{i}", "categorical") for i in range(user_features)
+    ),
+    item_features=tuple(
+      FeatureColumn(f"item_feature_{i}", "categorical" if i else "numeric")
+      for i in range(item_features)
+    ),
+  )
+
+
+PRESETS: dict[str, Callable[[], LogSchema]] = {"native": LogSchema, "open_bandit": open_bandit}
+
+
+def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
+  """A schema as it is, of a file, or the preset of that name where there is no such file.
+
+  Raises:
+    InputError: as `LogSchema.from_file`.
+  """
+  if isinstance(schema, LogSchema):
+    return schema
+  if str(schema) in PRESETS and not os.path.exists(schema):
+    return PRESETS[str(schema)]()
+  return LogSchema.from_file(schema)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+  """YAML where a repeated key is an error, not the loss of the first."""
+
+  def construct_mapping(self, node, deep=False):
+    keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+    twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+    if twice is not None:
+      raise yaml.constructor.ConstructorError(problem=f"key {twice!r} is there twice")
+    return super().construct_mapping(node, deep)
+
+
+def _features(side: str, content: Any) -> Iterator[FeatureColumn]:
+  if not isinstance(content, Mapping):
+    raise InputError(
+      f"{side}: expected `name: kind` lines, got {content!r}; kinds are {', '.join(KINDS)}"
+    )
+  for name, spec in content.items():
+    given = {"kind": spec} if isinstance(spec, str) else spec
+    if not isinstance(name, str) or not isinstance(given, Mapping) or "kind" not in given:
+      raise InputError(
+        f"{side}: {name!r} needs a kind, {', '.join(KINDS)}, or {{kind: ..., column: ...,"
+        f" separator: ...}}; got {spec!r}"
+      )
+    known = ("kind", "column", "separator")
+    odd = [f"{key}: {value!r}" for key, value in given.items() if not _is_setting(key, value)]
+    if odd:
+      raise InputError(f"{side}: {name!r} has {odd[0]}; a feature has text for {', '.join(known)}")
+    try:
+      yield FeatureColumn(name, **given)
+    except InputError as error:
+      raise InputError(f"{side}: {error}") from None
+
+
+def _is_setting(key: Any, value: Any) -> bool:
+  return key in ("kind", "column", "separator") and isinstance(value, str)
+
+
+def _spec(feature: FeatureColumn) -> str | dict[str, str]:
+  extra = {}
+  if feature.column != feature.name:
+    extra["column"] = feature.column
+  if feature.kind == "bag":
+    extra["separator"] = feature.separator
+  return {"kind": feature.kind, **extra} if extra else feature.kind
+
+
+def _similar(key: Any, known: list[str]) -> str:
+  close = difflib.get_close_matches(str(key), known, 1)
+  return f" did you mean {close[0]!r}?" if close else ""
