@@ -1,0 +1,472 @@
+import itertools
+import math
+import re
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation.intervals import summarise_ratios
+from tf_twostage.evaluation.off_policy import (
+  DM,
+  DR,
+  ESTIMATORS,
+  IPS,
+  SNIPS,
+  LoggedRows,
+  evaluate,
+  on_policy,
+  to_frame,
+)
+
+
+def example(**changes):
+  """Three rows of two actions: weights (0.8/0.4, 0.5/0.5, 0.9/0.1) = (2, 1, 9)."""
+  arrays = {
+    "actions": [0, 1, 1],
+    "rewards": [1.0, 0.0, 2.0],
+    "propensities": [0.4, 0.5, 0.1],
+    "probabilities": [[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]],
+    "predicted_rewards": [[0.5, 1.0], [0.0, 0.2], [1.0, 1.5]],
+  }
+  return LoggedRows.from_arrays(**{**arrays, **changes})
+
+
+def value(rows, estimator):
+  (estimate,) = evaluate(rows, {"it": estimator}, num_resamples=0)
+  return estimate.value
+
+
+def random_rows(seed, n=40, num_actions=4, **changes):
+  rng = np.random.default_rng(seed)
+  behavior = rng.dirichlet(np.ones(num_actions), n)
+  actions = np.array([rng.choice(num_actions, p=p) for p in behavior])
+  arrays = {
+    "actions": actions,
+    "rewards": rng.normal(size=n),
+    "propensities": behavior[np.arange(n), actions],
+    "probabilities": rng.dirichlet(np.ones(num_actions), n),
+    "predicted_rewards": rng.normal(size=(n, num_actions)),
+  }
+  return LoggedRows.from_arrays(**{**arrays, **changes})
+
+
+# Values, with the working.
+
+
+def test_rows_are_reduced_to_what_estimators_read():
+  rows = example()
+  np.testing.assert_allclose(rows.weights, [2, 1, 9])
+  np.testing.assert_array_equal(rows.predicted_rewards, [0.5, 0.2, 1.5])
+  direct = [0.8 * 0.5 + 0.2 * 1.0, 0.5 * 0.0 + 0.5 * 0.2, 0.1 * 1.0 + 0.9 * 1.5]
+  np.testing.assert_allclose(rows.direct_values, direct)
+  np.testing.assert_allclose(rows.action_mass, [0.8 + 0.5 + 0.1, 0.2 + 0.5 + 0.9])
+  np.testing.assert_array_equal(rows.action_counts, [1, 2])
+
+
+@pytest.mark.parametrize(
+  ("estimator", "expected"),
+  [
+    (DM(), (0.6 + 0.1 + 1.45) / 3),
+    (IPS(), (2 * 1 + 1 * 0 + 9 * 2) / 3),
+    (IPS(cap=3), (2 * 1 + 1 * 0 + 3 * 2) / 3),
+    (SNIPS(), (2 * 1 + 1 * 0 + 9 * 2) / (2 + 1 + 9)),
+    (DR(), (0.6 + 0.1 + 1.45 + 2 * (1 - 0.5) + 1 * (0 - 0.2) + 9 * (2 - 1.5)) / 3),
+    (DR(threshold=2), (0.6 + 0.1 + 1.45 + 2 * (1 - 0.5) + 1 * (0 - 0.2)) / 3),
+    (DR(threshold=1), (0.6 + 0.1 + 1.45 + 1 * (0 - 0.2)) / 3),
+  ],
+  ids=repr,
+)
+def test_value_is_the_formula(estimator, expected):
+  assert value(example(), estimator) == pytest.approx(expected, rel=1e-12)
+
+
+def test_standard_error_of_a_mean():
+  y = np.array([2.0, 0.0, 18.0])  # ω r
+  (estimate,) = evaluate(example(), {"ips": IPS()})
+  variance = ((y - y.mean()) ** 2).sum() / 2
+  assert estimate.standard_error == pytest.approx(math.sqrt(variance / 3), rel=1e-12)
+
+
+def test_standard_error_of_a_ratio_is_by_the_delta_method():
+  v = 20 / 12
+  residuals = np.array([2 * (1 - v), 1 * (0 - v), 9 * (2 - v)])  # ω (r - v)
+  (estimate,) = evaluate(example(), {"snips": SNIPS()})
+  expected = math.sqrt(3 / 2 * (residuals**2).sum()) / 12
+  assert estimate.standard_error == pytest.approx(expected, rel=1e-12)
+
+
+def test_diagnostics_of_weights():
+  (estimate,) = evaluate(example(), {"ips": IPS()})
+  assert estimate.effective_sample_size == pytest.approx(12**2 / (4 + 1 + 81))
+  assert estimate.max_weight == pytest.approx(9)
+  assert estimate.mean_weight == pytest.approx(12 / 3)
+  assert (estimate.num_rows, estimate.num_units) == (3, 3)
+
+
+def test_diagnostics_are_of_the_weights_in_use():
+  (estimate,) = evaluate(example(), {"clipped": IPS(cap=3)})
+  assert estimate.effective_sample_size == pytest.approx(6**2 / (4 + 1 + 9))
+  assert estimate.max_weight == 3
+  (estimate,) = evaluate(example(), {"switch": DR(threshold=5)})
+  assert estimate.mean_weight == pytest.approx((2 + 1 + 0) / 3)
+
+
+# Identities.
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_policy_everything_is_the_mean_reward(seed):
+  rng = np.random.default_rng(seed)
+  n, num_actions = 30, 4
+  policy, actions = rng.dirichlet(np.ones(num_actions), n), rng.integers(num_actions, size=n)
+  rewards = rng.normal(size=n)
+  rows = LoggedRows.from_arrays(
+    actions,
+    rewards,
+    policy[np.arange(n), actions],
+    policy,
+    np.zeros((n, num_actions)),
+  )
+  mean = on_policy(rewards, num_resamples=0)
+  assert mean.value == pytest.approx(rewards.mean(), rel=1e-12)
+  assert mean.standard_error == pytest.approx(rewards.std(ddof=1) / math.sqrt(n), rel=1e-12)
+  for estimator in (IPS(), SNIPS(), DR()):
+    (estimate,) = evaluate(rows, {"it": estimator}, num_resamples=0)
+    assert estimate.value == pytest.approx(mean.value, rel=1e-12)
+    assert estimate.standard_error == pytest.approx(mean.standard_error, rel=1e-12)
+    assert estimate.effective_sample_size == pytest.approx(n)
+
+
+seeds = st.integers(0, 2**32 - 1)
+common = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+@common
+@given(seeds, st.floats(-100, 100))
+def test_snips_moves_with_the_rewards(seed, shift):
+  rows = random_rows(seed)
+  moved = random_rows(seed, rewards=rows.rewards + shift)
+  before, after = (evaluate(r, {"snips": SNIPS()}, num_resamples=200)[0] for r in (rows, moved))
+  assert after.value == pytest.approx(before.value + shift, abs=1e-9)
+  assert after.standard_error == pytest.approx(before.standard_error, abs=1e-9)
+  np.testing.assert_allclose(
+    after.bootstrap_interval, np.add(before.bootstrap_interval, shift), atol=1e-9
+  )
+
+
+@common
+@given(seeds)
+def test_snips_stays_within_the_rewards(seed):
+  rows = random_rows(seed)
+  assert rows.rewards.min() - 1e-12 <= value(rows, SNIPS()) <= rows.rewards.max() + 1e-12
+
+
+@common
+@given(seeds)
+def test_doubly_robust_joins_its_neighbours(seed):
+  rows = random_rows(seed)
+  assert value(rows, DR(threshold=0)) == value(rows, DM())
+  assert value(rows, DR(threshold=math.inf)) == value(rows, DR())
+  blank = random_rows(seed, predicted_rewards=np.zeros((40, 4)))
+  assert value(blank, DR()) == pytest.approx(value(blank, IPS()), rel=1e-12)
+  assert value(rows, IPS(cap=math.inf)) == value(rows, IPS())
+
+
+@common
+@given(seeds)
+def test_doubly_robust_is_the_direct_method_where_the_model_is_right(seed):
+  rows = random_rows(seed)
+  right = LoggedRows(
+    rows.predicted_rewards,
+    rows.propensities,
+    rows.target_probabilities,
+    rows.predicted_rewards,
+    rows.direct_values,
+  )
+  assert value(right, DR()) == pytest.approx(value(right, DM()), abs=1e-12)
+
+
+@common
+@given(seeds, st.integers(1, 40), st.integers(0, 40))
+def test_chunks_make_the_same_rows(seed, first, second):
+  rng = np.random.default_rng(seed)
+  n, num_actions = 60, 5
+  arrays = {
+    "actions": rng.integers(num_actions, size=n),
+    "rewards": rng.normal(size=n),
+    "propensities": rng.uniform(0.1, 1, n),
+    "probabilities": rng.dirichlet(np.ones(num_actions), n),
+    "predicted_rewards": rng.normal(size=(n, num_actions)),
+    "groups": rng.integers(10, size=n),
+  }
+  edges = [0, first, min(first + second, n - 1), n]
+  chunks = [
+    LoggedRows.from_arrays(**{k: v[a:b] for k, v in arrays.items()})
+    for a, b in itertools.pairwise(edges)
+    if b > a
+  ]
+  whole = evaluate(LoggedRows.from_arrays(**arrays), num_resamples=0)
+  parts = evaluate(LoggedRows.concatenate(chunks), num_resamples=0)
+  for a, b in zip(whole, parts, strict=True):
+    assert a.value == pytest.approx(b.value, rel=1e-12)
+    assert a.standard_error == pytest.approx(b.standard_error, rel=1e-9)
+
+
+# Unbiased, by enumeration of every log that one or two draws can give.
+
+
+def tiny_problem(seed):
+  """Every (context, action, reward) of 2 contexts, 3 actions and rewards 0/1: its probability
+  under β, its row, and the value of π."""
+  rng = np.random.default_rng(seed)
+  context, action, reward = (c.ravel() for c in np.meshgrid([0, 1], [0, 1, 2], [0, 1]))
+  share, behavior, target = np.array([0.3, 0.7]), *rng.dirichlet(np.ones(3), (2, 2))
+  chance, model = rng.uniform(size=(2, 3)), rng.normal(size=(2, 3))
+  of_reward = np.where(reward, chance[context, action], 1 - chance[context, action])
+  probability = share[context] * behavior[context, action] * of_reward
+  rows = LoggedRows.from_arrays(
+    action,
+    reward,
+    behavior[context, action],
+    target[context],
+    model[context],
+  )
+  return probability, rows, share @ (target * chance).sum(axis=1)
+
+
+@pytest.mark.parametrize("estimator", [IPS(), DR()], ids=repr)
+@pytest.mark.parametrize("seed", range(4))
+def test_expectation_is_the_value_of_the_target_policy(seed, estimator):
+  probability, rows, truth = tiny_problem(seed)
+  terms = estimator(rows)
+  assert probability.sum() == pytest.approx(1)
+  assert probability @ terms.numerator == pytest.approx(truth, rel=1e-12)
+  np.testing.assert_array_equal(terms.denominator, 1)
+  assert probability @ terms.weights == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("estimator", [DM(), IPS(cap=0.5), DR(threshold=0.5)], ids=repr)
+def test_others_are_biased(estimator):
+  probability, rows, truth = tiny_problem(0)
+  assert abs(probability @ estimator(rows).numerator - truth) > 1e-3
+
+
+@pytest.mark.parametrize("estimator", [IPS(), DR()], ids=repr)
+def test_expected_square_of_the_standard_error_is_the_variance(estimator):
+  probability, rows, _ = tiny_problem(1)
+  y = estimator(rows).numerator
+  expected = mean = square = 0.0
+  for i, p in enumerate(probability):
+    for j, q in enumerate(probability):
+      (pair,) = summarise_ratios(np.array([[y[i], y[j]]]), np.ones((1, 2)), num_resamples=0)
+      expected += p * q * pair.standard_error**2
+      mean += p * q * pair.value
+      square += p * q * pair.value**2
+  assert expected == pytest.approx(square - mean**2, rel=1e-9)
+
+
+# Results, options, tables.
+
+
+def test_leaves_out_what_needs_a_model_where_there_is_none():
+  rows = example(predicted_rewards=None)
+  assert [e.estimator for e in evaluate(rows)] == ["ips", "clipped_ips", "snips"]
+  assert [e.estimator for e in evaluate(example())] == list(ESTIMATORS)
+
+
+def test_own_estimators_join_by_name():
+  assert [e.estimator for e in evaluate(example(), {"mine": IPS(cap=3), "dr": DR()})] == [
+    "mine",
+    "dr",
+  ]
+
+
+def test_seed_fixes_the_bootstrap_and_nothing_else():
+  rows = random_rows(0)
+  one, same, other = (evaluate(rows, {"ips": IPS()}, seed=s)[0] for s in (1, 1, 2))
+  assert one == same
+  assert one.bootstrap_interval != other.bootstrap_interval
+  assert one.interval == other.interval
+
+
+def test_wider_confidence_gives_wider_intervals():
+  rows = random_rows(0)
+  for name in ("interval", "bootstrap_interval"):
+    narrow, wide = (
+      getattr(evaluate(rows, {"ips": IPS()}, confidence=c)[0], name) for c in (0.8, 0.99)
+    )
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_table_has_a_row_an_estimator():
+  rows = example()
+  frame = to_frame([on_policy(rows.rewards), *evaluate(rows)])
+  assert list(frame.index) == ["on_policy", *ESTIMATORS]
+  assert frame.loc["ips", "value"] == pytest.approx(20 / 3)
+  assert frame.loc["ips", "interval_low"] < 20 / 3 < frame.loc["ips", "interval_high"]
+  assert "effective sample size" in frame.loc["ips", "warnings"]
+  assert np.isnan(frame.loc["dm", "effective_sample_size"])
+
+
+def test_tiny_propensities_stay_finite():
+  rows = random_rows(0, propensities=np.full(40, 1e-300))
+  for estimate in evaluate(rows, {"ips": IPS(), "snips": SNIPS(), "dr": DR()}):
+    assert np.isfinite([estimate.value, estimate.effective_sample_size]).all()
+
+
+def test_one_row_has_a_value_and_no_interval():
+  rows = LoggedRows([1.0], [0.5], [0.25])
+  (estimate,) = evaluate(rows, {"ips": IPS()})
+  assert estimate.value == 0.5
+  assert np.isnan([estimate.standard_error, *estimate.interval, *estimate.bootstrap_interval]).all()
+
+
+def test_self_normalised_without_any_weight_is_not_a_number():
+  rows = LoggedRows([1.0, 0.0], [0.5, 0.5], [0.0, 0.0])
+  ips, snips = evaluate(rows, {"ips": IPS(), "snips": SNIPS()})
+  assert ips.value == 0
+  assert math.isnan(snips.value)
+  assert all("no row has a weight" in e.warnings[0] for e in (ips, snips))
+
+
+# Warnings.
+
+
+def many_rows(weights, rewards=1.0, groups=None):
+  weights = np.asarray(weights, float)
+  propensities = np.full(len(weights), 1e-6)
+  rewards = np.broadcast_to(rewards, len(weights))
+  return LoggedRows(rewards, propensities, weights * propensities, groups=groups)
+
+
+def ips_warnings(rows):
+  (estimate,) = evaluate(rows, {"ips": IPS()}, num_resamples=0)
+  return estimate.warnings
+
+
+def test_ample_overlap_gives_no_warning():
+  assert ips_warnings(many_rows(np.tile([0.5, 1.5], 200))) == ()
+
+
+@pytest.mark.parametrize(
+  ("rows", "message"),
+  [
+    (many_rows(np.ones(90)), r"effective sample size is 90\.0 of 90 rows.*log more"),
+    (many_rows(np.tile([100.0] + [0.0] * 199, 101)), r"sample size is 101\.0 of 20200 rows"),
+    (many_rows([400.0] + [1.0] * 1000), r"row 0 alone holds 29% of all weight \(ω = 400\)"),
+    (many_rows(np.ones(200), [1.0] * 9 + [0.0] * 191), "only 9 rows have both a weight"),
+    (many_rows(np.tile([0.4, 0.6], 200)), r"mean weight is 0\.5 ± .*check the propensities"),
+    (many_rows(np.ones(200), groups=np.arange(200) % 20), "20 independent groups are too few"),
+  ],
+)
+def test_thin_overlap_is_told(rows, message):
+  assert any(re.search(message, w) for w in ips_warnings(rows))
+
+
+def test_deviation_within_noise_or_tolerance_is_not_told():
+  rng = np.random.default_rng(0)
+  assert ips_warnings(many_rows(rng.exponential(size=400))) == ()
+  assert ips_warnings(many_rows(np.full(400, 1.009))) == ()
+
+
+def test_wishes_that_the_log_never_tried_are_told():
+  rows = LoggedRows.from_arrays(
+    np.zeros(200, int),
+    np.ones(200),
+    np.ones(200),
+    np.broadcast_to([0.75, 0.25, 0.0], (200, 3)),
+    np.zeros((200, 3)),
+  )
+  for estimate in evaluate(rows, num_resamples=0):
+    assert estimate.unlogged_mass == pytest.approx(0.25)
+    assert any("25.0% of its probability on 1 actions" in w for w in estimate.warnings)
+
+
+# Bad input.
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"rewards": [1.0, NAN, INF]}, r"rewards: 2 of 3 rows are not finite \(first: row 1, nan\)"),
+    ({"rewards": []}, "rewards is empty"),
+    ({"rewards": [[1.0], [0.0], [2.0]]}, r"rewards must be a vector \[n\], got shape \(3, 1\)"),
+    ({"rewards": ["a", "b", "c"]}, "rewards must hold numbers"),
+    ({"rewards": [[1.0], [1.0, 2.0], 3.0]}, "rewards is not an array of numbers"),
+    ({"propensities": [0.4, 0.0, 0.1]}, r"propensities: 1 of 3 rows .* \(first: row 1, 0\.0\)"),
+    ({"propensities": [0.4, 0.5, -0.1]}, r"outside \(0, 1\] \(first: row 2, -0\.1\)"),
+    ({"propensities": [1.5, 0.5, 0.1]}, r"outside \(0, 1\] \(first: row 0, 1\.5\); log the prob"),
+    ({"propensities": [NAN, 0.5, 0.1]}, r"propensities: .* \(first: row 0, nan\)"),
+    ({"propensities": [0.5, 0.1]}, "propensities has 2 rows, rewards have 3; align"),
+    ({"propensities": [1e-310, 0.5, 0.1]}, "so small that the weight overflows"),
+    ({"actions": [0, 1, 2]}, r"actions: 1 of 3 .* catalogue of 2 \(first: row 2, 2\)"),
+    ({"actions": [0, -1, 1]}, r"actions: 1 of 3 rows lie outside .* \(first: row 1, -1\)"),
+    ({"actions": [0.0, 1.0, 1.0]}, "actions must be .* int, got float64"),
+    ({"actions": [0, 1]}, r"actions must be \[3\] int"),
+    (
+      {"probabilities": [[1.1, -0.1], [0.5, 0.5], [0.1, 0.9]]},
+      r"negative .* \(first: row 0, -0\.1",
+    ),
+    ({"probabilities": [[0.8, 0.2], [0.5, NAN], [0.1, 0.9]]}, r"or NaN \(first: row 1, nan\)"),
+    ({"probabilities": [[0.8, 0.2], [0.5, 0.5], [0.1, 0.8]]}, r"do not sum to 1 \(first: row 2, 0"),
+    ({"probabilities": [[0.8, 0.2], [0.5, INF], [0.1, 0.9]]}, r"do not sum to 1 \(first: row 1, i"),
+    ({"probabilities": [0.8, 0.5, 0.9]}, r"probabilities must be \[n, N\] with n = 3"),
+    ({"probabilities": [[0.8, 0.2], [0.5, 0.5]]}, r"with n = 3 rows, got shape \(2, 2\)"),
+    ({"predicted_rewards": [[0.5], [0.5], [0.5]]}, r"\(3, 1\) and probabilities \(3, 2\)"),
+    ({"predicted_rewards": [[0.5, NAN]] * 3}, r"predicted_rewards: 2 of 3 rows are not finite"),
+    ({"predicted_rewards": [[NAN, 0.5]] + [[0.5, 0.5]] * 2}, "mend the reward model"),
+    ({"groups": [1, 2]}, r"groups must be \[3\], got shape \(2,\)"),
+    ({"groups": ["a", None, "b"]}, r"groups: 1 of 3 rows have no id \(first: row 1, None\)"),
+  ],
+)
+def test_bad_arrays_are_named_with_the_place_and_the_remedy(changes, message):
+  with pytest.raises(InputError, match=message):
+    example(**changes)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: LoggedRows([1.0], [0.5], [1.2]), r"target_probabilities: 1 of 1 rows lie outside"),
+    (lambda: LoggedRows([1.0], [0.5], [-0.2]), r"outside \[0, 1\] \(first: row 0, -0\.2\)"),
+    (lambda: LoggedRows([1.0], [0.5], [0.5], [0.5]), "are of one reward model: pass both"),
+    (lambda: LoggedRows([1.0], [0.5], [0.5], [0.5], [NAN]), "direct_values: 1 of 1"),
+    (lambda: LoggedRows.concatenate([]), "no chunk of rows"),
+    (
+      lambda: LoggedRows.concatenate([example(), example(predicted_rewards=None)]),
+      "predicted_rewards: 1 of 2 chunks lack it",
+    ),
+    (lambda: LoggedRows.concatenate([random_rows(0), example()]), "differ in their number of act"),
+    (lambda: evaluate(example(), {}), "no estimator given: choose from dm, ips"),
+    (
+      lambda: evaluate(example(predicted_rewards=None), {"dr": DR()}),
+      "dr: needs predicted_rewards",
+    ),
+    (lambda: DR()(example(predicted_rewards=None)), "predicted_rewards: the rows have none"),
+    (lambda: evaluate(example(), confidence=95), "confidence must lie between 0 and 1, got 95"),
+    (lambda: evaluate(example(), num_resamples=-1), "num_resamples must be at least 0"),
+    (lambda: on_policy([]), "rewards is empty"),
+    (lambda: on_policy([NAN]), "rewards: 1 of 1 rows are not finite"),
+    (lambda: on_policy([1.0, 2.0], groups=["a"]), r"groups must be \[2\]"),
+    (lambda: IPS(cap=0), "cap must be above 0"),
+    (lambda: IPS(cap=NAN), "cap must be above 0"),
+    (lambda: DR(threshold=-1), "threshold must be at least 0"),
+  ],
+)
+def test_bad_calls_are_told(call, message):
+  with pytest.raises(InputError, match=message):
+    call()
+
+
+def test_float32_softmaxes_pass():
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(20, 3000)).astype(np.float32)
+  policy = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+  rows = LoggedRows.from_arrays(np.arange(20), np.ones(20), np.ones(20), policy, logits)
+  exact = (policy.astype(float) * logits.astype(float)).sum(axis=1)
+  np.testing.assert_allclose(rows.direct_values, exact, rtol=1e-12)
