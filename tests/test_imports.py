@@ -12,7 +12,8 @@ ROOT = pathlib.Path(tf_twostage.__file__).parent
 ORDER = [
   ("errors",),
   ("schema", "config", "stages"),
-  ("splits", "logs"),
+  ("splits",),
+  ("logs",),
   ("bandit_log",),
   ("datasets",),
   ("policies",),
@@ -36,6 +37,12 @@ PURE = {
   "policies": {"errors"},
   "losses": {"errors", "policies", "losses"},
   "evaluation.ranking": {"errors"},
+  "evaluation.logged_rows": {"errors"},
+  "evaluation.estimators": {"errors", "evaluation"},
+  "evaluation.intervals": {"errors"},
+  "evaluation.overlap": {"evaluation"},
+  "evaluation.off_policy": {"errors", "evaluation"},
+  "evaluation.cross_fitting": {"errors", "evaluation"},
 }
 MODULES = sorted(
   ".".join(path.relative_to(ROOT).with_suffix("").parts)
