@@ -117,6 +117,11 @@ def at_random(rows: int, *, validation: float = 0.1, test: float = 0.1, seed: in
   )
 
 
+def is_label(labels: pd.Series | np.ndarray) -> np.ndarray:
+  """Which of the labels name a split, [n] bool."""
+  return pd.Series(labels, dtype=object).str.strip().str.lower().isin(_SYNONYMS.keys()).to_numpy()
+
+
 def by_column(labels: np.ndarray) -> Splits:
   """Rows say where they belong.
 
