@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from tf_twostage.logs.bad_rows import BadRows
 from tf_twostage.logs.chunk import Chunk
 from tf_twostage.logs.files import LogFiles
 from tf_twostage.logs.log_schema import LogSchema
-from tf_twostage.logs.rules import rule
+from tf_twostage.logs.rules import Rule, rule
 
 _NUMBERS = ("propensity", "reward", "position", "ranker_score")
 
@@ -78,28 +78,44 @@ def read(
     InputError: a file cannot be read, a column is missing or there twice, or there are no rows.
   """
   check = _Check(schema, bad_rows, known or {})
+  wanted = schema.columns(user_features=user_features)
+  optional = {role for role in wanted if schema.is_optional(role)}
+  for chunk, columns in chunks(files, wanted, optional):
+    bad_rows.see(chunk)
+    yield check(chunk, columns)
+  files.check_rows(bad_rows.rows)
+  if not bad_rows.rows:
+    raise InputError(f"{files.place}: the log has no rows; log some traffic first")
+
+
+def chunks(
+  files: LogFiles, wanted: Mapping[str, str], optional: Collection[str] = ()
+) -> Iterator[tuple[Chunk, Mapping[str, str]]]:
+  """Yields raw chunks, and which column of them is what.
+
+  Args:
+    files: of a log or a table.
+    wanted: what a column is -> its name in the files.
+    optional: what the files may lack; the first file decides.
+
+  Raises:
+    InputError: a file cannot be read; a column is missing or there twice.
+  """
   columns: dict[str, str] = {}
   for path in files.paths:
     try:
       names = files.format.column_names(path)
       if not names:  # a shard without records
         continue
-      if not columns:
-        columns = schema.columns(user_features=user_features)
-        for role in [role for role in columns if schema.is_optional(role)]:
-          if columns[role] not in names:
-            del columns[role]
+      lacking = {role for role in optional if not columns and wanted[role] not in names}
+      columns = columns or {role: name for role, name in wanted.items() if role not in lacking}
       _require_columns(path, names, columns)
       for chunk in files.format.read(path, list(dict.fromkeys(columns.values()))):
-        bad_rows.see(chunk)
-        yield check(chunk, columns)
+        yield chunk, columns
     except OSError as error:
       raise InputError(
         f"{path}: cannot be read ({error.strerror}); mend its permissions, or name another"
       ) from None
-  files.check_rows(bad_rows.rows)
-  if not bad_rows.rows:
-    raise InputError(f"{files.place}: the log has no rows; log some traffic first")
 
 
 def text(column: pa.ChunkedArray) -> pa.Array:
@@ -143,6 +159,31 @@ def times(column: pa.ChunkedArray) -> np.ndarray:
   return np.where(moments.isna(), np.nan, seconds)
 
 
+# Notes which rows are valid [k], of which column, by what rule, and the remedy where they are not.
+Require = Callable[[np.ndarray, str, str, str], None]
+
+
+def required_numbers(
+  raw: pa.ChunkedArray, column: str, wanted: Rule, require: Require
+) -> np.ndarray:
+  """Values as the rule's dtype, [k]; what breaks the rule is noted, and 0."""
+  values, no_number = numbers(raw)
+  require(~no_number, column, "must hold numbers", "write plain numbers, dates as seconds")
+  with np.errstate(over="ignore", under="ignore"):  # the check sees what float32 cannot hold
+    cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
+  valid = wanted.valid(cast)
+  require(valid | no_number, column, wanted.says, wanted.remedy)
+  return np.where(valid, cast, 0).astype(wanted.dtype)
+
+
+def required_ids(raw: pa.ChunkedArray, column: str, require: Require) -> pa.Array:
+  """Values as strings, [k]; blank ones are noted."""
+  ids = text(raw)
+  present = pc.not_equal(ids, "").to_numpy(zero_copy_only=False)
+  require(present, column, "must not be blank", "give every row its id, or drop these rows")
+  return ids
+
+
 class _Check:
   """Goes over the chunks of one log."""
 
@@ -167,12 +208,12 @@ class _Check:
       if name == "time" or (column == self._schema.time and kinds.get(name) == "numeric"):
         checked[name] = self._times(raw, column, require)
       elif name in _NUMBERS or kinds.get(name) == "numeric":
-        checked[name] = _numbers(raw, name, column, require)
+        checked[name] = required_numbers(raw, column, rule(name), require)
+      elif name in ("user_id", "item_id"):
+        checked[name] = self._ids(raw, name, column, require)
       else:
         values = checked[name] = text(raw)
-        if name in ("user_id", "item_id"):
-          self._check_ids(values, name, column, require)
-        elif name == "split":
+        if name == "split":
           require(
             splits.is_label(values.to_pandas()),
             column,
@@ -183,15 +224,16 @@ class _Check:
     table = pa.table(checked)
     return Rows(table if good.all() else table.filter(pa.array(good)), chunk, np.flatnonzero(good))
 
-  def _check_ids(self, ids: pa.Array, name: str, column: str, require) -> None:
-    present = pc.not_equal(ids, "").to_numpy(zero_copy_only=False)
-    require(present, column, "must not be blank", "give every row its id, or drop these rows")
+  def _ids(self, raw: pa.ChunkedArray, name: str, column: str, require: Require) -> pa.Array:
+    ids = required_ids(raw, column, require)
     if name in self._known:
       known = self._known[name]
       listed = pc.is_in(ids, value_set=known.ids).to_numpy(zero_copy_only=False)
-      require(listed | ~present, column, known.says, known.remedy)
+      blank = pc.equal(ids, "").to_numpy(zero_copy_only=False)
+      require(listed | blank, column, known.says, known.remedy)
+    return ids
 
-  def _times(self, raw: pa.ChunkedArray, column: str, require) -> np.ndarray:
+  def _times(self, raw: pa.ChunkedArray, column: str, require: Require) -> np.ndarray:
     values, no_number = numbers(raw)
     if self._dated is None:
       self._dated = bool(no_number.all())
@@ -204,17 +246,6 @@ class _Check:
       "write ISO 8601 such as 2024-05-01T12:00:00Z in all rows, or seconds in all",
     )
     return values
-
-
-def _numbers(raw: pa.ChunkedArray, name: str, column: str, require) -> np.ndarray:
-  values, no_number = numbers(raw)
-  require(~no_number, column, "must hold numbers", "write plain numbers, dates as seconds")
-  wanted = rule(name)
-  with np.errstate(over="ignore", under="ignore"):  # the check sees what float32 cannot hold
-    cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
-  valid = wanted.valid(cast)
-  require(valid | no_number, column, wanted.says, wanted.remedy)
-  return np.where(valid, cast, 0).astype(wanted.dtype)
 
 
 def _require_columns(path: pathlib.Path, names: list[str], columns: Mapping[str, str]) -> None:

@@ -1,0 +1,252 @@
+"""A log of one's own, in files, under a schema of columns -> the arrays that training takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.datasets import feature_tables
+from tf_twostage.datasets.feature_tables import RawTable, strings
+from tf_twostage.datasets.logged import LoggedData
+from tf_twostage.datasets.ratings import unit_range
+from tf_twostage.errors import InputError
+from tf_twostage.logs import files, rows
+from tf_twostage.logs.bad_rows import BadRows
+from tf_twostage.logs.log_schema import LogSchema, load_schema
+from tf_twostage.logs.rows import Known, Rows
+from tf_twostage.logs.vocabulary import Vocabulary, natural_order
+from tf_twostage.schema import Id, Schema
+
+_BESIDE = ("propensity", "reward", "position", "time", "ranker_score")
+
+
+def load(
+  log: str | os.PathLike | Sequence[str | os.PathLike],
+  items: str | os.PathLike | None,
+  schema: str | os.PathLike | LogSchema,
+  users: str | os.PathLike | None = None,
+  *,
+  on_bad_rows: str = "fail",
+  bad_rows: BadRows | None = None,
+) -> LoggedData:
+  """Reads, checks and assembles a log with its users and items.
+
+  Items of the items file that were never shown belong to the catalogue; items shown that are not
+  in it are bad rows. Ids of a file keep its order, ids of the log are sorted.
+
+  Args:
+    log: file, directory, pattern, or several of them; see `logs.files.find`.
+    items: file with a row for each item; None: the catalogue is what was logged.
+    schema: a `LogSchema`, its file, or the name of a preset.
+    users: file with a row for each user; None: user features are columns of the log.
+    on_bad_rows: "fail", or "skip" to go on without them.
+    bad_rows: takes note of them.
+
+  Raises:
+    InputError: files cannot be read, columns are missing, or nothing is left.
+    BadRowsError: rows are bad and shall not be skipped, or all are; names each kind of fault.
+  """
+  schema = load_schema(schema)
+  bad_rows = BadRows() if bad_rows is None else bad_rows
+  if users is not None and schema.user_id is None:
+    raise InputError(
+      f"{users}: a users file needs ids to look up, but the schema says `user_id: null`; name the"
+      " column of the user ids, or leave the file out"
+    )
+  if items is None and (schema.item_features or schema.title):
+    raise InputError(
+      "the schema has item features or a title, which stand in an items file; name the file, or"
+      " leave them out"
+    )
+  catalogue = _Catalogue(schema, items)
+  people = _LoggedUsers(schema, bad_rows) if users is None else _ListedUsers(schema, users)
+  beside: dict[str, list[np.ndarray]] = {}
+  known = catalogue.known | people.known
+  found = files.find(log)
+  for part in rows.read(found, schema, bad_rows, user_features=users is None, known=known):
+    user_index, consistent = people.index(part)
+    columns = {"user_index": user_index, "action": catalogue.index(part)}
+    names = [*_BESIDE, *(feature.name for feature in schema.context_features)]
+    columns |= {name: part.column(name) for name in names if name in part.table.column_names}
+    if schema.split:
+      columns["split"] = strings(part.table["split"].combine_chunks())
+    for name, values in columns.items():
+      beside.setdefault(name, []).append(values[consistent])
+  bad_rows.settle(on_bad_rows)
+  arrays = {name: np.concatenate(values) for name, values in beside.items()}
+  item_table, item_rank = catalogue.table()
+  user_table, user_rank = people.table()
+  context = {f.name: arrays[f.name] for f in schema.context_features}
+  item_features, item_columns = feature_tables.build(schema.item_features, item_table.columns)
+  user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
+  user_ids, item_ids = strings(user_table.ids), strings(item_table.ids)
+  return LoggedData(
+    name=found.place,
+    schema=Schema(
+      user=(
+        # Combinations of features have no identity beyond them.
+        Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None),
+        *user_features,
+      ),
+      item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
+      context=tuple(unit_range(name, values) for name, values in context.items()),
+    ),
+    users={"user_id": user_ids, **user_columns},
+    items={"item_id": item_ids, **item_columns},
+    titles=item_table.columns.get("title", item_ids),
+    log=BanditLog(
+      user_index=user_rank[arrays["user_index"]],
+      action=item_rank[arrays["action"]],
+      propensity=arrays.get("propensity"),
+      reward=arrays["reward"],
+      context=context,
+      position=arrays.get("position"),
+    ),
+    time=arrays.get("time"),
+    ranker_score=arrays.get("ranker_score"),
+    split=arrays.get("split"),
+    notes=tuple(_notes(schema, items, bad_rows, len(item_ids))),
+  )
+
+
+def _notes(schema: LogSchema, items: object, bad_rows: BadRows, num_items: int):
+  if bad_rows.bad:
+    yield f"{bad_rows.bad} of {bad_rows.rows} rows are bad and were left out"
+  if items is None:
+    yield f"no items file: the catalogue is the {num_items} items that were logged"
+  if not schema.has_propensities:
+    yield "the log has no propensities; they have to be estimated"
+
+
+class _Catalogue:
+  """The items: those of a file, or those that are met."""
+
+  def __init__(self, schema: LogSchema, path: str | os.PathLike | None):
+    self._met = Vocabulary()
+    self._listed = None
+    self.known: dict[str, Known] = {}
+    if path is not None:
+      self._listed = feature_tables.read(path, schema.item_id, schema.item_features, schema.title)
+      self.known["item_id"] = _listed(self._listed.ids, "item", path)
+
+  def index(self, part: Rows) -> np.ndarray:
+    ids = part.table["item_id"]
+    return self._met.encode(ids) if self._listed is None else _place(ids, self._listed.ids)
+
+  def table(self) -> tuple[RawTable, np.ndarray]:
+    """The items, and where each index stands among them."""
+    if self._listed is not None:
+      return self._listed, np.arange(len(self._listed.ids))
+    return _sorted(self._met, {})
+
+
+class _ListedUsers:
+  """The users of a file."""
+
+  def __init__(self, schema: LogSchema, path: str | os.PathLike):
+    self._listed = feature_tables.read(path, str(schema.user_id), schema.user_features)
+    self.known = {"user_id": _listed(self._listed.ids, "user", path)}
+
+  def index(self, part: Rows) -> tuple[np.ndarray, np.ndarray]:
+    index = _place(part.table["user_id"], self._listed.ids)
+    return index, np.ones(len(index), bool)
+
+  def table(self) -> tuple[RawTable, np.ndarray]:
+    return self._listed, np.arange(len(self._listed.ids))
+
+
+class _LoggedUsers:
+  """The users that are met, with the features that their rows have."""
+
+  def __init__(self, schema: LogSchema, bad_rows: BadRows):
+    self._schema = schema
+    self._bad_rows = bad_rows
+    self._met = Vocabulary()
+    self._features = {
+      feature.name: _FirstValues(feature.kind == "numeric") for feature in schema.user_features
+    }
+    self.known: dict[str, Known] = {}
+
+  def index(self, part: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """The user of every row, [m], and whether its features are those of the user's other rows."""
+    if self._schema.user_id is None:
+      ids = _combinations([part.table[name] for name in self._features])
+    else:
+      ids = part.table["user_id"]
+    index = self._met.encode(ids)
+    consistent = np.ones(len(index), bool)
+    for feature in self._schema.user_features:
+      same = self._features[feature.name].agree(index, len(self._met), part.table[feature.name])
+      self._bad_rows.require(
+        same,
+        part.chunk,
+        feature.column,
+        f"must be the same in all rows of a user ({self._schema.user_id!r})",
+        "mend these rows, or give each user's features once, in a users file",
+        rows=part.index,
+      )
+      consistent &= same
+    self._bad_rows.bad += int((~consistent).sum())
+    return index, consistent
+
+  def table(self) -> tuple[RawTable, np.ndarray]:
+    return _sorted(self._met, {name: first.values() for name, first in self._features.items()})
+
+
+class _FirstValues:
+  """Of every user, the value of a feature in the first row."""
+
+  def __init__(self, numeric: bool):
+    self._vocabulary = None if numeric else Vocabulary()
+    self._first = np.empty(0, np.float64)  # NaN: the user has not been met
+
+  def agree(self, users: np.ndarray, num_users: int, column: pa.ChunkedArray) -> np.ndarray:
+    """Whether each row has the first value of its user, [m] bool."""
+    values = column.to_numpy() if self._vocabulary is None else self._vocabulary.encode(column)
+    unmet = np.full(num_users - len(self._first), np.nan)
+    self._first = np.concatenate([self._first, unmet])
+    distinct, row = np.unique(users, return_index=True)
+    new = np.isnan(self._first[distinct])
+    self._first[distinct[new]] = values[row[new]]
+    return self._first[users] == values
+
+  def values(self) -> np.ndarray:
+    if self._vocabulary is None:
+      return self._first
+    return strings(self._vocabulary.values)[self._first.astype(int)]
+
+
+def _listed(ids: pa.Array, side: str, path: object) -> Known:
+  return Known(
+    ids,
+    f"must name a known {side}: unknown {side}, not in {path}",
+    f"add them to {path} or drop these rows",
+  )
+
+
+def _place(ids: pa.ChunkedArray, listed: pa.Array) -> np.ndarray:
+  return pc.index_in(ids, value_set=listed).to_numpy().astype(np.int32)
+
+
+def _sorted(met: Vocabulary, columns: Mapping[str, np.ndarray]) -> tuple[RawTable, np.ndarray]:
+  """A table in natural order, and where each code stands in it."""
+  values = met.values
+  order = natural_order(values)
+  rank = np.empty(len(order), np.int32)
+  rank[order] = np.arange(len(order), dtype=np.int32)
+  ids = pa.array(values, pa.string()).take(pa.array(order))
+  return RawTable(ids, {name: column[order] for name, column in columns.items()}), rank
+
+
+def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+  """Values side by side as one string, such that different values make different strings."""
+  escaped = []
+  for column in columns:
+    values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
+    escaped.append(pc.replace_substring(values, "|", "\\|"))
+  return pc.binary_join_element_wise(*escaped, "|")
