@@ -138,6 +138,16 @@ def test_bootstrap_interval_is_that_of_scipy():
   )
 
 
+def test_bootstrap_bounds_are_the_corrected_quantiles():
+  # 20 of 100 replicates below the value and 20 equal to it: 0.3 counts as below. Symmetric
+  # residuals do not accelerate, so the levels are Φ(2 z0 ± z).
+  replicates = np.concatenate([np.linspace(-3, -1, 20), np.zeros(20), np.linspace(1, 3, 60)])
+  norm = scipy.stats.norm
+  levels = norm.cdf(2 * norm.ppf(0.3) + norm.ppf([0.05, 0.95]))
+  bounds = intervals._bca(0.0, replicates, np.array([-1.0, 1.0]), 0.9)
+  np.testing.assert_allclose(bounds, np.quantile(replicates, levels), rtol=1e-12)
+
+
 def test_bootstrap_leans_to_where_the_tail_is():
   (estimate,) = evaluate(skewed_rows(200), {"ips": IPS()})
   low, high = estimate.bootstrap_interval
@@ -153,6 +163,14 @@ def test_blocks_of_rows_stand_for_rows(monkeypatch):
     np.testing.assert_allclose(
       a.bootstrap_interval, b.bootstrap_interval, atol=0.15 * a.standard_error
     )
+
+
+def test_blocks_are_dealt_at_random(monkeypatch):
+  # Contiguous blocks of a sorted log would differ as the rewards do, not as sums of random rows.
+  monkeypatch.setattr(intervals, "MAX_UNITS", 200)
+  estimate = on_policy(np.arange(2000.0), num_resamples=2000)
+  low, high = estimate.bootstrap_interval
+  assert high - low == pytest.approx(2 * 1.96 * estimate.standard_error, rel=0.25)
 
 
 def test_resamples_come_in_chunks_of_any_size(monkeypatch):

@@ -209,7 +209,12 @@ def test_chunks_make_the_same_rows(seed, first, second):
     if b > a
   ]
   whole = evaluate(LoggedRows.from_arrays(**arrays), num_resamples=0)
-  parts = evaluate(LoggedRows.concatenate(chunks), num_resamples=0)
+  merged = LoggedRows.concatenate(chunks)
+  np.testing.assert_allclose(merged.action_mass, arrays["probabilities"].sum(axis=0))
+  np.testing.assert_array_equal(
+    merged.action_counts, np.bincount(arrays["actions"], minlength=num_actions)
+  )
+  parts = evaluate(merged, num_resamples=0)
   for a, b in zip(whole, parts, strict=True):
     assert a.value == pytest.approx(b.value, rel=1e-12)
     assert a.standard_error == pytest.approx(b.standard_error, rel=1e-9)
@@ -329,6 +334,7 @@ def test_self_normalised_without_any_weight_is_not_a_number():
   ips, snips = evaluate(rows, {"ips": IPS(), "snips": SNIPS()})
   assert ips.value == 0
   assert math.isnan(snips.value)
+  assert ips.effective_sample_size == snips.effective_sample_size == 0
   assert all("no row has a weight" in e.warnings[0] for e in (ips, snips))
 
 
@@ -383,6 +389,14 @@ def test_wishes_that_the_log_never_tried_are_told():
   for estimate in evaluate(rows, num_resamples=0):
     assert estimate.unlogged_mass == pytest.approx(0.25)
     assert any("25.0% of its probability on 1 actions" in w for w in estimate.warnings)
+
+
+def test_a_model_alone_is_told():
+  (estimate,) = evaluate(random_rows(0), {"dm": DM()}, num_resamples=0)
+  assert estimate.warnings == (
+    "the value is the reward model's word alone, and the intervals leave out the model's own error;"
+    " read dr beside it",
+  )
 
 
 # Bad input.
@@ -461,6 +475,11 @@ def test_bad_arrays_are_named_with_the_place_and_the_remedy(changes, message):
 def test_bad_calls_are_told(call, message):
   with pytest.raises(InputError, match=message):
     call()
+
+
+def test_columns_of_any_number_type_are_computed_in_float64():
+  rows = LoggedRows(np.array([True, False]), np.float32([0.5, 0.1]), np.float32([1.00005, 0.3]))
+  assert {rows.rewards.dtype, rows.weights.dtype} == {np.dtype(np.float64)}
 
 
 def test_float32_softmaxes_pass():
