@@ -1,10 +1,9 @@
 """Made-up scores and training histories."""
 
-from tf_twostage.evaluation.protocol import CUTOFFS
+from tf_twostage.evaluation.protocol import CUTOFFS, STAGES, selection
 
 METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
 SPLITS = ("validation", "test")
-STAGES = ("one_stage", "two_stage")
 
 
 def scores(validation, test=None):
@@ -24,8 +23,14 @@ def random_scores(rng):
 
 
 def history(*epochs):
-  """The history of a run with these scores by epoch."""
+  """The history of a run with these scores by epoch, of which two-stage precision selects."""
+  select = selection("two_stage")
   return [
-    {"epoch": number, "training": {"mean_loss": 1 / number}, "scores": given}
+    {
+      "epoch": number,
+      "training": {"mean_loss": 1 / number},
+      "scores": given,
+      "selected": select(given),
+    }
     for number, given in enumerate(epochs, start=1)
   ]

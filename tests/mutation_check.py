@@ -76,6 +76,9 @@ MUTATIONS = [
     "binary_cross_entropy",
     ("labels=rewards", "labels=1.0 - rewards"),
     ("logits=action_logits", "logits=-action_logits"),
+    ("self.distillation * (taught - labels)", "self.distillation * taught"),
+    ("self.needs_ranker = distillation > 0", "self.needs_ranker = True"),
+    ("tf.sigmoid(tf.gather(tf.stop_gradient(x.ranker_logits)", "(tf.gather((x.ranker_logits)"),
   ),
   *of_loss("cross_entropy", ("return -rewards", "return rewards")),
   *of_loss(

@@ -59,6 +59,7 @@ def train(directory, epochs, evaluation=None, model=None, **options):
     make_log(),
     TABLES.users,
     evaluation or Evaluation(range(epochs)),
+    lambda scores: scores["validation"]["two_stage"]["precision@10"],
     FitConfig(epochs=epochs, batch_size=16),
     directory,
     seed=3,

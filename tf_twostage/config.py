@@ -13,6 +13,9 @@ from typing import Any
 from tf_twostage.errors import InputError
 
 
+SELECTIONS = ("two_stage", "one_stage", "both")
+
+
 def _option(default: Any, help: str) -> Any:
   return dataclasses.field(default=default, metadata={"help": help})
 
@@ -82,6 +85,15 @@ class GeneratorConfig(FitConfig):
 
   positives_only: bool = _option(True, "learn from rewarded rows of the log only")
   item_bias: bool = _option(False, "add a learned number for each item to the logits")
+  selection: str = _option(
+    "two_stage",
+    "whose precision@10 on validation users chooses the epoch: two_stage, one_stage or both (mean)",
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.selection not in SELECTIONS:
+      raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +147,9 @@ class LossConfig:
   sampling: str = _option(
     "categorical",
     "two_stage_ips: categorical or systematic (less variance, faster) draws, or exact (none)",
+  )
+  distillation: float = _option(
+    0.0, "binary_cross_entropy: share of the ranker's prediction in the labels"
   )
   variance_penalty: float = _option(1.0, "poem: lambda, standard errors added to the risk")
   reward_model: str = _option(

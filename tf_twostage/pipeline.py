@@ -15,6 +15,7 @@ from tf_twostage import environment as environments
 from tf_twostage import figures, losses, reporting, serving, training
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
+from tf_twostage.evaluation import protocol
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.schema import columns
@@ -112,6 +113,7 @@ def fit_generator(
     log.positives() if config.generator.positives_only else log,
     environment.tables.users,
     environment.evaluation(lambda batch: model(batch["user"]), config.slate_size),
+    protocol.selection(config.generator.selection),
     config.generator,
     directory,
     seed=config.seed,

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from tf_twostage.evaluation.protocol import Scores
-from tf_twostage.training import SELECTION, History, best_epoch
+from tf_twostage.training import History, best_epoch
 
 STAGES = {"one_stage": "generator alone", "two_stage": "generator + ranker"}
 METRICS = {
@@ -25,11 +25,10 @@ METRICS = {
   "ndcg@10": "NDCG@10",
 }
 _TESTED = "precision@10"
-_CHOSEN_BY = "/".join(SELECTION)
 
 
 def every_seed(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
-  """One row a cell: variant, seed, best_epoch, and all scores of that epoch.
+  """One row a cell: variant, seed, best_epoch, selected (what chose it), and all scores of that epoch.
 
   Score columns are called split/stage/metric.
   """
@@ -42,7 +41,8 @@ def every_seed(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
       for stage, metrics in stages.items()
       for metric, value in metrics.items()
     }
-    rows.append({"variant": variant, "seed": seed, "best_epoch": best["epoch"], **scores})
+    cell = {"variant": variant, "seed": seed, "best_epoch": best["epoch"]}
+    rows.append({**cell, "selected": 100 * best["selected"], **scores})
   return pd.DataFrame(rows)
 
 
@@ -53,7 +53,7 @@ def choose(families: Mapping[str, str], table: pd.DataFrame) -> list[str]:
     families: family by variant.
     table: from `every_seed`.
   """
-  score = table.groupby("variant")[_CHOSEN_BY].mean()
+  score = table.groupby("variant")["selected"].mean()
   members: dict[str, list[str]] = {}
   for variant, family in families.items():
     members.setdefault(family, []).append(variant)
@@ -62,7 +62,7 @@ def choose(families: Mapping[str, str], table: pd.DataFrame) -> list[str]:
 
 def sweep(table: pd.DataFrame, chosen: Sequence[str]) -> pd.DataFrame:
   """Mean and standard error of what validation users say of every variant; * marks the chosen."""
-  grouped = table.groupby("variant", sort=False)[_CHOSEN_BY]
+  grouped = table.groupby("variant", sort=False)["selected"]
   result = pd.DataFrame({"validation P@10": grouped.mean(), "± se": grouped.sem()}).reset_index()
   result["chosen"] = np.where(result["variant"].isin(chosen), "*", "")
   return result

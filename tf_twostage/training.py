@@ -22,21 +22,19 @@ from tf_twostage.stages import write_json
 _log = logging.getLogger(__name__)
 
 _HISTORY = "history.json"
-SELECTION = ("validation", "two_stage", "precision@10")
 
-# One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores}
+# One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
+# what the scores come to when the best epoch is chosen}
 History = list[dict[str, Any]]
 
 
-def selected(epoch: Mapping[str, Any]) -> float:
-  """The score that chooses the best epoch."""
-  split, stage, metric = SELECTION
-  return epoch["scores"][split][stage][metric]
-
-
 def best_epoch(history: History) -> dict[str, Any]:
-  """The earliest entry with the highest selection score."""
-  return max(history, key=selected)
+  """The earliest entry that was selected highest."""
+  return max(history, key=_selected)
+
+
+def _selected(epoch: Mapping[str, Any]) -> float:
+  return epoch["selected"]
 
 
 def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
@@ -51,6 +49,7 @@ def train_generator(
   log: BanditLog,
   user_codes: Codes,
   evaluate: Callable[[], Scores],
+  select: Callable[[Scores], float],
   config: FitConfig,
   directory: pathlib.Path,
   *,
@@ -68,6 +67,7 @@ def train_generator(
     log: the rows to fit.
     user_codes: codes of all users, [U, ...].
     evaluate: scores the model as it is.
+    select: what the scores come to; the epoch with the most is the best.
     config: epochs and optimizer.
     directory: holds checkpoints/ and history.json.
     seed: fixes the order of rows; the caller seeds the weights.
@@ -95,7 +95,7 @@ def train_generator(
       config,
       len(log),
       "generator",
-      callbacks=[_EpochEnd(run, evaluate, monitor)],
+      callbacks=[_EpochEnd(run, evaluate, select, monitor)],
       initial_epoch=run.finished_epochs,
       progress=progress,
     )
@@ -132,7 +132,7 @@ class _Run:
 
   def save(self, epoch: dict[str, Any]) -> None:
     """The checkpoint comes last: it alone makes the epoch count as finished."""
-    improved = not self.history or selected(epoch) > max(map(selected, self.history))
+    improved = not self.history or _selected(epoch) > max(map(_selected, self.history))
     self.history.append(epoch)
     if improved:
       self._best.save(self.finished_epochs)
@@ -141,10 +141,17 @@ class _Run:
 
 
 class _EpochEnd(tf.keras.callbacks.Callback):
-  def __init__(self, run: _Run, evaluate: Callable[[], Scores], monitor: Monitor):
+  def __init__(
+    self,
+    run: _Run,
+    evaluate: Callable[[], Scores],
+    select: Callable[[Scores], float],
+    monitor: Monitor,
+  ):
     super().__init__()
     self._run = run
     self._evaluate = evaluate
+    self._select = select
     self._monitor = monitor
 
   def on_epoch_end(self, epoch, logs=None):
@@ -153,6 +160,12 @@ class _EpochEnd(tf.keras.callbacks.Callback):
       for name, value in logs.items()
       if name not in ("loss", "total_loss")  # of the last batch only
     }
-    entry = {"epoch": epoch + 1, "training": training, "scores": self._evaluate()}
+    scores = self._evaluate()
+    entry = {
+      "epoch": epoch + 1,
+      "training": training,
+      "scores": scores,
+      "selected": self._select(scores),
+    }
     self._monitor.write(entry)
     self._run.save(entry)

@@ -116,3 +116,14 @@ def test_random_lists_differ_between_users_and_repeat_between_calls():
   scorer = protocol.random_scorer(50, seed=1)
   np.testing.assert_array_equal(scorer(batch), scorer(batch))
   assert not np.array_equal(scorer(batch)[0], scorer(batch)[1])
+
+
+@pytest.mark.parametrize(
+  ("stage", "expected"), [("one_stage", 0.2), ("two_stage", 0.6), ("both", 0.4)]
+)
+def test_validation_users_select(stage, expected):
+  scores = {
+    "validation": {"one_stage": {"precision@10": 0.2}, "two_stage": {"precision@10": 0.6}},
+    "test": {"one_stage": {"precision@10": 1.0}, "two_stage": {"precision@10": 1.0}},
+  }
+  assert protocol.selection(stage)(scores) == pytest.approx(expected)

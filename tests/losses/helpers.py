@@ -37,6 +37,7 @@ VARIANTS |= {
     "two_stage_ips",
     {**SMALL["two_stage_ips"], "sampling": "exact", "normalize_shares": True},
   ),
+  "binary_cross_entropy, distilled": ("binary_cross_entropy", {"distillation": 0.3}),
   "poem, normalised": ("poem", {"importance": losses.ImportanceWeights()}),
   "doubly_robust, linear": ("doubly_robust", {"reward_model": "linear"}),
   "ips, shrink": ("ips", {"importance": SHRUNK}),

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tests.losses.helpers import batch, value_and_gradient
+from tf_twostage.errors import InputError
 from tf_twostage.losses import BinaryCrossEntropy
 
 
@@ -35,3 +36,41 @@ def test_gradient_is_sigmoid_minus_reward_at_the_logged_item():
   rows = np.arange(len(x["actions"]))
   sigmoid = 1 / (1 + np.exp(-x["logits"][rows, x["actions"]]))
   np.testing.assert_allclose(gradient[rows, x["actions"]], sigmoid - x["rewards"], rtol=1e-12)
+
+
+def test_the_ranker_has_its_part_in_the_label():
+  # λ = 1/4, reward 1, sigmoid(g) = 1/3: the label is 3/4 + 1/4 * 1/3 = 5/6.
+  loss = BinaryCrossEntropy(distillation=0.25, dtype="float64")
+  value = loss(
+    np.array([[-3.0, 2.0]]),
+    np.array([1]),
+    np.array([0.5]),
+    np.array([1.0]),
+    np.array([[9.0, np.log(1 / 2)]]),
+  )
+  expected = 5 / 6 * np.log(1 + np.exp(-2.0)) + 1 / 6 * np.log(1 + np.exp(2.0))
+  np.testing.assert_allclose(value, [expected], rtol=1e-12)
+
+
+def test_an_item_always_rewarded_stops_where_the_ranker_says():
+  x = batch()
+  rows, distillation = np.arange(len(x["actions"])), 0.3
+  taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, x["actions"]]))
+  label = 1 - distillation + distillation * taught
+  logits = x["logits"].copy()
+  logits[rows, x["actions"]] = np.log(label / (1 - label))
+  loss = BinaryCrossEntropy(distillation=distillation, dtype="float64")
+  rewarded = {**x, "logits": logits, "rewards": np.ones_like(x["rewards"])}
+  _, gradient = value_and_gradient(loss, rewarded)
+  np.testing.assert_allclose(gradient, np.zeros_like(gradient), atol=1e-12)
+
+
+def test_needs_a_ranker_only_to_learn_from_it():
+  assert not BinaryCrossEntropy().needs_ranker
+  assert BinaryCrossEntropy(distillation=0.1).needs_ranker
+
+
+@pytest.mark.parametrize("distillation", [-0.1, 1.1, float("nan")])
+def test_shares_outside_the_unit_interval_are_refused(distillation):
+  with pytest.raises(InputError, match=r"distillation must be in \[0, 1\], got"):
+    BinaryCrossEntropy(distillation=distillation)

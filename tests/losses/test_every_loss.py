@@ -93,7 +93,8 @@ def formula(variant, x):
 
   def binary(logits):
     z = logits[rows, actions]
-    return np.log1p(np.exp(z)) - rewards * z
+    taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
+    return np.log1p(np.exp(z)) - (rewards + loss.distillation * (taught - rewards)) * z
 
   def poem(logits):
     if loss.importance.self_normalize:
@@ -295,6 +296,7 @@ def test_traces_with_unknown_sizes(variant):
 CHANGED = {
   "alpha": 0.25,
   "baseline": 0.125,
+  "distillation": 0.125,
   "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
   "normalize_shares": True,
   "num_slates": 4,

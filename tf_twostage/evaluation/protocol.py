@@ -14,6 +14,7 @@ from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import ranking
 from tf_twostage.models.two_stage import rerank, retrieve
 
+STAGES = ("one_stage", "two_stage")
 CUTOFFS = (1, 5, 10)
 _USERS_PER_CHUNK = 1024
 _PAIRS_PER_CHUNK = 2**23  # 32 MB of scores, of which an evaluation holds several
@@ -79,7 +80,7 @@ def make_evaluation(
     chunks = [top_items(batch) for batch in batches]
     stages = {
       stage: ranking.hits_from_ids(np.concatenate(ids), relevance)
-      for stage, ids in zip(("one_stage", "two_stage"), zip(*chunks, strict=True), strict=True)
+      for stage, ids in zip(STAGES, zip(*chunks, strict=True), strict=True)
     }
     return {
       split: {
@@ -90,6 +91,20 @@ def make_evaluation(
     }
 
   return evaluate
+
+
+def selection(stage: str) -> Callable[[Scores], float]:
+  """What scores come to when the best epoch is chosen: precision@10 of validation users.
+
+  Args:
+    stage: "one_stage", "two_stage", or "both" for the mean of the two.
+  """
+  stages = STAGES if stage == "both" else (stage,)
+
+  def select(scores: Scores) -> float:
+    return float(np.mean([scores["validation"][s]["precision@10"] for s in stages]))
+
+  return select
 
 
 def _top_items(

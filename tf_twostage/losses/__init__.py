@@ -78,6 +78,6 @@ def get(name: str, **given: Any) -> OffPolicyLoss:
   unknown = sorted(set(given) - set(known))
   if unknown:
     raise InputError(
-      f"loss {name!r} has no option {', '.join(unknown)}; it has: {', '.join(known) or 'none'}"
+      f"loss {name!r} has no option {', '.join(unknown)}; it has: {', '.join(known)}"
     )
   return LOSSES[name](**given)
