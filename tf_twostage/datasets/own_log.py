@@ -131,7 +131,9 @@ class _Catalogue:
     self._listed = None
     self.known: dict[str, Known] = {}
     if path is not None:
-      self._listed = feature_tables.read(path, schema.item_id, schema.item_features, schema.title)
+      self._listed = feature_tables.read(
+        path, str(schema.item_key), schema.item_features, schema.title
+      )
       self.known["item_id"] = _listed(self._listed.ids, "item", path)
 
   def index(self, part: Rows) -> np.ndarray:
@@ -149,7 +151,7 @@ class _ListedUsers:
   """The users of a file."""
 
   def __init__(self, schema: LogSchema, path: str | os.PathLike):
-    self._listed = feature_tables.read(path, str(schema.user_id), schema.user_features)
+    self._listed = feature_tables.read(path, str(schema.user_key), schema.user_features)
     self.known = {"user_id": _listed(self._listed.ids, "user", path)}
 
   def index(self, part: Rows) -> tuple[np.ndarray, np.ndarray]:
@@ -210,9 +212,8 @@ class _FirstValues:
     values = column.to_numpy() if self._vocabulary is None else self._vocabulary.encode(column)
     unmet = np.full(num_users - len(self._first), np.nan)
     self._first = np.concatenate([self._first, unmet])
-    distinct, row = np.unique(users, return_index=True)
-    new = np.isnan(self._first[distinct])
-    self._first[distinct[new]] = values[row[new]]
+    new = np.flatnonzero(np.isnan(self._first[users]))[::-1]
+    self._first[users[new]] = values[new]  # of several rows of a user the last assigned stays
     return self._first[users] == values
 
   def values(self) -> np.ndarray:

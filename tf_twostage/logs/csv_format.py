@@ -105,6 +105,8 @@ def _blocks(path: pathlib.Path) -> Iterator[bytes]:
 def _last_row_end(data: bytes) -> int:
   """End of the last newline outside quotes or, where quotes do not pair up, of the last one."""
   end = last = data.rfind(b"\n") + 1
+  if b'"' not in data:
+    return last
   quoted = data.count(b'"', 0, end) % 2
   while quoted and end:
     before = data.rfind(b"\n", 0, end - 1) + 1

@@ -74,13 +74,15 @@ class LogSchema:
   Attributes:
     user_id: who was shown something. None: the distinct combinations of the user features are the
       users.
-    item_id: what was shown; also the key of the items file.
+    item_id: what was shown.
     propensity: the probability of the row's item. None: the log has no propensities.
     reward: what came of it.
     position: the draw or slot. A log without the native column `position` does without it.
     time: when, as numbers or ISO 8601 text. None: not logged, as the next two.
     ranker_score: what the ranker in production gave the item.
     split: the column that says train, validation or test.
+    user_key: the id's column in a users file; by default called as in the log.
+    item_key: the id's column in an items file; by default called as in the log.
     title: the column of the items file that people read; by default the item id.
     user_features: columns of the users file, or of the log where there is none.
     item_features: columns of the items file.
@@ -95,12 +97,16 @@ class LogSchema:
   time: str | None = None
   ranker_score: str | None = None
   split: str | None = None
+  user_key: str | None = None
+  item_key: str | None = None
   title: str | None = None
   user_features: tuple[FeatureColumn, ...] = ()
   item_features: tuple[FeatureColumn, ...] = ()
   context_features: tuple[FeatureColumn, ...] = ()
 
   def __post_init__(self):
+    for key, role in (("user_key", "user_id"), ("item_key", "item_id")):
+      object.__setattr__(self, key, getattr(self, key) or getattr(self, role))
     for role in ("item_id", "reward"):
       if not getattr(self, role):
         raise InputError(f"{role}: every log needs it; name its column")
@@ -206,6 +212,10 @@ class LogSchema:
       if field.name in SIDES:
         if value:
           content[field.name] = {feature.name: _spec(feature) for feature in value}
+      elif field.name.endswith("_key") and value == getattr(
+        self, field.name.replace("_key", "_id")
+      ):
+        continue
       elif value is not None or field.default is not None:
         content[field.name] = value
     return content
