@@ -185,11 +185,13 @@ def _made(directory: pathlib.Path, flag: str) -> pathlib.Path:
   return directory
 
 
-def run_command(main: Callable[[], None], own: Mapping[str, Sequence[str]] | None = None) -> None:
+def run_command(
+  main: Callable[[], int | None], own: Mapping[str, Sequence[str]] | None = None
+) -> None:
   """Parses the flags, runs `main`; wrong input ends in one message and exit code 2.
 
   Args:
-    main: the command.
+    main: the command; may return an exit code.
     own: flags that only this command has, by the title of their group in --help.
   """
 
@@ -200,11 +202,10 @@ def run_command(main: Callable[[], None], own: Mapping[str, Sequence[str]] | Non
     try:
       if len(arguments) > 1:
         raise InputError(f"unknown argument(s) {arguments[1:]}; settings are flags, see --help")
-      main()
+      return main() or 0
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return 2
-    return 0
 
   def parse(arguments: Sequence[str]) -> list[str]:
     if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
@@ -224,10 +225,13 @@ def help_text(summary: str, own: Mapping[str, Sequence[str]]) -> str:
   groups: dict[str, list[str]] = {title: [*names] for title, names in own.items()}
   groups |= {title: [] for title in _TITLES.values()}
   for setting in _settings():
-    groups[_TITLES[setting.section or "run"]].append(setting.flag)
+    if setting.flag in flags.FLAGS:  # commands on logs have flags of their own only
+      groups[_TITLES[setting.section or "run"]].append(setting.flag)
   groups[_TITLES["run"]] += [name for name in _RUN_FLAGS if name in flags.FLAGS]
   lines = [summary.strip(), ""]
   for title, names in groups.items():
+    if not names:
+      continue
     lines.append(f"{title}:")
     for name in names:
       flag = flags.FLAGS[name]

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(tf_twostage.__file__).parent
 ORDER = [
   ("errors",),
   ("schema", "config", "stages"),
-  ("splits",),
+  ("splits", "drawing"),
   ("logs",),
   ("bandit_log",),
   ("datasets",),
@@ -22,6 +22,7 @@ ORDER = [
   ("fitting",),
   ("simulation",),
   ("evaluation",),
+  ("log_report",),
   ("environment",),
   ("monitoring",),
   ("training",),

@@ -5,7 +5,6 @@ Without matplotlib (extra `[plot]`) nothing is drawn and a warning says so.
 
 from __future__ import annotations
 
-import logging
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,21 +13,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from tf_twostage import drawing
 from tf_twostage.evaluation.protocol import Scores
 from tf_twostage.tables import STAGES
 from tf_twostage.training import History
 
-_log = logging.getLogger(__name__)
-
-# Okabe and Ito without their yellow, which white paper swallows: told apart by color-blind readers,
-# and in grey by the markers. Seven and eight have no common divisor: no two of 56 look alike.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Seven colors and eight markers have no common divisor: no two of 56 look alike.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _BASELINE_MARKERS = ("+", "x", "1", "2")
 _BASELINE_COLOR = "0.4"
 _MARKS_A_CURVE = 10
-_DPI = 200
 
 
 def run_curves(
@@ -43,7 +38,7 @@ def run_curves(
     axes[0].set(title="training loss", ylabel="mean loss of the epoch")
     for axis, (stage, name) in zip(axes[1:], STAGES.items(), strict=True):
       curve = [100 * e["scores"]["validation"][stage]["precision@10"] for e in history]
-      axis.plot(epochs, curve, ".-", label="this run", color=_COLORS[0])
+      axis.plot(epochs, curve, ".-", label="this run", color=drawing.COLORS[0])
       _baseline_lines(axis, axis.axhline, baselines, "validation", stage)
       axis.set(title=name, ylabel="precision@10, validation users, %")
     for axis in axes:
@@ -51,7 +46,7 @@ def run_curves(
     figure.suptitle(title)
     _legend(figure, axes[1])
 
-  _save({path: (13, 3.8, draw)})
+  drawing.save({path: (13, 3.8, draw)})
 
 
 def experiment(
@@ -71,7 +66,7 @@ def experiment(
     directory: where the files go.
   """
   rows = len(variants)
-  _save(
+  drawing.save(
     {
       directory / "curves.png": (12, 4.5, lambda f: _curves(f, curves, variants, baselines)),
       directory / "losses.png": (
@@ -159,7 +154,7 @@ def _scores(every_seed: pd.DataFrame, stage: str, variants: Sequence[str]) -> li
 
 
 def _look(i: int) -> dict[str, Any]:
-  return {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
+  return {"color": drawing.COLORS[i % len(drawing.COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
 
 
 def _shown(baselines: Mapping[str, Scores]) -> dict[str, Scores]:
@@ -202,21 +197,3 @@ def _legend(figure, axis) -> None:
   columns = min(len(names), max(1, int(letters / (max(map(len, names)) + 8))))
   figure.legend(handles, names, loc="outside lower center", ncols=columns)
   figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(names) // columns))
-
-
-def _save(pictures: Mapping[pathlib.Path, tuple[float, float, Callable[[Any], None]]]) -> None:
-  """Draws width x height inches and a legend, in one step: never is there half a picture."""
-  try:
-    from matplotlib.figure import Figure  # pyplot would keep figures, and choose a display
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-  except ImportError:
-    names = ", ".join(path.name for path in pictures)
-    _log.warning("no %s: pip install 'tf_twostage[plot]' brings matplotlib", names)
-    return
-  for path, (width, height, draw) in pictures.items():
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-    figure = Figure(figsize=(width, height), layout=layout)
-    draw(figure)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=_DPI, format="png")
-    aside.replace(path)

@@ -151,8 +151,26 @@ METHODS: dict[str, str] = {
 }
 
 
+def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> str:
+  """A key of `METHODS`; for "auto" the first of column, time and random that the log allows.
+
+  Raises:
+    InputError: there is no such method, or the log lacks what it needs.
+  """
+  if name == "auto":
+    return "column" if labels is not None else "time" if time is not None else "random"
+  if name not in METHODS:
+    raise InputError(f"unknown split {name!r}; choose one of auto, {', '.join(METHODS)}")
+  if (name == "column" and labels is None) or (name == "time" and time is None):
+    raise InputError(
+      f"split by {name}: the log has none; name its column as"
+      f" `{'split' if name == 'column' else 'time'}` in the schema, or split otherwise"
+    )
+  return name
+
+
 def split(
-  method: str,
+  method_name: str,
   *,
   user_index: np.ndarray,
   time: np.ndarray | None = None,
@@ -164,7 +182,7 @@ def split(
   """Splits a log by the method of that name.
 
   Args:
-    method: a key of `METHODS`, or "auto": the first of column, time and random that the log allows.
+    method_name: see `method`.
     user_index: [n] int.
     time: [n] float, or None where not logged.
     labels: [n] str, or None where the log names no split.
@@ -175,16 +193,6 @@ def split(
   Raises:
     InputError: there is no such method, or the log lacks what it needs.
   """
-  if method == "auto":
-    method = "column" if labels is not None else "time" if time is not None else "random"
-  lacking = {"column": labels is None, "time": time is None}
-  if method not in METHODS:
-    raise InputError(f"unknown split {method!r}; choose one of auto, {', '.join(METHODS)}")
-  if lacking.get(method):
-    raise InputError(
-      f"split by {method}: the log has none; name its column as"
-      f" `{'split' if method == 'column' else 'time'}` in the schema, or split otherwise"
-    )
   shares = {"validation": validation, "test": test}
   makers: dict[str, Callable[[], Splits]] = {
     "column": lambda: by_column(labels),  # type: ignore[arg-type]
@@ -192,7 +200,7 @@ def split(
     "user": lambda: by_user(user_index, **shares, seed=seed),
     "random": lambda: at_random(len(user_index), **shares, seed=seed),
   }
-  return makers[method]()
+  return makers[method(method_name, time=time, labels=labels)]()
 
 
 @dataclasses.dataclass(frozen=True)

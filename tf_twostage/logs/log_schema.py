@@ -150,6 +150,19 @@ class LogSchema:
     """Whether a log may lack the column: `position` is native and optional in a native log."""
     return role == "position" and self.position == "position"
 
+  def native(self, *, user_features: bool = True) -> LogSchema:
+    """The schema of the same log once it is written with native names; see `columns`."""
+    columns = self.columns(user_features=user_features)
+    named: dict[str, Any] = {role: role for role in ROLES if role in columns}
+    sides: dict[str, Any] = {
+      side: tuple(
+        dataclasses.replace(f, column=f.name if f.name in columns else f.column)
+        for f in getattr(self, side)
+      )
+      for side in SIDES
+    }
+    return dataclasses.replace(self, **named, **sides)
+
   @classmethod
   def from_file(cls, path: str | os.PathLike) -> LogSchema:
     """Reads a schema of a `.json` file, or of YAML in a file of any other name.

@@ -1,0 +1,68 @@
+"""Writes a log as native TFRecord shards, with the schema that reads them.
+
+python -m launch.convert_log --log=FILE --schema=FILE --output=DIR --num_shards=8
+
+Rows are checked and stream through; DIR appears when it is complete. Exit code 0: written; 1: bad
+rows and --on_bad_rows=fail, nothing is written; 2: wrong usage, or a file cannot be read.
+"""
+
+import sys
+
+from absl import flags
+
+from launch import log_flags
+
+_SHARED = ("log", "schema", "users", "on_bad_rows")
+_OWN_FLAGS = {
+  "output": "directory of the shards",
+  "num_shards": "number of files",
+  "gzip": "compress them",
+}
+
+
+def define_flags() -> None:
+  flags.DEFINE_string("output", None, _OWN_FLAGS["output"])
+  flags.DEFINE_integer("num_shards", 4, _OWN_FLAGS["num_shards"], lower_bound=1)
+  flags.DEFINE_bool("gzip", False, _OWN_FLAGS["gzip"])
+
+
+def main() -> int:
+  log, schema, output = log_flags.required("log", "schema", "output")
+  values = flags.FLAGS
+
+  import tqdm
+
+  from tf_twostage.logs import convert
+  from tf_twostage.logs.bad_rows import BadRowsError
+
+  with tqdm.tqdm(unit=" rows", unit_scale=True) as bar:
+
+    def progress(rows: int, expected: int) -> None:
+      bar.total = expected
+      bar.update(rows)
+
+    try:
+      rows, bad_rows = convert.convert(
+        log,
+        output,
+        schema,
+        num_shards=values.num_shards,
+        compress=values.gzip,
+        user_features=values.users is None,
+        on_bad_rows=values.on_bad_rows,
+        progress=progress,
+      )
+    except BadRowsError as error:
+      bar.close()
+      print(f"error: {error}\nnothing was written", file=sys.stderr)
+      return 1
+    bar.total = bar.n
+  if bad_rows.faults:
+    print(f"left out:\n{bad_rows.message()}", file=sys.stderr)
+  print(f"{output}: {rows:,} rows in {values.num_shards} shards; read them with its schema.yaml")
+  return 0
+
+
+if __name__ == "__main__":
+  define_flags()
+  log_flags.run(main, _SHARED, tuple(_OWN_FLAGS))
