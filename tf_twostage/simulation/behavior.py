@@ -74,7 +74,7 @@ def record(
     contexts: in which context.
     num_users: the first so many users are logged.
   """
-  settings, seed = config.simulation, config.environment_seed
+  seed = config.environment_seed
 
   def build_policy(directory: pathlib.Path) -> None:
     tf.keras.utils.set_random_seed(seed)
@@ -104,30 +104,73 @@ def record(
   with np.load(policy_stage / _VECTORS) as stored:
     policy = stored["user_vectors"], stored["item_vectors"]
 
-  def build_log(directory: pathlib.Path) -> None:
+  log, log_stage = draw_log(
+    "log",
+    {"behavior": policy_stage.name},
+    (policy[0][:num_users], policy[1]),
+    config,
+    tables,
+    stages,
+    rewards=rewards,
+    contexts=contexts,
+    seed=seed,
+  )
+  _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
+  return Recording(policy, log, log_stage)
+
+
+def draw_log(
+  name: str,
+  depends_on: Mapping[str, Any],
+  policy: Vectors,
+  config: Config,
+  tables: EncodedTables,
+  stages: Stages,
+  *,
+  rewards: Rewards,
+  contexts: Contexts,
+  seed: int,
+  first_user: int = 0,
+) -> tuple[BanditLog, str]:
+  """Builds, or finds built, a log of a policy.
+
+  Args:
+    name: of the stage.
+    depends_on: what policy, rewards and contexts follow from, JSON-able.
+    policy: vectors of the users to log, and of all items.
+    config: how many items a user, and whether with replacement.
+    tables: their schema is the log's.
+    stages: keep what is built.
+    rewards, contexts, seed, first_user: as for `log_interactions`.
+
+  Returns:
+    the log, and the name of its stage.
+  """
+  settings = config.simulation
+
+  def build(directory: pathlib.Path) -> None:
     log = log_interactions(
-      (policy[0][:num_users], policy[1]),
+      policy,
       rewards,
       contexts,
       items_per_user=settings.items_per_user,
       replacement=settings.replacement,
       seed=seed,
+      first_user=first_user,
     )
     bandit_log.write(log, directory / "shards", tables.schema)
 
-  log_stage = stages.get(
-    "log",
+  stage = stages.get(
+    name,
     {
-      "behavior": policy_stage.name,
+      **depends_on,
       "items_per_user": settings.items_per_user,
       "replacement": settings.replacement,
       "seed": seed,
     },
-    build_log,
+    build,
   )
-  log = bandit_log.read(log_stage / "shards", tables.schema)
-  _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
-  return Recording(policy, log, log_stage.name)
+  return bandit_log.read(stage / "shards", tables.schema), stage.name
 
 
 def random_pairs(
@@ -155,6 +198,7 @@ def log_interactions(
   items_per_user: int,
   replacement: bool,
   seed: int,
+  first_user: int = 0,
 ) -> BanditLog:
   """Shows `items_per_user` items to every user and records propensity and reward.
 
@@ -169,6 +213,7 @@ def log_interactions(
     items_per_user: rows a user.
     replacement: whether an item may be shown to a user twice.
     seed: fixes the draws.
+    first_user: index of the first of them; the others follow.
 
   Returns:
     a log of U * items_per_user rows, users in order.
@@ -181,7 +226,7 @@ def log_interactions(
     drawn = _draw(logits, items_per_user, replacement, [seed, start])
     actions.append(drawn.numpy().ravel())
     propensities.append(tf.gather(tf.nn.softmax(logits), drawn, batch_dims=1).numpy().ravel())
-  users = np.repeat(np.arange(num_users, dtype=np.int32), items_per_user)
+  users = first_user + np.repeat(np.arange(num_users, dtype=np.int32), items_per_user)
   items = np.concatenate(actions).astype(np.int32)
   return BanditLog(
     user_index=users,
