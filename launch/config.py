@@ -106,18 +106,22 @@ def plan_variants(
 ) -> list[tuple[str, Config, str]]:
   """Label, config and family of every variant that `--losses` and `--sweep` ask for.
 
+  A variant is called what stands before "name=", or else by all that was written of it.
+
   Raises:
     InputError: a flag is unknown or not a variant's to set, or a value does not parse.
   """
   grid = _grid(sweep)
   variants = []
   for loss in map(str.strip, losses):
-    name, *given = loss.split(":")
+    first, *given = loss.split(":")
+    alias, _, name = first.rpartition("=")
+    family = alias or loss
     own = dict(_pair(text) for text in given)
     for swept in itertools.product(*grid.values()):
       tried = dict(zip(grid, swept, strict=True))
-      label = ":".join([loss, *(f"{k}={v}" for k, v in tried.items())])
-      variants.append((label, _changed(config, {"loss": name, **own, **tried}), loss))
+      label = ":".join([family, *(f"{k}={v}" for k, v in tried.items())])
+      variants.append((label, _changed(config, {"loss": name, **own, **tried}), family))
   return variants
 
 

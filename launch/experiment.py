@@ -7,7 +7,8 @@ python -m launch.experiment --flagfile=launch/ml1m.flags --data_dir=DIR \\
     --losses=two_stage_ips --sweep=alpha=1e-3,1e-2,sampling_temperature=1,2.718 --seeds=3
 
 A loss may carry settings of its own, LOSS:flag=value:flag=value; flags of the objective, the
-generator and its encoder are meant. The same command goes on where a killed one stopped.
+generator and its encoder are meant. NAME=LOSS:... gives it a name in tables and figures. The same
+command goes on where a killed one stopped.
 """
 
 from absl import flags
@@ -15,7 +16,8 @@ from absl import flags
 from launch import config as launch_config
 
 _OWN_FLAGS = {
-  "losses": "what to compare, LOSS[:flag=value...], comma-separated; the first is the reference",
+  "losses": "what to compare, [NAME=]LOSS[:flag=value...], comma-separated; the first is the"
+  " reference",
   "seeds": "seeds of each: 0 to this, exclusive",
   "sweep": "flag=value,value,...,flag=value,...: tries all combinations with every loss;"
   " validation users choose one for each",

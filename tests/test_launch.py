@@ -465,7 +465,7 @@ print(json.dumps([
 def test_losses_and_sweeps_plan_all_combinations():
   arguments = [
     "--alpha=7",
-    "--losses=cross_entropy, ips:policy=two_stage:l2=0",
+    "--losses=cross_entropy, ips:policy=two_stage:l2=0, bold=ips:l2=1",
     "--sweep=alpha=1,2,id_width=3,alpha=4",
   ]
   done = subprocess.run(
@@ -481,6 +481,7 @@ def test_losses_and_sweeps_plan_all_combinations():
     for loss, settings in {
       "cross_entropy": ("cross_entropy", "softmax", 1e-4),
       own: ("ips", "two_stage", 0.0),
+      "bold": ("ips", "softmax", 1.0),
     }.items()
     for alpha in (1, 2, 4)
   ]
