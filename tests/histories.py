@@ -1,6 +1,6 @@
 """Made-up scores and training histories."""
 
-from tf_twostage.evaluation.protocol import CUTOFFS, STAGES, selection
+from tf_twostage.evaluation.protocol import CUTOFFS, MEASURES, STAGES
 
 METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
 SPLITS = ("validation", "test")
@@ -24,7 +24,7 @@ def random_scores(rng):
 
 def history(*epochs):
   """The history of a run with these scores by epoch, of which two-stage precision selects."""
-  select = selection("two_stage")
+  select = MEASURES.selection("two_stage")
   return [
     {
       "epoch": number,

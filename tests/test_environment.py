@@ -41,7 +41,7 @@ def test_log_relevance_and_ranker_are_those_of_the_files(files, tmp_path):
   np.testing.assert_array_equal(world.log.action, files.log["item_index"])
   np.testing.assert_allclose(world.log.propensity, files.log["propensity"])
   np.testing.assert_array_equal(world.log.reward, files.log["reward"])
-  np.testing.assert_array_equal(world.users.relevance, files.relevance)
+  np.testing.assert_array_equal(world.judge.relevance, files.relevance)
   logits = world.ranker_logits(everyone())
   np.testing.assert_allclose(logits, files.user_vectors @ files.item_vectors.T, rtol=1e-5)
 
@@ -51,7 +51,7 @@ def test_logged_positives_are_excluded(files, tmp_path):
   expected = np.zeros((ready.USERS, ready.ITEMS), bool)
   for row in files.log.itertuples():
     expected[row.user_index, row.item_index] |= row.reward > 0
-  np.testing.assert_array_equal(world.users.excluded, expected)
+  np.testing.assert_array_equal(world.judge.excluded, expected)
 
 
 def test_the_ranker_of_an_export_is_that_of_the_file(files, tmp_path):

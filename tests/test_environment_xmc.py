@@ -51,7 +51,7 @@ def with_data(**changes):
 
 
 def test_test_documents_are_evaluated_on_their_labels(world):
-  users = world.users
+  users = world.judge
   np.testing.assert_array_equal(users.relevance, DATA.test.relevance())
   np.testing.assert_array_equal(users.inputs["user_index"], np.arange(80, 120))
   assert users.excluded is None
@@ -141,12 +141,10 @@ def test_an_export_repeats_a_recommender_of_sparse_vectors(world, tmp_path):
   towers = world.ranker_towers
   recommender = serving.Recommender(world.tables.schema, towers, towers, world.titles, SLATE)
   path = serving.export(recommender, tmp_path)
-  request = {name: world.raw_users[name][:7] for name in ("words_ids", "words_weights")}
-  serving.check(path, recommender, {**request, "exclude": np.full((7, 1), "")})
-  best = recommender.recommend(
-    **{k: tf.constant(v) for k, v in request.items()}, exclude=tf.constant([[""]] * 7)
-  )
-  codes = {name: values[:7] for name, values in world.tables.users.items()}
+  serving.check(path, recommender, world.requests)
+  best = recommender.recommend(**{k: tf.constant(v) for k, v in world.requests.items()})
+  asked = slice(80, 80 + len(world.requests["exclude"]))  # the first test documents
+  codes = {name: values[asked] for name, values in world.tables.users.items()}
   logits = towers(codes).numpy()
   expected = np.argsort(-logits, axis=1)[:, :SLATE]
   np.testing.assert_array_equal(best["item_id"].numpy().astype(int), expected)

@@ -235,7 +235,7 @@ def test_validation_users_choose_of_a_sweep_whatever_the_test_users_say(config, 
 
   sweep = pd.read_csv(tmp_path / "experiment" / "sweep.csv", keep_default_na=False)
   assert list(sweep["variant"]) == [v.label for v in variants]
-  assert list(sweep["validation P@10"]) == pytest.approx([20, 30, 50, 35])
+  assert list(sweep["validation precision@10"]) == pytest.approx([20, 30, 50, 35])
   assert list(sweep["chosen"]) == ["*", "", "*", ""]
   assert told.startswith("Validation users choose (*):")
   # Nothing is lost: every cell is in the table of cells and in the settings.

@@ -11,6 +11,7 @@ from scipy import stats
 
 from tests.histories import METRICS, SPLITS, STAGES, history, random_scores, scores
 from tf_twostage import tables
+from tf_twostage.evaluation.protocol import MEASURES
 
 SEEDS = 4
 VARIANTS = ("first", "second", "third")
@@ -99,7 +100,7 @@ def test_csv_and_back(drawn):
 def test_means_and_standard_errors_are_over_seeds(drawn):
   result = tables.summaries(every_seed(drawn), VARIANTS, {"popularity": scores(0.1)})
   for stage in STAGES:
-    for metric in tables.METRICS:
+    for metric in MEASURES.compared:
       for variant in VARIANTS:
         values = [100 * drawn[variant, seed]["test"][stage][metric] for seed in range(SEEDS)]
         row = result[stage].loc["learned", variant][metric]
@@ -116,7 +117,7 @@ def test_baselines_have_test_scores_and_no_standard_error(drawn):
   for stage in STAGES:
     assert list(result[stage].loc["baseline"].index) == ["popularity", "random"]
     for name, given in baselines.items():
-      for metric in tables.METRICS:
+      for metric in MEASURES.compared:
         row = result[stage].loc["baseline", name][metric]
         assert row["mean"] == pytest.approx(100 * given["test"][stage][metric])
         assert np.isnan(row["se"])
@@ -180,13 +181,13 @@ def test_the_best_of_each_metric_and_stage_is_marked(drawn):
   result = tables.summaries(every_seed(drawn), VARIANTS, {"popularity": scores(0.1)})
   text = tables.to_markdown(result, "first")
   for place, stage in enumerate(STAGES):
-    for metric, short in tables.METRICS.items():
+    for metric, measure in MEASURES.compared.items():
       means = {
         v: np.mean([drawn[v, seed]["test"][stage][metric] for seed in range(SEEDS)])
         for v in VARIANTS
       }
       for variant in VARIANTS:
-        bold = column(text, variant, short, place).startswith("**")
+        bold = column(text, variant, measure.heading, place).startswith("**")
         assert bold == (variant == max(means, key=means.get))
 
 
@@ -194,7 +195,7 @@ def test_markdown_rows_have_the_columns_of_their_header(drawn):
   result = tables.summaries(every_seed(drawn), VARIANTS, {"popularity": scores(0.1)})
   for block in tables.to_markdown(result, "first").strip().split("\n\n"):
     (bars,) = {line.count("|") for line in block.splitlines()}
-    assert bars == len(tables.METRICS) + 2
+    assert bars == len(MEASURES.compared) + 2
     assert len(block.splitlines()) == 2 + len(VARIANTS) + 1
 
 
@@ -222,7 +223,7 @@ def test_a_terminal_gets_the_numbers_with_a_star_at_the_best():
   one, two, note = text.split("\n\n")
   assert "generator alone" in one
   assert "generator + ranker" in two
-  assert one.count("*60.0 ± 0.0") == len(tables.METRICS)
+  assert one.count("*60.0 ± 0.0") == len(MEASURES.compared)
   assert "%)" not in one.split("\n", 1)[1]  # improvements would not fit
   assert "standard error" in note
 
@@ -279,7 +280,7 @@ def test_a_sweep_shows_what_validation_users_say():
   )
   x, y = tables.sweep(table, ["x"]).to_dict("records")
   assert (x["variant"], x["chosen"], y["variant"], y["chosen"]) == ("x", "*", "y", "")
-  assert x["validation P@10"] == pytest.approx(60)
+  assert x["validation precision@10"] == pytest.approx(60)
   assert x["± se"] == pytest.approx(10)  # 50 and 70: standard deviation sqrt(200), over sqrt(2)
   assert y["± se"] == pytest.approx(0)
 
@@ -353,7 +354,7 @@ def test_one_seed_gives_a_difference_and_no_p():
     tests = tables.paired_tests(of_precisions({"a": [50], "b": [52]}), ["a", "b"])
   assert list(tests["difference"]) == pytest.approx([2, 2])
   assert tests[["standard_error", "p_t", "p_wilcoxon"]].isna().all(axis=None)
-  assert "nan" in tables.tests_to_text(tests)
+  assert "nan" in tables.tests_to_text(tests, MEASURES)
 
 
 @pytest.mark.parametrize("shift", [0, 2])
@@ -378,7 +379,7 @@ def test_some_equal_seeds_do_not_spoil_the_test():
 def test_one_variant_alone_is_said_to_have_no_test():
   tests = tables.paired_tests(of_precisions({"a": [50, 51]}), ["a"])
   assert tests.empty
-  assert tables.tests_to_text(tests) == "One variant: nothing to test against."
+  assert tables.tests_to_text(tests, MEASURES) == "One variant: nothing to test against."
 
 
 # Curves

@@ -12,7 +12,6 @@ from typing import Any
 
 from tf_twostage.errors import InputError
 
-
 SELECTIONS = ("two_stage", "one_stage", "both")
 
 

@@ -22,6 +22,7 @@ from tf_twostage import figures, pipeline, tables, training
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation.judge import STAGES, Measures
 from tf_twostage.stages import Stages, write_json, write_text
 from tf_twostage.training import History
 
@@ -91,21 +92,23 @@ def run(
     for seed in range(seeds)  # seeds outside: an experiment cut short is a smaller experiment
     for v in variants
   ]
-  histories = _fit_cells(config, cells, environment.name, workdir, processes)
-  return _report(variants, histories, baselines, workdir / "experiment")
+  histories = _fit_cells(config, cells, environment, workdir, processes)
+  measures = environment.judge.measures
+  summary = _report(variants, histories, baselines, measures, workdir / "experiment")
+  return "\n\n".join([summary, *environment.notes])
 
 
 def _fit_cells(
   config: Config,
   cells: Sequence[_Cell],
-  environment: str,
+  environment: Environment,
   workdir: pathlib.Path,
   processes: int,
 ) -> dict[tuple[str, int], History]:
   """Histories by (variant, seed)."""
   histories = {}
   for cell in cells:
-    directory = pipeline.generator_directory(cell.config, environment, workdir)
+    directory = pipeline.generator_directory(cell.config, environment.name, workdir)
     history = training.finished_history(directory, cell.config.generator.epochs)
     if history is not None:
       histories[cell.variant, cell.seed] = history
@@ -115,7 +118,7 @@ def _fit_cells(
   with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
     for cell, history, seconds in _fitted(config, missing, workdir, processes):
       histories[cell.variant, cell.seed] = history
-      progress.write(_line(cell, history, seconds))
+      progress.write(_line(cell, history, seconds, environment.judge.measures))
       progress.update()
   return {key: histories[key] for key in ((cell.variant, cell.seed) for cell in cells)}
 
@@ -177,13 +180,14 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   return history, time.perf_counter() - start
 
 
-def _line(cell: _Cell, history: History, seconds: float) -> str:
+def _line(cell: _Cell, history: History, seconds: float, measures: Measures) -> str:
   best = training.best_epoch(history)
   one, two = (
-    100 * best["scores"]["test"][stage]["precision@10"] for stage in ("one_stage", "two_stage")
+    measures.head.text(measures.shown(best["scores"]["test"][stage], measures.headline))
+    for stage in STAGES
   )
   return (
-    f"{cell.variant}, seed {cell.seed}: test precision@10 {one:.1f} one stage, {two:.1f} two"
+    f"{cell.variant}, seed {cell.seed}: test {measures.headline} {one} one stage, {two} two"
     f" stages (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
   )
 
@@ -192,31 +196,32 @@ def _report(
   variants: Sequence[Variant],
   histories: Mapping[tuple[str, int], History],
   baselines: Mapping[str, Any],
+  measures: Measures,
   directory: pathlib.Path,
 ) -> str:
   directory.mkdir(parents=True, exist_ok=True)
-  every_seed = tables.every_seed(histories)
+  every_seed = tables.every_seed(histories, measures)
   chosen = tables.choose({v.label: v.family for v in variants}, every_seed)
   reference = chosen[0]
   shown = every_seed[every_seed["variant"].isin(chosen)]
-  blocks = tables.summaries(shown, chosen, baselines)
+  blocks = tables.summaries(shown, chosen, baselines, measures)
   popularity = {"popularity": baselines["popularity"]}
-  tests = tables.paired_tests(shown, chosen, popularity)
+  tests = tables.paired_tests(shown, chosen, popularity, measures)
   write_json(
     directory / "experiment.json",
     {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants},
   )
   write_text(directory / "table.csv", every_seed.to_csv(index=False, float_format="%.6f"))
-  write_text(directory / "table.md", tables.to_markdown(blocks, reference))
-  write_text(directory / "table.tex", tables.to_latex(blocks, reference))
+  write_text(directory / "table.md", tables.to_markdown(blocks, reference, measures))
+  write_text(directory / "table.tex", tables.to_latex(blocks, reference, measures))
   write_text(directory / "significance.csv", tests.to_csv(index=False, float_format="%.6g"))
-  parts = [tables.to_text(blocks, reference), tables.tests_to_text(tests)]
+  parts = [tables.to_text(blocks, reference, measures), tables.tests_to_text(tests, measures)]
   if len(chosen) < len(variants):
-    sweep = tables.sweep(every_seed, chosen)
+    sweep = tables.sweep(every_seed, chosen, measures)
     write_text(directory / "sweep.csv", sweep.to_csv(index=False, float_format="%.4f"))
-    parts.insert(0, "Validation users choose (*):\n" + sweep.to_string(index=False))
-  curves = tables.curves({key: h for key, h in histories.items() if key[0] in chosen})
-  figures.experiment(shown, curves, chosen, baselines, directory)
+    parts.insert(0, f"Validation {measures.judged} choose (*):\n" + sweep.to_string(index=False))
+  curves = tables.curves({k: h for k, h in histories.items() if k[0] in chosen}, measures)
+  figures.experiment(shown, curves, chosen, baselines, directory, measures)
   return "\n\n".join([*parts, f"Tables and figures: {directory}"])
 
 

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from tf_twostage import drawing
-from tf_twostage.evaluation.protocol import Scores
+from tf_twostage.evaluation.judge import Measures, Scores
+from tf_twostage.evaluation.protocol import MEASURES
 from tf_twostage.tables import STAGES
 from tf_twostage.training import History
 
@@ -27,9 +28,13 @@ _MARKS_A_CURVE = 10
 
 
 def run_curves(
-  history: History, baselines: Mapping[str, Scores], title: str, path: pathlib.Path
+  history: History,
+  baselines: Mapping[str, Scores],
+  title: str,
+  path: pathlib.Path,
+  measures: Measures = MEASURES,
 ) -> None:
-  """Loss, and precision@10 of both stages on validation users, by epoch."""
+  """Loss, and the headline of both stages on validation data, by epoch."""
 
   def draw(figure):
     epochs = [entry["epoch"] for entry in history]
@@ -37,10 +42,11 @@ def run_curves(
     axes[0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
     axes[0].set(title="training loss", ylabel="mean loss of the epoch")
     for axis, (stage, name) in zip(axes[1:], STAGES.items(), strict=True):
-      curve = [100 * e["scores"]["validation"][stage]["precision@10"] for e in history]
+      scores = [entry["scores"]["validation"][stage] for entry in history]
+      curve = [measures.shown(of_epoch, measures.headline) for of_epoch in scores]
       axis.plot(epochs, curve, ".-", label="this run", color=drawing.COLORS[0])
-      _baseline_lines(axis, axis.axhline, baselines, "validation", stage)
-      axis.set(title=name, ylabel="precision@10, validation users, %")
+      _baseline_lines(axis, axis.axhline, baselines, "validation", stage, measures)
+      axis.set(title=name, ylabel=measures.caption("validation"))
     for axis in axes:
       _by_epoch(axis)
     figure.suptitle(title)
@@ -55,6 +61,7 @@ def experiment(
   variants: Sequence[str],
   baselines: Mapping[str, Scores],
   directory: pathlib.Path,
+  measures: Measures = MEASURES,
 ) -> None:
   """curves.png, losses.png, stages.png and seeds.png.
 
@@ -64,27 +71,36 @@ def experiment(
     variants: in the order of the legend.
     baselines: drawn as lines; "random" is left out, as it would flatten everything else.
     directory: where the files go.
+    measures: name the headline.
   """
   rows = len(variants)
   drawing.save(
     {
-      directory / "curves.png": (12, 4.5, lambda f: _curves(f, curves, variants, baselines)),
+      directory / "curves.png": (
+        12,
+        4.5,
+        lambda f: _curves(f, curves, variants, baselines, measures),
+      ),
       directory / "losses.png": (
         12,
         1.4 + 0.4 * rows,
-        lambda f: _losses(f, every_seed, variants, baselines),
+        lambda f: _losses(f, every_seed, variants, baselines, measures),
       ),
-      directory / "stages.png": (7, 5.5, lambda f: _stages(f, every_seed, variants, baselines)),
+      directory / "stages.png": (
+        7,
+        5.5,
+        lambda f: _stages(f, every_seed, variants, baselines, measures),
+      ),
       directory / "seeds.png": (
         12,
         1.4 + 0.5 * rows,
-        lambda f: _seeds(f, every_seed, variants, baselines),
+        lambda f: _seeds(f, every_seed, variants, baselines, measures),
       ),
     }
   )
 
 
-def _curves(figure, curves, variants, baselines):
+def _curves(figure, curves, variants, baselines, measures):
   axes = figure.subplots(1, 2)
   for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
     shown = curves[(curves["stage"] == stage) & (curves["split"] == "validation")]
@@ -96,32 +112,32 @@ def _curves(figure, curves, variants, baselines):
       axis.fill_between(
         mean.index, mean - sd, mean + sd, color=_look(i)["color"], alpha=0.15, linewidth=0
       )
-    _baseline_lines(axis, axis.axhline, baselines, "validation", stage)
-    axis.set(title=name, ylabel="precision@10, validation users, %")
+    _baseline_lines(axis, axis.axhline, baselines, "validation", stage, measures)
+    axis.set(title=name, ylabel=measures.caption("validation"))
     _by_epoch(axis)
   figure.suptitle("By epoch: mean over seeds, band of one standard deviation")
   _legend(figure, axes[0])
 
 
-def _losses(figure, every_seed, variants, baselines):
+def _losses(figure, every_seed, variants, baselines, measures):
   axes = figure.subplots(1, 2, sharey=True)
   for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
-    for i, scores in enumerate(_scores(every_seed, stage, variants)):
+    for i, scores in enumerate(_scores(every_seed, stage, variants, measures)):
       seeds = len(scores)
       half = stats.t.ppf(0.975, seeds - 1) * stats.sem(scores) if seeds > 1 else 0.0
       axis.errorbar(scores.mean(), -i, xerr=half, capsize=4, markersize=5, **_look(i))
-    _by_variant(axis, name, variants, baselines, stage)
+    _by_variant(axis, name, variants, baselines, stage, measures)
   figure.suptitle("By loss: mean over seeds, 95% confidence interval")
   _legend(figure, axes[0])
 
 
-def _stages(figure, every_seed, variants, baselines):
+def _stages(figure, every_seed, variants, baselines, measures):
   axis = figure.subplots()
-  one, two = (_scores(every_seed, stage, variants) for stage in STAGES)
+  one, two = (_scores(every_seed, stage, variants, measures) for stage in STAGES)
   for i, variant in enumerate(variants):
     axis.scatter(one[i], two[i], s=25, alpha=0.7, label=variant, **_look(i))
   for i, (name, scores) in enumerate(_shown(baselines).items()):
-    x, y = (100 * scores["test"][stage]["precision@10"] for stage in STAGES)
+    x, y = (measures.shown(scores["test"][stage], measures.headline) for stage in STAGES)
     marker = _BASELINE_MARKERS[i % len(_BASELINE_MARKERS)]
     axis.scatter(x, y, s=90, label=name, marker=marker, color=_BASELINE_COLOR)
   limits = axis.axis()
@@ -129,27 +145,29 @@ def _stages(figure, every_seed, variants, baselines):
   axis.axis(limits)  # the points alone say what is shown
   axis.set(
     title="Every seed a point; on the line the ranker changes nothing",
-    xlabel="precision@10, test users, generator alone, %",
-    ylabel="precision@10, test users, generator + ranker, %",
+    xlabel=f"{measures.caption('test')}, {STAGES['one_stage']}",
+    ylabel=f"{measures.caption('test')}, {STAGES['two_stage']}",
   )
   axis.grid(alpha=0.3)
   _legend(figure, axis)
 
 
-def _seeds(figure, every_seed, variants, baselines):
+def _seeds(figure, every_seed, variants, baselines, measures):
   axes = figure.subplots(1, 2, sharey=True)
   for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
-    for i, scores in enumerate(_scores(every_seed, stage, variants)):
+    for i, scores in enumerate(_scores(every_seed, stage, variants, measures)):
       spread = np.linspace(-0.25, 0.25, len(scores)) if len(scores) > 1 else np.zeros(1)
       axis.scatter(scores, spread - i, s=14, alpha=0.7, zorder=3, **_look(i))
       axis.plot([np.median(scores)] * 2, [-i - 0.35, -i + 0.35], color="black", linewidth=1.5)
-    _by_variant(axis, name, variants, baselines, stage)
+    _by_variant(axis, name, variants, baselines, stage, measures)
   figure.suptitle("Every seed a point, in the order of seeds from below; the bar is the median")
   _legend(figure, axes[0])
 
 
-def _scores(every_seed: pd.DataFrame, stage: str, variants: Sequence[str]) -> list[np.ndarray]:
-  column = f"test/{stage}/precision@10"
+def _scores(
+  every_seed: pd.DataFrame, stage: str, variants: Sequence[str], measures: Measures
+) -> list[np.ndarray]:
+  column = f"test/{stage}/{measures.headline}"
   return [every_seed.loc[every_seed["variant"] == v, column].to_numpy() for v in variants]
 
 
@@ -162,21 +180,31 @@ def _shown(baselines: Mapping[str, Scores]) -> dict[str, Scores]:
 
 
 def _baseline_lines(
-  axis, line: Callable[..., Any], baselines: Mapping[str, Scores], split: str, stage: str
+  axis,
+  line: Callable[..., Any],
+  baselines: Mapping[str, Scores],
+  split: str,
+  stage: str,
+  measures: Measures,
 ) -> None:
   for i, (name, scores) in enumerate(_shown(baselines).items()):
-    level = 100 * scores[split][stage]["precision@10"]
+    level = measures.shown(scores[split][stage], measures.headline)
     style = _LINES[i % len(_LINES)]
     line(level, linestyle=style, linewidth=1.2, label=name, color=_BASELINE_COLOR, zorder=1)
   axis.autoscale_view()  # a line near the edge of the data asks for no room by itself
 
 
 def _by_variant(
-  axis, title: str, variants: Sequence[str], baselines: Mapping[str, Scores], stage: str
+  axis,
+  title: str,
+  variants: Sequence[str],
+  baselines: Mapping[str, Scores],
+  stage: str,
+  measures: Measures,
 ) -> None:
-  """A row for each variant, from the top; scores of test users along x."""
-  _baseline_lines(axis, axis.axvline, baselines, "test", stage)
-  axis.set(title=title, xlabel="precision@10, test users, %", ylim=(-len(variants) + 0.4, 0.6))
+  """A row for each variant, from the top; scores of test data along x."""
+  _baseline_lines(axis, axis.axvline, baselines, "test", stage, measures)
+  axis.set(title=title, xlabel=measures.caption("test"), ylim=(-len(variants) + 0.4, 0.6))
   # A loss and its settings below each other, lest a long name take the picture's width.
   axis.set_yticks(range(0, -len(variants), -1), [v.replace(":", "\n", 1) for v in variants])
   axis.grid(alpha=0.3, axis="x")

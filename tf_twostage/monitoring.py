@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import summary as custom_scalar
 from tensorboard.plugins.hparams import api as hparams
+
+from tf_twostage.evaluation.judge import Measures
+from tf_twostage.evaluation.protocol import MEASURES
 
 # Metric of `models.health.PolicyHealth` -> its chart and how to read it.
 HEALTH = {
@@ -34,18 +37,33 @@ _GUIDE = "\n".join(
 class Monitor:
   """Writes one training run's events; a context manager."""
 
-  def __init__(self, directory: pathlib.Path, hyper_parameters: Mapping[str, Any]):
+  def __init__(
+    self,
+    directory: pathlib.Path,
+    hyper_parameters: Mapping[str, Any],
+    measures: Measures = MEASURES,
+    notes: Sequence[str] = (),
+  ):
+    """Args:
+    directory: where event files go.
+    hyper_parameters: flat.
+    measures: of the judge whose scores are written.
+    notes: what a reader should know of the data; sentences.
+    """
     self._writer = tf.summary.create_file_writer(str(directory))
     with self._writer.as_default(step=0):
       hparams.hparams_config(
         hparams=[hparams.HParam(name) for name in hyper_parameters],
         metrics=[
-          hparams.Metric(f"validation_{stage}/precision@10") for stage in ("two_stage", "one_stage")
+          hparams.Metric(f"validation_{stage}/{measures.headline}")
+          for stage in ("two_stage", "one_stage")
         ],
       )
       hparams.hparams(dict(hyper_parameters))
       tf.summary.text("how_to_read_health", _GUIDE)
-      tf.summary.experimental.write_raw_pb(_layout().SerializeToString(), step=0)
+      if notes:
+        tf.summary.text("notes", "\n".join(f"- {note}" for note in notes))
+      tf.summary.experimental.write_raw_pb(_layout(measures).SerializeToString(), step=0)
 
   def __enter__(self) -> Monitor:
     return self
@@ -65,7 +83,7 @@ class Monitor:
     self._writer.flush()
 
 
-def _layout():
+def _layout(measures: Measures):
   def chart(title, *tags):
     return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
 
@@ -73,7 +91,7 @@ def _layout():
   quality = [
     *(
       chart(f"{metric}, {title}", f"^validation_{stage}/{metric}$")
-      for metric in ("precision@10", "recall@10")
+      for metric in dict.fromkeys((measures.headline, *measures.printed))
       for stage, title in (("one_stage", "generator alone"), ("two_stage", "+ ranker"))
     ),
     chart("mean loss", "^loss/mean_loss$"),
@@ -81,7 +99,7 @@ def _layout():
   return custom_scalar.pb(
     layout_pb2.Layout(
       category=[
-        layout_pb2.Category(title="Quality on validation users", chart=quality),
+        layout_pb2.Category(title=f"Quality on validation {measures.judged}", chart=quality),
         layout_pb2.Category(title="Health of off-policy training", chart=health),
       ]
     )

@@ -8,22 +8,17 @@ import pathlib
 import time
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tf_twostage import environment as environments
 from tf_twostage import figures, losses, reporting, serving, training
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
-from tf_twostage.evaluation import protocol
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
-from tf_twostage.schema import columns
 from tf_twostage.stages import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
-
-_CHECKED_USERS = 5  # whose recommendations the fresh process must repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +58,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
       config.slate_size,
     )
     exported = serving.export(recommender, export_dir)
-    serving.check(exported, recommender, _some_requests(environment))
+    serving.check(exported, recommender, environment.requests)
   stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
 
   best = training.best_epoch(history)
@@ -73,11 +68,12 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
     **best["scores"],
     "baselines": baselines,
     **environment.facts,
+    "notes": list(environment.notes),
     "export": str(exported),
     "timings": stages.timings,
   }
   directory = generator_directory(config, environment.name, workdir)
-  summary = _report(config, metrics, history, (directory, workdir))
+  summary = _report(config, environment, metrics, history, (directory, workdir))
   return Result(directory, metrics, summary)
 
 
@@ -113,12 +109,14 @@ def fit_generator(
     log.positives() if config.generator.positives_only else log,
     environment.tables.users,
     environment.evaluation(lambda batch: model(batch["user"]), config.slate_size),
-    protocol.selection(config.generator.selection),
+    environment.judge.measures.selection(config.generator.selection),
     config.generator,
     directory,
     seed=config.seed,
     hyper_parameters=_hyper_parameters(config),
     tensorboard=workdir / "tensorboard" / directory.name,
+    measures=environment.judge.measures,
+    notes=environment.notes,
     progress=progress,
   )
   return towers, history
@@ -158,48 +156,34 @@ def make_objective(config: Config) -> losses.OffPolicyLoss:
   return losses.get(settings.loss, **{k: v for k, v in options.items() if k in taken})
 
 
-def _some_requests(environment: Environment) -> dict[str, np.ndarray]:
-  """Raw requests of the first users in their mean context, their logged positives excluded."""
-  rows = slice(0, _CHECKED_USERS)
-  schema, users = environment.tables.schema, environment.users
-  exclude = np.full((_CHECKED_USERS, 1), "")
-  if users.excluded is not None:
-    excluded = users.excluded[rows]
-    ids = np.asarray(schema.item_id.vocabulary)
-    width = max(1, excluded.sum(axis=1).max())
-    best = np.argsort(~excluded, axis=1, kind="stable")[:, :width]
-    exclude = np.where(np.take_along_axis(excluded, best, axis=1), ids[best], "")
-  inputs = [name for f in schema.user_inputs for name in columns(f)]
-  return {
-    **{name: np.asarray(environment.raw_users[name])[rows] for name in inputs},
-    **{f.name: users.inputs["context"][f.name][rows] for f in schema.context},
-    "exclude": exclude,
-  }
-
-
 def _report(
   config: Config,
+  environment: Environment,
   metrics: dict[str, Any],
   history: training.History,
   directories: tuple[pathlib.Path, ...],
 ) -> str:
   """Writes the run's files into every directory; returns what the run says at its end."""
-  baselines = metrics["baselines"]
+  baselines, judge = metrics["baselines"], environment.judge
   scores = {split: metrics[split] for split in ("validation", "test")}
-  table = reporting.score_table({config.loss.loss: scores, **baselines})
-  warnings = reporting.health_warnings(history[-1]["training"], config.loss.loss)
+  policies = {config.loss.loss: scores, **baselines}
+  table = reporting.score_table(policies, measures=judge.measures)
+  warnings = [
+    *reporting.health_warnings(history[-1]["training"], config.loss.loss),
+    *judge.warnings(scores),
+  ]
   for warning in warnings:
     _log.warning("%s", warning)
   for directory in directories:
     write_json(directory / "config.json", dataclasses.asdict(config))
     write_json(directory / "metrics.json", metrics)
     write_text(directory / "table.csv", reporting.flat_csv(table))
-    figures.run_curves(
-      history, baselines, f"{config.name}: {config.loss.loss}", directory / "curves.png"
-    )
+    title = f"{config.name}: {config.loss.loss}"
+    figures.run_curves(history, baselines, title, directory / "curves.png", judge.measures)
   return "\n\n".join(
     [
-      reporting.format_table(table),
+      reporting.format_table(table, judge.measures),
+      *environment.notes,
       reporting.format_timings(metrics["timings"]),
       f"Best epoch {metrics['best_epoch']} of {len(history)}. Results: {directories[0]}\n"
       f"SavedModel: {metrics['export']}",

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from tf_twostage.evaluation.protocol import Scores
+from tf_twostage.evaluation.judge import Measures, Scores
+from tf_twostage.evaluation.protocol import MEASURES
 from tf_twostage.tables import STAGES
 
-_SHOWN = ("precision@1", "precision@5", "precision@10", "recall@10", "ndcg@10")
 
-
-def score_table(policies: Mapping[str, Scores], split: str = "test") -> pd.DataFrame:
-  """All metrics in percent; a row for each policy, columns (stage, metric)."""
+def score_table(
+  policies: Mapping[str, Scores], split: str = "test", measures: Measures = MEASURES
+) -> pd.DataFrame:
+  """All metrics as shown; a row for each policy, columns (stage, metric)."""
   rows = {
     policy: {
-      (stage, metric): 100 * value
+      (stage, metric): measures.measure(metric).factor * value
       for stage, metrics in scores[split].items()
       for metric, value in metrics.items()
     }
@@ -26,18 +28,25 @@ def score_table(policies: Mapping[str, Scores], split: str = "test") -> pd.DataF
   return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
 
 
-def format_table(table: pd.DataFrame) -> str:
-  """The metrics that fit a terminal, one block a stage."""
+def format_table(table: pd.DataFrame, measures: Measures = MEASURES) -> str:
+  """The metrics that fit a terminal, one block a stage; with standard errors where known."""
   blocks = []
   for stage, title in STAGES.items():
-    shown = table[stage][list(_SHOWN)]
-    blocks.append(f"Test users, {title} (%)\n{shown.to_string(float_format='{:.1f}'.format)}")
+    scores = table[stage]
+    columns = {}
+    for metric, measure in measures.printed.items():
+      error = scores[measure.error] if measure.error else pd.Series(np.nan, scores.index)
+      columns[measure.heading] = [
+        measure.text(*pair) for pair in zip(scores[metric], error, strict=True)
+      ]
+    shown = pd.DataFrame(columns, index=scores.index)
+    blocks.append(f"{measures.title(title)}\n{shown.to_string()}")
   return "\n\n".join(blocks)
 
 
 def flat_csv(table: pd.DataFrame) -> str:
   flat = table.set_axis(["/".join(column) for column in table.columns], axis=1)
-  return flat.to_csv(float_format="%.4f")
+  return flat.to_csv(float_format="%.6g")
 
 
 def format_timings(timings: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """The tables of an experiment: mean ± standard error over seeds, paired tests, choice of settings.
 
-All scores are percentages of test users unless a name says validation.
+All scores are as shown (precision in percent), of test data unless a name says validation.
 """
 
 from __future__ import annotations
@@ -11,24 +11,17 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tf_twostage.evaluation.protocol import Scores
+from tf_twostage.evaluation.judge import Measures, Scores
+from tf_twostage.evaluation.protocol import MEASURES
 from tf_twostage.training import History, best_epoch
 
 STAGES = {"one_stage": "generator alone", "two_stage": "generator + ranker"}
-METRICS = {
-  "precision@1": "P@1",
-  "precision@5": "P@5",
-  "precision@10": "P@10",
-  "recall@5": "R@5",
-  "recall@10": "R@10",
-  "ndcg@5": "NDCG@5",
-  "ndcg@10": "NDCG@10",
-}
-_TESTED = "precision@10"
 
 
-def every_seed(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
-  """One row a cell: variant, seed, best_epoch, selected (what chose it), and all scores of that epoch.
+def every_seed(
+  histories: Mapping[tuple[str, int], History], measures: Measures = MEASURES
+) -> pd.DataFrame:
+  """One row a cell: variant, seed, best_epoch, selected (what chose it), scores of that epoch.
 
   Score columns are called split/stage/metric.
   """
@@ -36,18 +29,19 @@ def every_seed(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
   for (variant, seed), history in sorted(histories.items(), key=lambda item: item[0][1]):
     best = best_epoch(history)
     scores = {
-      f"{split}/{stage}/{metric}": 100 * value
+      f"{split}/{stage}/{metric}": measures.shown(metrics, metric)
       for split, stages in best["scores"].items()
       for stage, metrics in stages.items()
-      for metric, value in metrics.items()
+      for metric in metrics
     }
     cell = {"variant": variant, "seed": seed, "best_epoch": best["epoch"]}
-    rows.append({**cell, "selected": 100 * best["selected"], **scores})
+    selected = measures.measure(measures.selects).factor * best["selected"]
+    rows.append({**cell, "selected": selected, **scores})
   return pd.DataFrame(rows)
 
 
 def choose(families: Mapping[str, str], table: pd.DataFrame) -> list[str]:
-  """Of every family, in order, the variant that validation users score highest on average.
+  """Of every family, in order, the variant that validation data score highest on average.
 
   Args:
     families: family by variant.
@@ -60,16 +54,22 @@ def choose(families: Mapping[str, str], table: pd.DataFrame) -> list[str]:
   return [max(variants, key=lambda v: score[v]) for variants in members.values()]
 
 
-def sweep(table: pd.DataFrame, chosen: Sequence[str]) -> pd.DataFrame:
-  """Mean and standard error of what validation users say of every variant; * marks the chosen."""
+def sweep(
+  table: pd.DataFrame, chosen: Sequence[str], measures: Measures = MEASURES
+) -> pd.DataFrame:
+  """Mean and standard error of what validation data say of every variant; * marks the chosen."""
   grouped = table.groupby("variant", sort=False)["selected"]
-  result = pd.DataFrame({"validation P@10": grouped.mean(), "± se": grouped.sem()}).reset_index()
+  selects = f"validation {measures.selects}"
+  result = pd.DataFrame({selects: grouped.mean(), "± se": grouped.sem()}).reset_index()
   result["chosen"] = np.where(result["variant"].isin(chosen), "*", "")
   return result
 
 
 def summaries(
-  table: pd.DataFrame, variants: Sequence[str], baselines: Mapping[str, Scores]
+  table: pd.DataFrame,
+  variants: Sequence[str],
+  baselines: Mapping[str, Scores],
+  measures: Measures = MEASURES,
 ) -> dict[str, pd.DataFrame]:
   """By stage: rows of variants, then of baselines; columns (metric, "mean" or "se").
 
@@ -77,13 +77,16 @@ def summaries(
   """
   blocks = {}
   for stage in STAGES:
-    columns = {f"test/{stage}/{metric}": metric for metric in METRICS}
+    columns = {f"test/{stage}/{metric}": metric for metric in measures.compared}
     grouped = table.groupby("variant")[list(columns)]
     learned = pd.concat({"mean": grouped.mean(), "se": grouped.sem()}, axis=1)
     learned = learned.swaplevel(axis=1).rename(columns=columns, level=0).loc[list(variants)]
     fixed = pd.DataFrame(
       {
-        name: {(m, "mean"): 100 * scores["test"][stage][m] for m in METRICS}
+        name: {
+          (metric, "mean"): measures.shown(scores["test"][stage], metric)
+          for metric in measures.compared
+        }
         for name, scores in baselines.items()
       }
     ).T
@@ -92,14 +95,18 @@ def summaries(
 
 
 def paired_tests(
-  table: pd.DataFrame, variants: Sequence[str], against: Mapping[str, Scores] | None = None
+  table: pd.DataFrame,
+  variants: Sequence[str],
+  against: Mapping[str, Scores] | None = None,
+  measures: Measures = MEASURES,
 ) -> pd.DataFrame:
-  """Do two variants differ in precision@10 over the same seeds? A row for each pair and stage.
+  """Do two variants differ in the headline over the same seeds? A row for each pair and stage.
 
   Args:
     table: from `every_seed`.
     variants: compared with each other.
     against: baselines that every variant is compared with, too.
+    measures: name the headline.
 
   Returns:
     stage, first, second, seeds, difference (mean of first - second, points), standard_error, and
@@ -108,8 +115,12 @@ def paired_tests(
   """
   rows = []
   for stage in STAGES:
-    scores = table.pivot(index="seed", columns="variant", values=f"test/{stage}/{_TESTED}")
-    fixed = {n: 100 * s["test"][stage][_TESTED] for n, s in (against or {}).items()}
+    column = f"test/{stage}/{measures.headline}"
+    scores = table.pivot(index="seed", columns="variant", values=column)
+    fixed = {
+      name: measures.shown(given["test"][stage], measures.headline)
+      for name, given in (against or {}).items()
+    }
     pairs = [(a, b) for i, a in enumerate(variants) for b in variants[:i]]
     for first, second in [*pairs, *((a, b) for a in variants for b in fixed)]:
       other = scores[second] if second in scores else pd.Series(fixed[second], scores.index)
@@ -140,8 +151,10 @@ def _compare(difference: np.ndarray) -> dict[str, float]:
   return result
 
 
-def curves(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
-  """precision@10 of every epoch: variant, seed, epoch, stage, split, score."""
+def curves(
+  histories: Mapping[tuple[str, int], History], measures: Measures = MEASURES
+) -> pd.DataFrame:
+  """The headline of every epoch: variant, seed, epoch, stage, split, score."""
   return pd.DataFrame(
     {
       "variant": variant,
@@ -149,7 +162,7 @@ def curves(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
       "epoch": entry["epoch"],
       "split": split,
       "stage": stage,
-      "score": 100 * metrics[_TESTED],
+      "score": measures.shown(metrics, measures.headline),
     }
     for (variant, seed), history in histories.items()
     for entry in history
@@ -158,22 +171,27 @@ def curves(histories: Mapping[tuple[str, int], History]) -> pd.DataFrame:
   )
 
 
-def to_text(blocks: Mapping[str, pd.DataFrame], reference: str) -> str:
+def to_text(
+  blocks: Mapping[str, pd.DataFrame], reference: str, measures: Measures = MEASURES
+) -> str:
   """For a terminal."""
   parts = []
   for stage, block in blocks.items():
-    cells = _cells(block, reference, best="*{}".format, relative=False)
+    cells = _cells(block, reference, measures, best="*{}".format, relative=False)
     cells.index = cells.index.get_level_values("policy")
-    parts.append(f"Test users, {STAGES[stage]} (%)\n{cells.rename_axis(None).to_string()}")
+    parts.append(f"{measures.title(STAGES[stage])}\n{cells.rename_axis(None).to_string()}")
   return "\n\n".join([*parts, "mean ± standard error over seeds; * best of the learned rows"])
 
 
-def to_markdown(blocks: Mapping[str, pd.DataFrame], reference: str) -> str:
+def to_markdown(
+  blocks: Mapping[str, pd.DataFrame], reference: str, measures: Measures = MEASURES
+) -> str:
   """As published: relative improvement over `reference` in brackets, best learned row in bold."""
   parts = []
   for stage, block in blocks.items():
-    cells = _cells(block, reference, best="**{}**".format)
-    lines = [f"| {STAGES[stage]}, % | {' | '.join(cells.columns)} |"]
+    cells = _cells(block, reference, measures, best="**{}**".format)
+    corner = ", ".join(filter(None, [STAGES[stage], measures.unit]))
+    lines = [f"| {corner} | {' | '.join(cells.columns)} |"]
     lines.append("|" + "---|" * (len(cells.columns) + 1))
     for (kind, policy), row in zip(cells.index.tolist(), cells.to_numpy(), strict=True):
       name = policy if kind == "learned" else f"*{policy}*"
@@ -182,13 +200,15 @@ def to_markdown(blocks: Mapping[str, pd.DataFrame], reference: str) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def to_latex(blocks: Mapping[str, pd.DataFrame], reference: str) -> str:
+def to_latex(
+  blocks: Mapping[str, pd.DataFrame], reference: str, measures: Measures = MEASURES
+) -> str:
   """A tabular for each stage, in plain LaTeX."""
   parts = []
   for stage, block in blocks.items():
-    cells = _cells(block, reference, best=r"\textbf{{{}}}".format)
+    cells = _cells(block, reference, measures, best=r"\textbf{{{}}}".format)
     lines = [
-      rf"% Test users, {STAGES[stage]}, %",
+      rf"% {measures.title(STAGES[stage])}",
       rf"\begin{{tabular}}{{l{'r' * len(cells.columns)}}}",
       r"\hline",
       " & ".join(["", *cells.columns]) + r" \\",
@@ -204,37 +224,41 @@ def to_latex(blocks: Mapping[str, pd.DataFrame], reference: str) -> str:
   return "\n\n".join(parts) + "\n"
 
 
-def tests_to_text(tests: pd.DataFrame) -> str:
+def tests_to_text(tests: pd.DataFrame, measures: Measures) -> str:
   """The paired tests, for a terminal."""
   if tests.empty:
     return "One variant: nothing to test against."
+  decimals = measures.head.decimals + 1
   shown = tests.assign(
-    difference=tests["difference"].map("{:+.2f}".format),
-    standard_error=tests["standard_error"].map("{:.2f}".format),
+    difference=tests["difference"].map(f"{{:+.{decimals}f}}".format),
+    standard_error=tests["standard_error"].map(f"{{:.{decimals}f}}".format),
     p_t=tests["p_t"].map("{:.2g}".format),
     p_wilcoxon=tests["p_wilcoxon"].map("{:.2g}".format),
   )
-  return "Paired over seeds, precision@10\n" + shown.to_string(index=False)
+  return f"Paired over seeds, {measures.headline}\n{shown.to_string(index=False)}"
 
 
 def _cells(
-  block: pd.DataFrame, reference: str, *, best: Callable[[str], str], relative: bool = True
+  block: pd.DataFrame,
+  reference: str,
+  measures: Measures,
+  *,
+  best: Callable[[str], str],
+  relative: bool = True,
 ) -> pd.DataFrame:
   """The numbers as text: "95.8 ± 0.1 (+2.0%)"."""
   cells = {}
-  for metric, short in METRICS.items():
+  for metric, measure in measures.compared.items():
     mean, se = block[metric]["mean"], block[metric]["se"]
     top = mean["learned"].max()
     base = mean["learned", reference]
     column = []
     for (kind, policy), value in mean.items():
-      text = f"{value:.1f}"
-      if not np.isnan(se[kind, policy]):
-        text += f" ± {se[kind, policy]:.1f}"
+      text = measure.text(value, se[kind, policy])
       if relative and kind == "learned" and policy != reference and base > 0:
         text += f" ({100 * (value / base - 1):+.1f}%)"
       column.append(best(text) if kind == "learned" and value == top else text)
-    cells[short] = pd.Series(column, index=block.index)
+    cells[measure.heading] = pd.Series(column, index=block.index)
   return pd.DataFrame(cells)
 
 

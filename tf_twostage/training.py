@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_twostage.bandit_log import BanditLog, train_dataset
 from tf_twostage.config import FitConfig
-from tf_twostage.evaluation.protocol import Scores
+from tf_twostage.evaluation.judge import Measures, Scores
+from tf_twostage.evaluation.protocol import MEASURES
 from tf_twostage.fitting import fit, make_optimizer, steps_per_epoch
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import Codes
@@ -56,6 +57,8 @@ def train_generator(
   seed: int,
   hyper_parameters: Mapping[str, Any],
   tensorboard: pathlib.Path,
+  measures: Measures = MEASURES,
+  notes: Sequence[str] = (),
   progress: bool = True,
 ) -> History:
   """Fits `model` on the log; leaves it with the weights of its best epoch.
@@ -73,6 +76,8 @@ def train_generator(
     seed: fixes the order of rows; the caller seeds the weights.
     hyper_parameters: flat, shown in TensorBoard's HParams tab.
     tensorboard: where event files go.
+    measures: what the scores are, for TensorBoard.
+    notes: what a reader should know of the data, for TensorBoard's text.
     progress: whether to show a bar.
 
   Returns:
@@ -88,7 +93,7 @@ def train_generator(
   dataset = train_dataset(
     log, user_codes, batch_size=config.batch_size, seed=seed, start_step=start_step
   )
-  with Monitor(tensorboard, hyper_parameters) as monitor:
+  with Monitor(tensorboard, hyper_parameters, measures, notes) as monitor:
     fit(
       model,
       dataset,

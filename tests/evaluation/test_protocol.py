@@ -126,4 +126,4 @@ def test_validation_users_select(stage, expected):
     "validation": {"one_stage": {"precision@10": 0.2}, "two_stage": {"precision@10": 0.6}},
     "test": {"one_stage": {"precision@10": 1.0}, "two_stage": {"precision@10": 1.0}},
   }
-  assert protocol.selection(stage)(scores) == pytest.approx(expected)
+  assert protocol.MEASURES.selection(stage)(scores) == pytest.approx(expected)

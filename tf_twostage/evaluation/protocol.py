@@ -12,22 +12,47 @@ import tensorflow as tf
 
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import ranking
+from tf_twostage.evaluation.judge import STAGES, Measure, Measures, Scorer, Scores
 from tf_twostage.models.two_stage import rerank, retrieve
 
-STAGES = ("one_stage", "two_stage")
 CUTOFFS = (1, 5, 10)
+_HEADINGS = {"precision": "P", "recall": "R", "ndcg": "NDCG"}
 _USERS_PER_CHUNK = 1024
 _PAIRS_PER_CHUNK = 2**23  # 32 MB of scores, of which an evaluation holds several
 
-# Maps {"user": codes, "context": raw values, "user_index": [B]} to logits [B, N].
-Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
-# {"validation" or "test": {"one_stage" or "two_stage": {"precision@10": ...}}}
-Scores = dict[str, dict[str, dict[str, float]]]
+
+def _named(*metrics: str, heading: bool) -> dict[str, Measure]:
+  def short(metric: str) -> str:
+    name, cutoff = metric.split("@")
+    return f"{_HEADINGS[name]}@{cutoff}" if heading else metric
+
+  return {metric: Measure(short(metric)) for metric in metrics}
+
+
+MEASURES = Measures(
+  compared=_named(
+    "precision@1",
+    "precision@5",
+    "precision@10",
+    "recall@5",
+    "recall@10",
+    "ndcg@5",
+    "ndcg@10",
+    heading=True,
+  ),
+  printed=_named(
+    "precision@1", "precision@5", "precision@10", "recall@10", "ndcg@10", heading=False
+  ),
+  headline="precision@10",
+  selects="precision@10",
+  unit="%",
+  judged="users",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSet:
-  """Who is evaluated, on what.
+  """Who is evaluated, on what: the judge that knows every pair.
 
   Attributes:
     inputs: what a scorer reads, of all U evaluated users: {"user": {name: [U, ...]}, "context":
@@ -41,6 +66,28 @@ class EvaluationSet:
   relevance: np.ndarray
   excluded: np.ndarray | None
   num_validation: int
+
+  @property
+  def measures(self) -> Measures:
+    return MEASURES
+
+  @property
+  def settings(self) -> Mapping[str, Any]:
+    return {"validation_users": self.num_validation}
+
+  def evaluation(
+    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
+  ) -> Callable[[], Scores]:
+    """As `make_evaluation`."""
+    return make_evaluation(scorer, ranker_logits, self, slate_size)
+
+  def known(self) -> Mapping[str, Scores]:
+    """None: every policy has a scorer."""
+    return {}
+
+  def warnings(self, scores: Scores) -> list[str]:
+    """None: nothing is estimated."""
+    return []
 
 
 def logged_positives(log: BanditLog, num_users: int, num_items: int) -> np.ndarray:
@@ -91,20 +138,6 @@ def make_evaluation(
     }
 
   return evaluate
-
-
-def selection(stage: str) -> Callable[[Scores], float]:
-  """What scores come to when the best epoch is chosen: precision@10 of validation users.
-
-  Args:
-    stage: "one_stage", "two_stage", or "both" for the mean of the two.
-  """
-  stages = STAGES if stage == "both" else (stage,)
-
-  def select(scores: Scores) -> float:
-    return float(np.mean([scores["validation"][s]["precision@10"] for s in stages]))
-
-  return select
 
 
 def _top_items(

@@ -1,0 +1,11 @@
+"""What generators are trained against and judged by: a log, a ranker, a judge, baselines.
+
+An environment is made once and shared by every loss and seed. `simulated` makes one of ratings,
+`labelled` of documents with complete labels, `ready` reads one from a directory.
+"""
+
+from tf_twostage.environment.base import Environment
+from tf_twostage.environment.make import make
+from tf_twostage.environment.ready import READY_FILES
+
+__all__ = ["READY_FILES", "Environment", "make"]

@@ -1,0 +1,107 @@
+"""The environment, and what every kind of it is put together from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.evaluation import protocol
+from tf_twostage.evaluation.judge import Judge, Scorer, Scores
+from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.stored import StoredTowers
+from tf_twostage.schema import FeatureTable, Schema, columns
+from tf_twostage.stages import Stages, write_json
+
+_SOME = 5  # users whose recommendations an export must repeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+  """A log, a ranker and a judge.
+
+  Attributes:
+    tables: users and items as codes.
+    titles: [N] display names of the items.
+    log: the rows that generators learn from, with propensities.
+    judge: says how good a scorer is.
+    ranker_logits: maps a batch to the ranker's scores of the catalogue, [B, N].
+    ranker_towers: the ranker's vectors, for an export; their products may differ from
+      `ranker_logits` by a constant.
+    policies: what every table compares with, by name.
+    requests: what an export is tried with: raw values of a few users.
+    name: differs wherever anything above does, so that results can be told apart by it.
+    facts: numbers worth reporting, such as the simulator's AUC.
+    notes: what a reader of the results should know; sentences.
+  """
+
+  tables: EncodedTables
+  titles: np.ndarray
+  log: BanditLog
+  judge: Judge
+  ranker_logits: Scorer
+  ranker_towers: TwoTower | StoredTowers
+  policies: Mapping[str, Scorer]
+  requests: FeatureTable
+  name: str
+  facts: Mapping[str, float]
+  notes: tuple[str, ...] = ()
+
+  def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
+    """A function that scores `scorer`, with this ranker behind it, as it is when called."""
+    return self.judge.evaluation(scorer, self.ranker_logits, slate_size)
+
+  def baselines(self, stages: Stages, slate_size: int) -> dict[str, Scores]:
+    """Scores of what every table compares with, a stage of its own."""
+
+    def build(directory: pathlib.Path) -> None:
+      scores = {**self.judge.known()}
+      scores |= {n: self.evaluation(p, slate_size)() for n, p in self.policies.items()}
+      write_json(directory / "scores.json", scores)
+
+    inputs = {"environment": self.name, "slate_size": slate_size, **self.judge.settings}
+    directory = stages.get("baselines", inputs, build)
+    return json.loads((directory / "scores.json").read_text())
+
+
+def usual_policies(popularity: np.ndarray, ranker_logits: Scorer, seed: int) -> dict[str, Scorer]:
+  """What any full information compares with: lists by popularity, [N], by ranker, by chance."""
+  return {
+    "popularity": protocol.list_scorer(popularity),
+    "ranker, all items": ranker_logits,
+    "random": protocol.random_scorer(len(popularity), seed),
+  }
+
+
+def requests(
+  schema: Schema,
+  users: FeatureTable,
+  context: Mapping[str, np.ndarray],
+  excluded: np.ndarray | None = None,
+) -> FeatureTable:
+  """Raw requests of the first users.
+
+  Args:
+    schema: of users, items and context.
+    users: raw user features, [U] each.
+    context: raw context features, [U] each.
+    excluded: [U, N] bool, what not to recommend; None: anything goes.
+  """
+  rows = slice(0, _SOME)
+  exclude = np.full((min(_SOME, len(users[schema.user_id.name])), 1), "")
+  if excluded is not None:
+    excluded = excluded[rows]
+    ids = np.asarray(schema.item_id.vocabulary)
+    width = max(1, excluded.sum(axis=1).max())
+    best = np.argsort(~excluded, axis=1, kind="stable")[:, :width]
+    exclude = np.where(np.take_along_axis(excluded, best, axis=1), ids[best], "")
+  inputs = [name for feature in schema.user_inputs for name in columns(feature)]
+  return {
+    **{name: np.asarray(users[name])[rows] for name in inputs},
+    **{feature.name: context[feature.name][rows] for feature in schema.context},
+    "exclude": exclude,
+  }

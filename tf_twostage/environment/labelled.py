@@ -1,0 +1,63 @@
+"""An environment of documents with complete labels: nothing is simulated but the logging."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tf_twostage.config import Config
+from tf_twostage.datasets.xmc import XmcData
+from tf_twostage.datasets.xmc_tables import document_tables
+from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.rankers import fitted_ranker
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import protocol
+from tf_twostage.evaluation.protocol import EvaluationSet
+from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.simulation.labelled import log_labels
+from tf_twostage.stages import Stages
+
+
+def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
+  """Behavior policy, log of the training documents, ranker; test documents judge."""
+  if config.data.environment:
+    raise InputError(
+      f"--environment={config.data.environment}: a ready environment is one of ratings; leave it"
+      f" out, the labels of {config.data.dataset} are complete"
+    )
+  schema, documents, labels = document_tables(data, config.data.max_features)
+  tables = EncodedTables.encode(schema, documents, labels)
+  recording = log_labels(config, data, tables, stages)
+  log = recording.log
+  usual = (log.reward.sum() + 1) / (len(log) + 2)  # never 0 or 1, whose logits are infinite
+  prior = float(np.log(usual / (1 - usual)))
+  ranker, stage = fitted_ranker(
+    config, tables, log, stages, depends_on=recording.stage, prior=prior
+  )
+  # The policy shows a rare label only where it expects it: that it is right then does not make
+  # the label popular, as a mean would have it.
+  popularity = protocol.total_reward(log, data.num_labels)
+  tests = slice(data.num_train, data.num_documents)
+  return Environment(
+    tables=tables,
+    titles=labels[schema.item_id.name],
+    log=log,
+    judge=EvaluationSet(
+      inputs={
+        "user": {name: codes[tests] for name, codes in tables.users.items()},
+        "context": {},
+        "user_index": np.arange(tests.start, tests.stop, dtype=np.int32),
+      },
+      relevance=data.test.relevance(),
+      excluded=None,  # the log knows nothing of test documents
+      num_validation=config.data.validation_users,
+    ),
+    ranker_logits=ranker.frozen(),
+    ranker_towers=ranker.towers,
+    policies={
+      "logging policy": protocol.vector_scorer(*recording.policy),
+      **usual_policies(popularity, ranker.frozen(), config.environment_seed),
+    },
+    requests=requests(schema, {n: v[tests] for n, v in documents.items()}, {}),
+    name=stage,
+    facts={"logged_reward": float(log.reward.mean())},
+  )
