@@ -64,10 +64,12 @@ def examine(
   )
 
 
-def unreadable(place: str, bad_rows: BadRows, on_bad_rows: str) -> Report:
-  """The report on a log without a good row."""
-  findings = [Finding("problem", "no row of the log is good")]
+def refused(place: str, bad_rows: BadRows, on_bad_rows: str) -> Report:
+  """The report on a log whose bad rows stop it: measures of the other rows would mislead."""
   facts = [Fact("Rows", "rows", bad_rows.rows), Fact("Rows", "bad rows", bad_rows.bad)]
+  findings = []
+  if bad_rows.bad >= bad_rows.rows:
+    findings.append(Finding("problem", "no row of the log is good"))
   return Report(place, facts, findings, bad_rows, on_bad_rows)
 
 

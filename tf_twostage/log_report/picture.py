@@ -31,6 +31,8 @@ def draw(data: LoggedData, policy: PolicyTable | None, path: pathlib.Path) -> No
     _items(axes[0, 1], data)
     _when(axes[1, 0], data)
     _weights(axes[1, 1], data, policy)
+    for axis in axes[:, 0]:
+      axis.yaxis.set_major_formatter("{x:,.0f}")
 
   drawing.save({path: (12, 8, panels)})
 
@@ -72,7 +74,8 @@ def _when(axis, data: LoggedData) -> None:
     axis.set(title="Rows and reward over time", xlabel="time", ylabel="rows")
     _say(axis, "no times")
     return
-  rows, edges = np.histogram(data.time, _BINS)
+  rewarded = int((data.log.reward > 0).sum())
+  rows, edges = np.histogram(data.time, int(np.clip(rewarded / 5, 5, _BINS)))
   reward, _ = np.histogram(data.time, edges, weights=data.log.reward)
   is_date = edges[0] > 1e8 and edges[-1] < 1e11
   place = pd.to_datetime(edges, unit="s") if is_date else edges
@@ -85,7 +88,7 @@ def _when(axis, data: LoggedData) -> None:
   other = axis.twinx()
   other.plot(place[:-1] + (place[1] - place[0]) / 2, mean, ".-", color=drawing.COLORS[1])
   other.set_ylabel("mean reward", color=drawing.COLORS[1])
-  other.set_ylim(0, None)
+  other.set_ylim(0, 1.15 * np.nanmax(mean) or 1)
   if is_date:
     for label in axis.get_xticklabels():
       label.set(rotation=25, horizontalalignment="right")
@@ -107,7 +110,7 @@ def _weights(axis, data: LoggedData, policy: PolicyTable | None) -> None:
     heaviest = np.cumsum(np.sort(values)[::-1]) / values.sum()
     place = np.unique(np.geomspace(1, len(values), 500).astype(int))
     axis.plot(100 * place / len(values), 100 * heaviest[place - 1], color=color, label=name)
-  equal = np.array([100 / len(data.log), 100])
+  equal = np.geomspace(100 / len(data.log), 100, 500)
   axis.plot(equal, equal, "--", color="0.5", label="all weights equal")
   axis.set_xscale("log")
   axis.set_ylim(0, 105)

@@ -50,11 +50,11 @@ def validate(
   if output is not None:
     _make(output)
   try:
-    data = own_log.load(log, items, schema, users, on_bad_rows="skip", bad_rows=bad_rows)
+    data = own_log.load(log, items, schema, users, on_bad_rows=on_bad_rows, bad_rows=bad_rows)
   except BadRowsError:
     if not bad_rows.faults:  # the items or users file, which cannot do without its rows
       raise
-    return _saved(examine.unreadable(str(log), bad_rows, on_bad_rows), None, None, output)
+    return _saved(examine.refused(str(log), bad_rows, on_bad_rows), None, None, output)
   table = None if policy is None else policy_table.read(policy, data.items["item_id"])
   method = splits.method(split_method, time=data.time, labels=data.split)
   parts = splits.split(

@@ -1,7 +1,7 @@
 """CSV, plain or gzipped, read a block at a time; cells stay text.
 
-A block is parsed by pyarrow, which is fast and stops at the first row it cannot split. Only then,
-or to find the line of a row, is the block gone through record by record.
+A block is parsed by pyarrow. Where that is not enough, for text that is not UTF-8 or lines that are
+not rows, the block is gone through record by record, which is ten times slower.
 """
 
 from __future__ import annotations
@@ -125,29 +125,59 @@ def _parse(
 ) -> Chunk:
   keys = [str(place) for place in range(len(names))]  # a header may repeat a name nobody reads
   wanted = [keys[names.index(column)] for column in columns]
-  try:
-    table = arrow_csv.read_csv(
+  skipped: list[tuple[int, int]] = []  # rows of another length: place in the block, fields
+
+  def skip(row):
+    skipped.append((row.number - 1, row.actual_columns))
+    return "skip"
+
+  def parse(handler=None):
+    return arrow_csv.read_csv(
       pa.BufferReader(block),
-      read_options=arrow_csv.ReadOptions(column_names=keys, block_size=_PARSED_AT_ONCE),
-      parse_options=arrow_csv.ParseOptions(newlines_in_values=b'"' in block),
-      convert_options=arrow_csv.ConvertOptions(
+      # Rows are numbered only where one thread reads them.
+      arrow_csv.ReadOptions(
+        column_names=keys, block_size=_PARSED_AT_ONCE, use_threads=handler is None
+      ),
+      arrow_csv.ParseOptions(newlines_in_values=quoted, invalid_row_handler=handler),
+      arrow_csv.ConvertOptions(
         column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted
       ),
     )
+
+  def by_record():
+    return _parse_by_record(path, block, names, columns, first_row, first_line)
+
+  quoted = b'"' in block
+  newlines = block.count(b"\n") + (not block.endswith(b"\n"))
+  try:
+    table = parse()
   except pa.ArrowInvalid:
-    if block.strip():
-      return _parse_by_record(path, block, names, columns, first_row, first_line)
-    table = pa.table({key: pa.array([], pa.string()) for key in wanted})
+    if not block.strip():
+      return by_record()
+    try:
+      table = parse(skip)
+    except pa.ArrowInvalid:  # text that is not UTF-8
+      return by_record()
+  line_is_row = not quoted and newlines == len(table) + len(skipped)
+  if skipped and not line_is_row:
+    return by_record()
+  places = np.delete(np.arange(len(table) + len(skipped)), [place for place, _ in skipped])
 
   @functools.cache
   def lines():
-    newlines = block.count(b"\n") + (not block.endswith(b"\n"))
-    if b'"' not in block and newlines == table.num_rows:  # a line is a row
-      return first_line + np.arange(table.num_rows)
-    return np.array([line for line, _ in _records(path, block, first_line)])
+    found = [] if line_is_row else [line for line, _ in _records(path, block, first_line)]
+    # The parsers may differ over stray quotes: then the line is about right.
+    return np.array(found, int) if len(found) == len(table) else first_line + places
 
-  table = table.rename_columns(list(columns))
-  return Chunk(path, table, first_row + np.arange(table.num_rows), lines=lines)
+  broken = [
+    _wrong_length(first_row + place, first_line + place, fields, names) for place, fields in skipped
+  ]
+  return Chunk(path, table.rename_columns(list(columns)), first_row + places, broken, lines)
+
+
+def _wrong_length(row: int, line: int, fields: int, names: Sequence[str]) -> Broken:
+  rule = f"a row must have {len(names)} fields, as the header has"
+  return Broken(row, line, None, rule, f"{fields} fields")
 
 
 def _parse_by_record(
@@ -163,8 +193,7 @@ def _parse_by_record(
   kept, rows, lines, broken = [], [], [], []
   for row, (line, fields) in enumerate(_records(path, block, first_line), first_row):
     if len(fields) != len(names):
-      rule = f"a row must have {len(names)} fields, as the header has"
-      broken.append(Broken(row, line, None, rule, f"{len(fields)} fields"))
+      broken.append(_wrong_length(row, line, len(fields), names))
     elif not (text := ",".join(fields)).isprintable() and _has_surrogates(text):
       broken.append(Broken(row, line, None, "text must be UTF-8", _escaped(text)))
     else:

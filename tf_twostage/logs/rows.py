@@ -191,7 +191,7 @@ class _Check:
     self._schema = schema
     self._bad_rows = bad_rows
     self._known = known
-    self._dated: bool | None = None  # whether times are dates; the first chunk decides
+    self._dated: bool | None = None  # whether times are dates; most of the first chunk decide
 
   def __call__(self, chunk: Chunk, columns: Mapping[str, str]) -> Rows:
     good = np.ones(len(chunk.rows), bool)
@@ -235,8 +235,8 @@ class _Check:
 
   def _times(self, raw: pa.ChunkedArray, column: str, require: Require) -> np.ndarray:
     values, no_number = numbers(raw)
-    if self._dated is None:
-      self._dated = bool(no_number.all())
+    if self._dated is None and len(values):
+      self._dated = bool(no_number.mean() > 0.5)
     if self._dated:
       values = times(raw)
     require(

@@ -27,6 +27,7 @@ COLUMNS = {
   "split": ("string", "optional: train, validation or test"),
 }
 SCHEMA = "schema.yaml"
+_ROWS = 1 << 16  # serialized at a time
 _OURS = re.compile(r"log-\d{5}-of-\d{5}\.tfrecord(\.gz)?|log\.(csv|parquet|json)|schema\.yaml")
 _TEXT = ("bytes_list", "BytesList", object)
 _DTYPES = {"float": "float32", "double": "float64"}  # as pyarrow calls them -> as NumPy does
@@ -82,7 +83,7 @@ def write(
       open_files.enter_context(tf.io.TFRecordWriter(str(directory / name), options))
       for name in names(num_shards, compress=compress)
     ]
-    for table in tables:
+    for table in _slices(tables):
       columns = {field.name: str(field.type) for field in table.schema}
       records = serialize({name: table[name].to_numpy() for name in columns})
       # The last shard takes what is left, should there be more rows than was thought.
@@ -105,6 +106,13 @@ def write(
   text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
   (directory / DESCRIPTION).write_text(text, encoding="utf-8")
   return written
+
+
+def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+  """The same rows in parts that take little memory as records."""
+  for table in tables:
+    for start in range(0, table.num_rows, _ROWS):
+      yield table.slice(start, _ROWS)
 
 
 def serialize(columns: Mapping[str, np.ndarray]) -> np.ndarray:
