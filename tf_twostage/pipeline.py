@@ -94,12 +94,7 @@ def fit_generator(
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / "config.json", dataclasses.asdict(config))
   tf.keras.utils.set_random_seed(config.seed)
-  towers = TwoTower(
-    environment.tables,
-    config.encoder,
-    l2=config.generator.l2,
-    item_bias=config.generator.item_bias,
-  )
+  towers = _fresh_towers(config, environment)
   model = CandidateGenerator(
     towers, make_objective(config), ranker_logits=environment.ranker_logits
   )
@@ -120,6 +115,28 @@ def fit_generator(
     progress=progress,
   )
   return towers, history
+
+
+def finished_generator(
+  config: Config, environment: Environment, workdir: pathlib.Path
+) -> TwoTower | None:
+  """The towers that `fit_generator` returned for these settings; None if it has not finished."""
+  directory = generator_directory(config, environment.name, workdir)
+  history = training.finished_history(directory, config.generator.epochs)
+  if history is None:
+    return None
+  towers = _fresh_towers(config, environment)
+  training.restore_best(towers, directory, history)
+  return towers
+
+
+def _fresh_towers(config: Config, environment: Environment) -> TwoTower:
+  return TwoTower(
+    environment.tables,
+    config.encoder,
+    l2=config.generator.l2,
+    item_bias=config.generator.item_bias,
+  )
 
 
 def generator_directory(config: Config, environment: str, workdir: pathlib.Path) -> pathlib.Path:

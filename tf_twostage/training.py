@@ -16,13 +16,14 @@ from tf_twostage.evaluation.judge import Measures, Scores
 from tf_twostage.evaluation.protocol import MEASURES
 from tf_twostage.fitting import fit, make_optimizer, steps_per_epoch
 from tf_twostage.models.candidate_generator import CandidateGenerator
-from tf_twostage.models.encoders import Codes
+from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.monitoring import Monitor
 from tf_twostage.stages import write_json
 
 _log = logging.getLogger(__name__)
 
 _HISTORY = "history.json"
+_BEST = "best"
 
 # One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
 # what the scores come to when the best epoch is chosen}
@@ -43,6 +44,13 @@ def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
   file = directory / _HISTORY
   history = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
   return history if len(history) >= epochs else None
+
+
+def restore_best(towers: TwoTower, directory: pathlib.Path, history: History) -> None:
+  """Gives `towers` the weights of the best epoch of a run in this directory."""
+  path = directory / _BEST / f"ckpt-{best_epoch(history)['epoch']}"
+  restored = tf.train.Checkpoint(towers=towers).restore(str(path))
+  restored.assert_existing_objects_matched().expect_partial()
 
 
 def train_generator(
@@ -112,12 +120,14 @@ class _Run:
   """What a training run keeps on disk: the last epoch, the best epoch, the history."""
 
   def __init__(self, model: CandidateGenerator, directory: pathlib.Path):
+    self._directory = directory
+    self._towers = model.towers
     self._history_file = directory / _HISTORY
     last = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
     self._last = tf.train.CheckpointManager(last, str(directory / "checkpoints"), max_to_keep=2)
     best = tf.train.Checkpoint(towers=model.towers)
     # Two, so that a kill between the two saves of an epoch still leaves the best finished one.
-    self._best = tf.train.CheckpointManager(best, str(directory / "best"), max_to_keep=2)
+    self._best = tf.train.CheckpointManager(best, str(directory / _BEST), max_to_keep=2)
     self.history: History = []
 
   @property
@@ -132,8 +142,7 @@ class _Run:
     self.history = json.loads(self._history_file.read_text())[:epochs]
 
   def restore_best(self) -> None:
-    path = f"{self._best.directory}/ckpt-{best_epoch(self.history)['epoch']}"
-    self._best.checkpoint.restore(path).assert_existing_objects_matched().expect_partial()
+    restore_best(self._towers, self._directory, self.history)
 
   def save(self, epoch: dict[str, Any]) -> None:
     """The checkpoint comes last: it alone makes the epoch count as finished."""

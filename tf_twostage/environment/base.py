@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import protocol
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.judge import Judge, Scorer, Scores
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.stored import StoredTowers
@@ -37,6 +38,8 @@ class Environment:
     name: differs wherever anything above does, so that results can be told apart by it.
     facts: numbers worth reporting, such as the simulator's AUC.
     notes: what a reader of the results should know; sentences.
+    evaluation_log: makes, or finds made, what policies are evaluated on off-policy: rows that
+      generators have not learned from, or a note that they have; None: there is no such log.
   """
 
   tables: EncodedTables
@@ -50,6 +53,7 @@ class Environment:
   name: str
   facts: Mapping[str, float]
   notes: tuple[str, ...] = ()
+  evaluation_log: Callable[[Stages], EvaluationLog] | None = None
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
     """A function that scores `scorer`, with this ranker behind it, as it is when called."""

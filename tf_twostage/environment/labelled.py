@@ -8,6 +8,7 @@ from tf_twostage.config import Config
 from tf_twostage.datasets.xmc import XmcData
 from tf_twostage.datasets.xmc_tables import document_tables
 from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.fresh_log import fresh_log
 from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
@@ -37,6 +38,7 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
   # the label popular, as a mean would have it.
   popularity = protocol.total_reward(log, data.num_labels)
   tests = slice(data.num_train, data.num_documents)
+  relevance = data.test.relevance()
   return Environment(
     tables=tables,
     titles=labels[schema.item_id.name],
@@ -47,7 +49,7 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
         "context": {},
         "user_index": np.arange(tests.start, tests.stop, dtype=np.int32),
       },
-      relevance=data.test.relevance(),
+      relevance=relevance,
       excluded=None,  # the log knows nothing of test documents
       num_validation=config.data.validation_users,
     ),
@@ -60,4 +62,13 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
     requests=requests(schema, {n: v[tests] for n, v in documents.items()}, {}),
     name=stage,
     facts={"logged_reward": float(log.reward.mean())},
+    evaluation_log=lambda stages: fresh_log(
+      config,
+      tables,
+      recording,
+      stages,
+      labels=relevance,
+      contexts=lambda documents, labels: {},
+      first_user=tests.start,
+    ),
   )

@@ -20,10 +20,16 @@ from tf_twostage.environment.base import Environment, requests, usual_policies
 from tf_twostage.environment.simulated import judge_of_ratings
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.stored import StoredTowers
 from tf_twostage.simulation.full_information import unpack_pairs
 
+_SEEN = (
+  "The log is the one that the generators learned from: their values come out too high, by how much"
+  " is not known. True values are not known either: the environment holds no rewards of pairs that"
+  " were not logged, only what evaluation counts as relevant."
+)
 READY_FILES = ("full_information.npz", "bandit_log.csv", "ranker.npz")
 
 
@@ -50,6 +56,7 @@ def ready(config: Config, data: RatingsData, directory: pathlib.Path) -> Environ
   digest = hashlib.sha256(data.fingerprint().encode())
   for name in READY_FILES:
     digest.update((directory / name).read_bytes())
+  name = f"ready-{digest.hexdigest()[:10]}"
   judge = judge_of_ratings(config, tables, log, relevance, {})
   return Environment(
     tables=tables,
@@ -62,8 +69,9 @@ def ready(config: Config, data: RatingsData, directory: pathlib.Path) -> Environ
       protocol.popularity(log, data.num_items), ranker_logits, config.environment_seed
     ),
     requests=requests(schema, data.users, {}, judge.excluded),
-    name=f"ready-{digest.hexdigest()[:10]}-{config.environment_seed}",
+    name=f"{name}-{config.environment_seed}",
     facts={},
+    evaluation_log=lambda stages: EvaluationLog(log, data.num_items, name, (_SEEN,)),
   )
 
 

@@ -10,6 +10,7 @@ from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.fresh_log import fresh_log
 from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.protocol import EvaluationSet
@@ -42,6 +43,17 @@ def simulated(config: Config, data: RatingsData, stages: Stages) -> Environment:
     requests=requests(data.schema, data.users, judge.inputs["context"], judge.excluded),
     name=stage,
     facts={"simulator_auc": simulation.simulator_auc},
+    evaluation_log=lambda stages: fresh_log(
+      config,
+      tables,
+      recording,
+      stages,
+      labels=information.labels,
+      # The user's, as in all evaluation, not the pair's: a policy sees it before it acts.
+      contexts=lambda users, items: {
+        name: values[users] for name, values in information.evaluation_context.items()
+      },
+    ),
   )
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.errors import InputError
+from tf_twostage.models.encoders import Codes
 
 # From rows of the log, [m] int, to a number for each item of the catalogue in each, [m, N].
 ByRow = Callable[[np.ndarray], np.ndarray]
@@ -25,6 +28,7 @@ class EvaluationLog:
   Attributes:
     log: n rows with propensities. Its context is what a policy sees when it decides, so it must
       not depend on the action.
+    num_items: size of the catalogue, N.
     stage: differs wherever the log does, for later stages to depend on.
     notes: what a reader of the estimates must know, a sentence each.
     expected_rewards: r(x_i, a), the reward that each item would have had; None: not known.
@@ -35,6 +39,7 @@ class EvaluationLog:
   """
 
   log: BanditLog
+  num_items: int
   stage: str
   notes: tuple[str, ...] = ()
   expected_rewards: ByRow | None = None
@@ -60,3 +65,16 @@ class EvaluationLog:
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
     )
     return first, index.reshape(-1)
+
+  def inputs(self, rows: np.ndarray, users: Codes) -> dict[str, Any]:
+    """What models read of these rows [m], given the codes of all users.
+
+    Returns:
+      "user" {name: [m, ...]}, "context" {name: [m]} raw, "user_index" [m].
+    """
+    index = self.log.user_index[rows]
+    return {
+      "user": {name: tf.gather(codes, index) for name, codes in users.items()},
+      "context": {name: tf.constant(values[rows]) for name, values in self.log.context.items()},
+      "user_index": tf.constant(index),
+    }
