@@ -56,8 +56,10 @@ def test_logged_positives_are_excluded(files, tmp_path):
 
 def test_the_ranker_of_an_export_is_that_of_the_file(files, tmp_path):
   world = make(files.write(tmp_path))
-  np.testing.assert_allclose(world.ranker_towers.query(world.tables.users), files.user_vectors)
-  np.testing.assert_allclose(world.ranker_towers.candidates(), files.item_vectors)
+  slates = np.tile(np.arange(ready.ITEMS)[::-1], (ready.USERS, 1))
+  scores = world.slate_ranker({}, world.tables.users, slates)
+  expected = (files.user_vectors @ files.item_vectors.T)[:, ::-1]
+  np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_baselines_are_those_that_three_files_allow(files, tmp_path):

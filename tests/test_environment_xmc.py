@@ -18,6 +18,8 @@ from tf_twostage.config import (
 )
 from tf_twostage.datasets.xmc import make_xmc
 from tf_twostage.errors import InputError
+from tf_twostage.models.encoders import TwoTower
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.stages import Stages
 
 DATA = make_xmc(80, 40, 90, 30, labels_per_document=4, features_per_document=15)
@@ -138,8 +140,10 @@ def test_the_whole_way(tiny_data, tmp_path):
 
 
 def test_an_export_repeats_a_recommender_of_sparse_vectors(world, tmp_path):
-  towers = world.ranker_towers
-  recommender = serving.Recommender(world.tables.schema, towers, towers, world.titles, SLATE)
+  towers = TwoTower(world.tables, CONFIG.encoder, l2=0.0)
+  recommender = serving.Recommender(
+    world.tables.schema, towers, TowerRanker(towers), world.titles, SLATE
+  )
   path = serving.export(recommender, tmp_path)
   serving.check(path, recommender, world.requests)
   best = recommender.recommend(**{k: tf.constant(v) for k, v in world.requests.items()})

@@ -9,6 +9,7 @@ from tf_twostage.config import EncoderConfig
 from tf_twostage.datasets import make_synthetic
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.slate_ranker import TowerRanker
 
 DATA = make_synthetic(num_users=20, num_items=15, num_ratings=200)
 SCHEMA = DATA.schema
@@ -23,7 +24,7 @@ def recommender():
   return serving.Recommender(
     SCHEMA,
     TwoTower(tables, EncoderConfig(), l2=0.0),
-    TwoTower(tables, EncoderConfig(), l2=0.0, use_context=True),
+    TowerRanker(TwoTower(tables, EncoderConfig(), l2=0.0, use_context=True)),
     DATA.titles,
     SLATE,
   )
@@ -53,10 +54,10 @@ def expected_slate(recommender, row, excluded=()):
   logits = np.asarray(
     recommender._generator_items @ recommender._generator_query(codes)[0][:, None]
   )
-  ranker = np.asarray(recommender._ranker_items @ recommender._ranker_query(codes)[0][:, None])
+  ranker = recommender._ranker({}, codes, np.arange(15)[None]).numpy()[0]
   allowed = [i for i in range(15) if IDS[i] not in excluded]
   slate = sorted(allowed, key=lambda i: -logits[i, 0])[:SLATE]
-  return [IDS[i] for i in sorted(slate, key=lambda i: -ranker[i, 0])]
+  return [IDS[i] for i in sorted(slate, key=lambda i: -ranker[i])]
 
 
 def test_recommends_the_rankers_order_of_the_generators_slate(recommender, exported):
@@ -144,7 +145,7 @@ def test_the_check_notices_another_model(exported):
   other = serving.Recommender(
     SCHEMA,
     TwoTower(tables, EncoderConfig(), l2=0.0),
-    TwoTower(tables, EncoderConfig(), l2=0.0, use_context=True),
+    TowerRanker(TwoTower(tables, EncoderConfig(), l2=0.0, use_context=True)),
     DATA.titles,
     SLATE,
   )

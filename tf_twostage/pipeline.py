@@ -53,7 +53,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
     recommender = serving.Recommender(
       environment.tables.schema,
       towers,
-      environment.ranker_towers,
+      environment.slate_ranker,
       environment.titles,
       config.slate_size,
     )

@@ -17,25 +17,26 @@ from absl import logging
 
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import FeatureLookup, TwoTower
+from tf_twostage.models.slate_ranker import SlateRanker
 from tf_twostage.models.two_stage import PADDING, rerank, retrieve
 from tf_twostage.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
 
 
 class Recommender(tf.Module):
-  """Generator and ranker with fixed item vectors, from raw values to an ordered slate."""
+  """Generator with fixed item vectors, and ranker, from raw values to an ordered slate."""
 
   def __init__(
     self,
     schema: Schema,
     generator: TwoTower,
-    ranker: TwoTower,
+    ranker: SlateRanker,
     titles: np.ndarray,
     slate_size: int,
   ):
     """Args:
     schema: features of both towers.
     generator: fitted, without context.
-    ranker: fitted, with context.
+    ranker: scores a slate.
     titles: [N] display names by catalogue index.
     slate_size: items retrieved and ranked, at most N.
     """
@@ -47,10 +48,10 @@ class Recommender(tf.Module):
     self._lookup = FeatureLookup((*schema.user_inputs, *schema.context))
     self._item_lookup = FeatureLookup((schema.item_id,))
     # The SavedModel keeps the towers' variables, not the Keras layers around them.
-    self._generator_query, self._ranker_query = generator.query, ranker.query
-    self._weights = [*generator.variables, *ranker.variables]
+    self._generator_query = generator.query
+    self._weights = [*generator.variables]
     self._generator_items = tf.Variable(generator.candidates(), trainable=False)
-    self._ranker_items = tf.Variable(ranker.candidates(), trainable=False)
+    self._ranker = ranker
     self._ids = tf.constant(np.asarray(schema.item_id.vocabulary), tf.string)
     self._titles = tf.constant(titles, tf.string)
 
@@ -67,8 +68,7 @@ class Recommender(tf.Module):
     codes = self._lookup(features)
     logits = tf.matmul(self._generator_query(codes), self._generator_items, transpose_b=True)
     slate, _ = retrieve(logits, self._mask(exclude), self._slate_size)
-    vectors = tf.gather(self._ranker_items, tf.maximum(slate, 0))
-    ranker_scores = tf.linalg.matvec(vectors, self._ranker_query(codes))
+    ranker_scores = self._ranker(features, codes, tf.maximum(slate, 0))
     ids, scores = rerank(slate, ranker_scores, self._slate_size)
     present = ids != PADDING
     rows = tf.maximum(ids, 0)

@@ -8,6 +8,7 @@ from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
 from tf_twostage.datasets import make_synthetic
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.models.stored import StoredTowers
 
 DATA = make_synthetic(num_users=6, num_items=12, num_ratings=40)
@@ -45,7 +46,7 @@ def test_nothing_is_left_to_train(vectors):
 
 def test_an_export_ranks_by_them(vectors, tmp_path):
   generator = TwoTower(TABLES, EncoderConfig(), l2=0.0)
-  ranker = StoredTowers("user_id", *vectors)
+  ranker = TowerRanker(StoredTowers("user_id", *vectors))
   schema = DATA.schema
   recommender = serving.Recommender(schema, generator, ranker, DATA.titles, 12)
   exported = tf.saved_model.load(str(serving.export(recommender, tmp_path)))

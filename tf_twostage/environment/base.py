@@ -13,8 +13,8 @@ from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.judge import Judge, Scorer, Scores
-from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.stored import StoredTowers
+from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.slate_ranker import SlateRanker
 from tf_twostage.schema import FeatureTable, Schema, columns
 from tf_twostage.stages import Stages, write_json
 
@@ -31,8 +31,8 @@ class Environment:
     log: the rows that generators learn from, with propensities.
     judge: says how good a scorer is.
     ranker_logits: maps a batch to the ranker's scores of the catalogue, [B, N].
-    ranker_towers: the ranker's vectors, for an export; their products may differ from
-      `ranker_logits` by a constant.
+    slate_ranker: the ranker of an export; its order is that of `ranker_logits`, its scores may
+      differ from them by a constant and a positive factor.
     policies: what every table compares with, by name.
     requests: what an export is tried with: raw values of a few users.
     name: differs wherever anything above does, so that results can be told apart by it.
@@ -47,7 +47,7 @@ class Environment:
   log: BanditLog
   judge: Judge
   ranker_logits: Scorer
-  ranker_towers: TwoTower | StoredTowers
+  slate_ranker: SlateRanker
   policies: Mapping[str, Scorer]
   requests: FeatureTable
   name: str

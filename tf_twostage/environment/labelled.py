@@ -14,6 +14,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.protocol import EvaluationSet
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.simulation.labelled import log_labels
 from tf_twostage.stages import Stages
 
@@ -54,7 +55,7 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
       num_validation=config.data.validation_users,
     ),
     ranker_logits=ranker.frozen(),
-    ranker_towers=ranker.towers,
+    slate_ranker=TowerRanker(ranker.towers),
     policies={
       "logging policy": protocol.vector_scorer(*recording.policy),
       **usual_policies(popularity, ranker.frozen(), config.environment_seed),

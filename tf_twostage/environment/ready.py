@@ -22,6 +22,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.models.stored import StoredTowers
 from tf_twostage.simulation.full_information import unpack_pairs
 
@@ -64,7 +65,7 @@ def ready(config: Config, data: RatingsData, directory: pathlib.Path) -> Environ
     log=log,
     judge=judge,
     ranker_logits=ranker_logits,
-    ranker_towers=StoredTowers(schema.user_id.name, *vectors),
+    slate_ranker=TowerRanker(StoredTowers(schema.user_id.name, *vectors)),
     policies=usual_policies(
       protocol.popularity(log, data.num_items), ranker_logits, config.environment_seed
     ),

@@ -15,6 +15,7 @@ from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.protocol import EvaluationSet
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.simulation.simulate import simulate
 from tf_twostage.stages import Stages
 
@@ -35,7 +36,7 @@ def simulated(config: Config, data: RatingsData, stages: Stages) -> Environment:
     log=recording.log,
     judge=judge,
     ranker_logits=ranker.frozen(),
-    ranker_towers=ranker.towers,
+    slate_ranker=TowerRanker(ranker.towers),
     policies={
       "logging policy": protocol.vector_scorer(*recording.policy),
       **usual_policies(popularity, ranker.frozen(), config.environment_seed),
