@@ -57,8 +57,6 @@ def from_bandit_feedback(feedback: Mapping[str, Any], name: str = "bandit feedba
     reward=feedback["reward"],
     position=None if position is None else np.asarray(position),
   )
-  if len(log) != rows:
-    raise InputError(f"{name}: n_rounds is {rows}, but action has {len(log)} rows")
   return LoggedData(
     name=name,
     # A user is a row of numbers here: towers read those, and a user met later is as good as one.

@@ -15,7 +15,7 @@ import yaml
 from tf_twostage import splits
 from tf_twostage.errors import InputError
 from tf_twostage.logs import files, rows
-from tf_twostage.logs.log_schema import ROLES
+from tf_twostage.logs.log_schema import RESERVED, ROLES
 
 _ROWS = 100_000  # of the first chunk; enough to tell a click from a probability
 _FEW = 20  # whole numbers with no more values than this are codes
@@ -220,7 +220,7 @@ def _sort_out(
   """The log's other columns: user features, context features, and those of no use as they are.
 
   What is the same in all rows of a user describes the user; a number that changes is context.
-  Without user ids whatever is no number describes the user.
+  Without user ids whatever is no number describes the user. A constant describes nobody.
   """
   user_features, context, unread = [], [], []
   for column in columns:
@@ -229,7 +229,9 @@ def _sort_out(
       seen_again = user.text.duplicated(keep=False)
       values = column.text[seen_again].groupby(user.text[seen_again]).nunique()
       describes_user = len(values) > 0 and bool((values <= 1).all())
-    if describes_user and not elsewhere and not column.dated:
+    if column.distinct == 1 or column.name in RESERVED:
+      unread.append(column)
+    elif describes_user and not elsewhere and not column.dated:
       user_features.append(column)
     elif column.numbers is not None and user is not None and not describes_user:
       context.append(column)
@@ -252,7 +254,7 @@ def _section(side: str, columns: Sequence[_Column]) -> Iterator[str]:
   if columns:
     yield f"{side}:"
   for column in columns:
-    kind, separator = _kind(column)
+    kind, separator = ("numeric", "") if side == "context_features" else _kind(column)
     spec: str | Mapping[str, str] = kind
     if separator:
       spec = {"kind": kind, "separator": separator}

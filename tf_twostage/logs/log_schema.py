@@ -31,7 +31,7 @@ ROLES = (
   "ranker_score",
   "split",
 )
-_RESERVED = {*ROLES, "user_index", "action", "title"}
+RESERVED = {*ROLES, "user_index", "action", "title"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class FeatureColumn:
       raise InputError(
         f"feature {self.name!r}: unknown kind {self.kind!r}; choose one of {', '.join(KINDS)}"
       )
-    if self.name in _RESERVED:
+    if self.name in RESERVED:
       raise InputError(
         f"feature {self.name!r}: the name is taken by the log's own columns; give the feature"
         f" another name and say `column: {self.column}`"
