@@ -58,7 +58,6 @@ setup(
     "dev": [*DEV, *PLOT, *SERVING],
   },
   classifiers=[
-    "License :: OSI Approved :: Apache Software License",
     "Programming Language :: Python :: 3.10",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
