@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -90,18 +89,20 @@ def test_bad_rows_decide_the_exit_code(tmp_path):
     ("validate_log", [], "--log must be given"),
     ("validate_log", ["--log=nowhere.csv"], "nowhere.csv: no such file"),
     ("convert_log", ["--log=x.csv"], "--output must be given"),
-    ("infer_schema", ["--log=nowhere.csv"], "nowhere.csv: no such file"),
     ("infer_schema", ["--loggg=x"], "Unknown command line flag 'loggg'"),
   ],
 )
-def test_wrong_usage_ends_in_one_message_at_once(name, arguments, words):
-  start = time.perf_counter()
+def test_wrong_usage_ends_in_one_message(name, arguments, words):
   done = run(name, *arguments)
   assert done.returncode == 2
   assert done.stderr.startswith("error: ")
   assert words in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
-  assert time.perf_counter() - start < 5  # one on an idle machine: TensorFlow stays out of it
+
+
+def test_a_report_starts_fast_because_tensorflow_stays_out_of_it():
+  code = "import sys, tf_twostage.log_report.validate; assert 'tensorflow' not in sys.modules"
+  assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_help_lists_what_the_command_takes_and_no_more():

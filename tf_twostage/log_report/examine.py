@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from tf_twostage.datasets.logged import LoggedData
 from tf_twostage.datasets.policy_table import PolicyTable
@@ -205,7 +205,9 @@ def _support(
   tested = item_counts(data) >= _RARE
   if not tested.any():
     return
-  bound = stats.norm.isf(0.001 / int(tested.sum()))  # one false alarm in a thousand logs
+  bound = -special.ndtri(
+    0.001 / int(tested.sum())
+  )  # normal errors; one false alarm in a thousand logs
   over = tested & (mass - 1 > bound * spread) & (mass > _EXCESS)
   yield Fact(
     section,
