@@ -1,12 +1,14 @@
 """CSV, plain or gzipped, read a block at a time; cells stay text.
 
-A block is parsed by pyarrow. Where that is not enough, for text that is not UTF-8 or lines that are
-not rows, the block is gone through record by record, which is ten times slower.
+A block is parsed by pyarrow, which refuses it whole if one row has too few fields or is not UTF-8.
+Such rows are then looked for and taken out.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
+import dataclasses
 import functools
 import gzip
 import io
@@ -51,7 +53,7 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
     if not names:
       header = _header(path, block)
       names, block, line = header.names, block[header.size :], header.lines + 1
-    chunk = _parse(path, block, names, columns, row, line)
+    chunk = _parse(_Block(path, block, names, columns, row, line))
     yield chunk
     row += len(chunk.rows) + len(chunk.broken)
     line += block.count(b"\n")
@@ -115,114 +117,138 @@ def _last_row_end(data: bytes) -> int:
   return end or last
 
 
-def _parse(
-  path: pathlib.Path,
-  block: bytes,
-  names: Sequence[str],
-  columns: Sequence[str],
-  first_row: int,
-  first_line: int,
-) -> Chunk:
-  keys = [str(place) for place in range(len(names))]  # a header may repeat a name nobody reads
-  wanted = [keys[names.index(column)] for column in columns]
-  skipped: list[tuple[int, int]] = []  # rows of another length: place in the block, fields
+@dataclasses.dataclass(frozen=True)
+class _Block:
+  """Whole rows of a file, and where they stand: their first row and line."""
 
-  def skip(row):
-    skipped.append((row.number - 1, row.actual_columns))
-    return "skip"
+  path: pathlib.Path
+  text: bytes
+  names: Sequence[str]
+  columns: Sequence[str]
+  row: int
+  line: int
 
-  def parse(handler=None):
-    return arrow_csv.read_csv(
-      pa.BufferReader(block),
-      # Rows are numbered only where one thread reads them.
-      arrow_csv.ReadOptions(
-        column_names=keys, block_size=_PARSED_AT_ONCE, use_threads=handler is None
-      ),
-      arrow_csv.ParseOptions(newlines_in_values=quoted, invalid_row_handler=handler),
-      arrow_csv.ConvertOptions(
-        column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted
-      ),
-    )
+  def wrong_length(self, row: int, line: int, fields: int) -> Broken:
+    rule = f"a row must have {len(self.names)} fields, as the header has"
+    return Broken(self.row + row, self.line + line, None, rule, f"{fields} fields")
 
-  def by_record():
-    return _parse_by_record(path, block, names, columns, first_row, first_line)
+  def wrong_text(self, row: int, line: int, text: str) -> Broken:
+    shown = text[:60].encode("ascii", "backslashreplace").decode()
+    return Broken(self.row + row, self.line + line, None, "text must be UTF-8", shown)
 
-  quoted = b'"' in block
-  newlines = block.count(b"\n") + (not block.endswith(b"\n"))
+
+def _parse(block: _Block) -> Chunk:
   try:
-    table = parse()
+    table = _table(block, block.text)
   except pa.ArrowInvalid:
-    if not block.strip():
-      return by_record()
-    try:
-      table = parse(skip)
-    except pa.ArrowInvalid:  # text that is not UTF-8
-      return by_record()
-  line_is_row = not quoted and newlines == len(table) + len(skipped)
-  if skipped and not line_is_row:
-    return by_record()
-  places = np.delete(np.arange(len(table) + len(skipped)), [place for place, _ in skipped])
+    return _parse_by_record(block) if b'"' in block.text else _parse_by_line(block)
+  rows = np.arange(len(table))
 
   @functools.cache
   def lines():
-    found = [] if line_is_row else [line for line, _ in _records(path, block, first_line)]
+    newlines = block.text.count(b"\n") + (not block.text.endswith(b"\n"))
+    if b'"' not in block.text and newlines == len(rows):
+      return block.line + rows
+    found = np.array([block.line + line for line, _ in _records(block)], int)
     # The parsers may differ over stray quotes: then the line is about right.
-    return np.array(found, int) if len(found) == len(table) else first_line + places
+    return found if len(found) == len(rows) else block.line + rows
 
-  broken = [
-    _wrong_length(first_row + place, first_line + place, fields, names) for place, fields in skipped
-  ]
-  return Chunk(path, table.rename_columns(list(columns)), first_row + places, broken, lines)
+  return Chunk(block.path, table, block.row + rows, lines=lines)
 
 
-def _wrong_length(row: int, line: int, fields: int, names: Sequence[str]) -> Broken:
-  rule = f"a row must have {len(names)} fields, as the header has"
-  return Broken(row, line, None, rule, f"{fields} fields")
+def _table(block: _Block, text: bytes) -> pa.Table:
+  """Raises ArrowInvalid if any row has another length than the header, or is not UTF-8."""
+  keys = [str(place) for place in range(len(block.names))]  # a name that nobody reads may repeat
+  wanted = [keys[block.names.index(column)] for column in block.columns]
+  if not text.strip():
+    return pa.table([pa.array([], pa.string()) for _ in wanted], list(block.columns))
+  table = arrow_csv.read_csv(
+    pa.BufferReader(text),
+    arrow_csv.ReadOptions(column_names=keys, block_size=_PARSED_AT_ONCE),
+    arrow_csv.ParseOptions(newlines_in_values=b'"' in text),
+    arrow_csv.ConvertOptions(
+      column_types=dict.fromkeys(wanted, pa.string()), include_columns=wanted
+    ),
+  )
+  return table.rename_columns(list(block.columns))
 
 
-def _parse_by_record(
-  path: pathlib.Path,
-  block: bytes,
-  names: Sequence[str],
-  columns: Sequence[str],
-  first_row: int,
-  first_line: int,
-) -> Chunk:
-  """As `_parse`, slower: takes out the rows that stop the fast parser."""
-  places = [names.index(column) for column in columns]
+def _parse_by_line(block: _Block) -> Chunk:
+  """Takes out the rows that stop the parser, where a row is a line: there are no quotes."""
+  symbols = np.frombuffer(block.text, np.uint8)
+  ends = np.flatnonzero(symbols == ord("\n"))
+  if not block.text.endswith(b"\n"):
+    ends = np.append(ends, len(symbols))
+  starts = np.append(0, ends[:-1] + 1)
+  commas = np.flatnonzero(symbols == ord(","))
+  fields = 1 + np.diff(np.searchsorted(commas, ends), prepend=0)
+  # A blank line is no row; it may hold what is left of a Windows newline.
+  blank = (starts == ends) | ((starts + 1 == ends) & (symbols[starts] == ord("\r")))
+  rows = np.cumsum(~blank) - 1
+  wrong_length = np.flatnonzero(~blank & (fields != len(block.names)))
+  wrong_text = np.setdiff1d(np.searchsorted(ends, list(_not_utf8(block.text))), wrong_length)
+  broken = [block.wrong_length(int(rows[i]), int(i), int(fields[i])) for i in wrong_length]
+  for i in wrong_text:
+    text = block.text[starts[i] : ends[i]].decode("utf-8", "surrogateescape")
+    broken.append(block.wrong_text(int(rows[i]), int(i), text))
+  good = np.ones(len(ends), bool)
+  good[np.concatenate([wrong_length, wrong_text])] = False
+  kept = np.repeat(good, np.append(starts[1:], len(symbols)) - starts)
+  table = _table(block, symbols[kept].tobytes())
+  lines = np.flatnonzero(good & ~blank)
+  return Chunk(block.path, table, block.row + rows[lines], broken, lambda: block.line + lines)
+
+
+def _not_utf8(text: bytes) -> Iterator[int]:
+  """Where text cannot be decoded: a place in each line that has one."""
+  view, start = memoryview(text), 0
+  while True:
+    try:
+      codecs.utf_8_decode(view[start:], "strict", True)
+      return
+    except UnicodeDecodeError as error:
+      yield start + error.start
+      start = text.find(b"\n", start + error.start) + 1
+      if not start:
+        return
+
+
+def _parse_by_record(block: _Block) -> Chunk:
+  """The same where there are quotes, in which lines may end: ten times slower."""
+  places = [block.names.index(column) for column in block.columns]
   kept, rows, lines, broken = [], [], [], []
-  for row, (line, fields) in enumerate(_records(path, block, first_line), first_row):
-    if len(fields) != len(names):
-      broken.append(_wrong_length(row, line, len(fields), names))
-    elif not (text := ",".join(fields)).isprintable() and _has_surrogates(text):
-      broken.append(Broken(row, line, None, "text must be UTF-8", _escaped(text)))
+  for row, (line, fields) in enumerate(_records(block)):
+    text = ",".join(fields)
+    if len(fields) != len(block.names):
+      broken.append(block.wrong_length(row, line, len(fields)))
+    elif not text.isprintable() and any("\ud800" <= symbol <= "\udfff" for symbol in text):
+      broken.append(block.wrong_text(row, line, text))
     else:
       kept.append([fields[place] for place in places])
       rows.append(row)
       lines.append(line)
-  cells = list(zip(*kept, strict=True)) or [()] * len(columns)
-  table = pa.table([pa.array(column, pa.string()) for column in cells], list(columns))
-  return Chunk(path, table, np.array(rows, int), broken, lambda: np.array(lines, int))
+  cells = list(zip(*kept, strict=True)) or [()] * len(places)
+  table = pa.table([pa.array(column, pa.string()) for column in cells], list(block.columns))
+  return Chunk(
+    block.path, table, block.row + np.array(rows, int), broken,
+    lambda: block.line + np.array(lines, int),
+  )  # fmt: skip
 
 
-def _records(path: pathlib.Path, block: bytes, first_line: int) -> Iterator[tuple[int, list[str]]]:
-  """The line each record begins at, and its fields; bytes that are not UTF-8 as surrogates."""
-  reader = csv.reader(io.StringIO(block.decode("utf-8", "surrogateescape"), newline=""))
-  line = first_line
+def _records(block: _Block) -> Iterator[tuple[int, list[str]]]:
+  """The line in the block at which each record begins, and its fields.
+
+  Bytes that are not UTF-8 become surrogates.
+  """
+  reader = csv.reader(io.StringIO(block.text.decode("utf-8", "surrogateescape"), newline=""))
+  line = 0
   try:
     for fields in reader:
       if fields:  # blank lines are no rows
         yield line, fields
-      line = first_line + reader.line_num
+      line = reader.line_num
   except csv.Error as error:
     raise InputError(
-      f"{path}: line {line} cannot be split into fields ({error}); close its quotes"
+      f"{block.path}: line {block.line + line} cannot be split into fields ({error}); close its"
+      " quotes"
     ) from None
-
-
-def _escaped(text: str) -> str:
-  return text[:60].encode("ascii", "backslashreplace").decode()
-
-
-def _has_surrogates(text: str) -> bool:
-  return any("\ud800" <= character <= "\udfff" for character in text)

@@ -19,6 +19,7 @@ from tf_twostage.logs.files import LogFiles
 from tf_twostage.logs.log_schema import LogSchema
 from tf_twostage.logs.rules import Rule, rule
 
+_DECIDING = 1000  # rows that tell whether times are dates
 _NUMBERS = ("propensity", "reward", "position", "ranker_score")
 
 
@@ -191,7 +192,7 @@ class _Check:
     self._schema = schema
     self._bad_rows = bad_rows
     self._known = known
-    self._dated: bool | None = None  # whether times are dates; most of the first chunk decide
+    self._dated: bool | None = None  # whether times are dates; most of the first rows decide
 
   def __call__(self, chunk: Chunk, columns: Mapping[str, str]) -> Rows:
     good = np.ones(len(chunk.rows), bool)
@@ -205,7 +206,9 @@ class _Check:
     kinds = {f.name: f.kind for f in (*self._schema.user_features, *self._schema.context_features)}
     for name, column in columns.items():
       raw = chunk.table[column]
-      if name == "time" or (column == self._schema.time and kinds.get(name) == "numeric"):
+      if column == self._schema.time and "time" in checked:  # a time that is context, too
+        checked[name] = checked["time"]
+      elif name == "time":
         checked[name] = self._times(raw, column, require)
       elif name in _NUMBERS or kinds.get(name) == "numeric":
         checked[name] = required_numbers(raw, column, rule(name), require)
@@ -234,11 +237,9 @@ class _Check:
     return ids
 
   def _times(self, raw: pa.ChunkedArray, column: str, require: Require) -> np.ndarray:
-    values, no_number = numbers(raw)
-    if self._dated is None and len(values):
-      self._dated = bool(no_number.mean() > 0.5)
-    if self._dated:
-      values = times(raw)
+    if self._dated is None and len(raw):
+      self._dated = bool(numbers(raw[:_DECIDING])[1].mean() > 0.5)
+    values = times(raw) if self._dated else numbers(raw)[0]
     require(
       np.isfinite(values),
       column,
