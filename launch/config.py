@@ -76,7 +76,7 @@ def _settings() -> Iterator[_Setting]:
       yield _Setting(field.name, inner, getattr(value, inner.name))
 
 
-def define_flags(*, export: bool = True) -> None:
+def define_flags(*, export: bool = True, overwrite: bool = True) -> None:
   """Defines every setting's flag, and where a run reads and writes."""
   for setting in _settings():
     _DEFINERS[setting.kind](setting.flag, setting.default, setting.field.metadata["help"])
@@ -85,7 +85,8 @@ def define_flags(*, export: bool = True) -> None:
     flags.DEFINE_string(
       "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
     )
-  flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
+  if overwrite:
+    flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
 
 
 def config_from_flags() -> Config:
@@ -162,10 +163,14 @@ def _changed(config: Config, values: Mapping[str, str]) -> Config:
   return config
 
 
+def work_path(config: Config) -> pathlib.Path:
+  """Where the work directory is, or would be."""
+  return pathlib.Path(flags.FLAGS.workdir or f"runs/{config.name}")
+
+
 def work_directory(config: Config) -> pathlib.Path:
   """The work directory, emptied if asked to."""
-  values = flags.FLAGS
-  workdir = pathlib.Path(values.workdir or f"runs/{config.name}")
+  values, workdir = flags.FLAGS, work_path(config)
   if values.overwrite and workdir.exists():
     if any(workdir.iterdir()) and not (workdir / "stages").is_dir():
       raise InputError(

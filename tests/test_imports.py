@@ -29,7 +29,7 @@ ORDER = [
   ("tables",),
   ("figures", "reporting", "serving"),
   ("pipeline",),
-  ("experiment",),
+  ("experiment", "policy_evaluation"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.

@@ -124,7 +124,7 @@ class LoggedRows:
     rewards = check_vector("rewards", rewards)
     n = len(rewards)
     probabilities = _check_matrix("probabilities", probabilities, n)
-    _check_distribution(probabilities)
+    check_distribution("probabilities", probabilities)
     num_actions = probabilities.shape[1]
     actions = check_actions(actions, n, num_actions)
     row = np.arange(n)
@@ -245,13 +245,14 @@ def _check_matrix(name: str, values: Any, length: int) -> np.ndarray:
   return array
 
 
-def _check_distribution(probabilities: np.ndarray) -> None:
+def check_distribution(name: str, probabilities: np.ndarray) -> None:
+  """Raises InputError unless all rows of `probabilities` [n, N] are distributions."""
   lowest = probabilities.min(axis=1)  # NaN passes through, and fails the comparison
   remedy = "pass a distribution over the catalogue a row"
-  check_rows("probabilities", ~(lowest >= 0), lowest, "hold a negative value or NaN", remedy)
+  check_rows(name, ~(lowest >= 0), lowest, "hold a negative value or NaN", remedy)
   total = probabilities.sum(axis=1, dtype=np.float64)
   off = ~(np.abs(total - 1) <= _TOLERANCE)
-  check_rows("probabilities", off, total, "do not sum to 1", remedy + " (a softmax, not logits)")
+  check_rows(name, off, total, "do not sum to 1", remedy + " (a softmax, not logits)")
 
 
 def _check_propensities(values: np.ndarray) -> None:

@@ -1,0 +1,78 @@
+"""Estimates what finished generators would earn, and other policies, off-policy.
+
+python -m launch.evaluate --flagfile=launch/synthetic.flags
+python -m launch.evaluate --flagfile=launch/ml1m.flags --data_dir=DIR \\
+    --losses=cross_entropy,ips,two_stage_ips --seeds=20
+python -m launch.evaluate --flagfile=launch/synthetic.flags --policy_file=uniform.csv
+
+Takes the flags that trained them, of launch.train or of launch.experiment: what they name must have
+finished. docs/evaluation.md says how to read the answer.
+"""
+
+import dataclasses
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+
+from launch import config as launch_config
+
+_OWN_FLAGS = {
+  "losses": "several losses, as launch.experiment takes them, in place of --loss",
+  "seeds": "seeds 0 to this, exclusive, in place of --seed",
+  "all": "every finished generator of the work directory's environment",
+  "policy_file": "a policy by its probabilities: CSV or Parquet (item_id, probability and perhaps"
+  " position), or .npy or .npz [rows of the evaluation log, items]; may be given several times",
+}
+_UNKNOWN_TO_TRAINING = ("all", "policy_file")
+
+
+def define_flags() -> None:
+  launch_config.define_flags(export=False, overwrite=False)
+  flags.DEFINE_list("losses", None, _OWN_FLAGS["losses"])
+  flags.DEFINE_integer("seeds", None, _OWN_FLAGS["seeds"], lower_bound=1)
+  flags.DEFINE_bool("all", False, _OWN_FLAGS["all"])
+  flags.DEFINE_multi_string("policy_file", [], _OWN_FLAGS["policy_file"])
+
+
+def main() -> None:
+  config = launch_config.config_from_flags()
+  values = flags.FLAGS
+  plan = launch_config.plan_variants(config, values.losses or [config.loss.loss], "")
+  seeds = [config.seed] if values.seeds is None else range(values.seeds)
+  several = values.losses is not None or values.seeds is not None or values.all
+
+  from tf_twostage import policy_evaluation  # brings TensorFlow, which wrong flags can do without
+
+  generators = [
+    policy_evaluation.Generator(label, dataclasses.replace(variant, seed=seed))
+    for label, variant, _ in plan
+    for seed in seeds
+  ]
+  print(
+    policy_evaluation.run(
+      config,
+      None if values.all else generators,
+      launch_config.work_path(config),
+      policy_files=[pathlib.Path(path) for path in values.policy_file],
+      training_command=_training_command("experiment" if several else "train"),
+    )
+  )
+
+
+def _training_command(name: str) -> str:
+  """The same command line, for another command."""
+  kept, skip = [], False
+  for argument in sys.argv[1:]:
+    flag = argument.lstrip("-").partition("=")[0]
+    if skip or flag in _UNKNOWN_TO_TRAINING:
+      skip = not skip and flag == "policy_file" and "=" not in argument
+      continue
+    kept.append(argument)
+  return shlex.join(["python", "-m", f"launch.{name}", *kept])
+
+
+if __name__ == "__main__":
+  define_flags()
+  launch_config.run_command(main, {"The evaluation": tuple(_OWN_FLAGS)})

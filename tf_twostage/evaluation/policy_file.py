@@ -1,0 +1,68 @@
+"""A policy given as a file of probabilities, as an evaluation log sees it."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+
+import numpy as np
+
+from tf_twostage.datasets import policy_table
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.logged_rows import check_distribution
+from tf_twostage.evaluation.values import TargetPolicy
+
+KIND = "given in a file"
+_ARRAYS = (".npy", ".npz")
+
+
+def read(path: pathlib.Path, evaluation: EvaluationLog, item_ids: np.ndarray) -> TargetPolicy:
+  """The policy of a file, under the file's name.
+
+  Args:
+    path: CSV or Parquet as `policy_table.read` takes it, for a policy that does not look at the
+      user. Or .npy, or .npz with one array: [n, N], a distribution for each row of the evaluation
+      log, in its order, over the items of the catalogue, in its order.
+    evaluation: the log.
+    item_ids: [N] raw ids of the catalogue.
+
+  Raises:
+    InputError: the file cannot be read, lacks a column or a position of the log, names an unknown
+      item or one twice, has the wrong shape, or holds what is no distribution.
+  """
+  if path.suffix in _ARRAYS:
+    table = _array(path, (len(evaluation), len(item_ids)))
+    return TargetPolicy(path.name, KIND, lambda rows: np.asarray(table[rows]), by_row=True)
+  listed = policy_table.read(path, item_ids)
+  try:
+    place = listed.rows(evaluation.log.position if listed.positions is not None else None)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+  probabilities = listed.probabilities
+  if listed.positions is not None:
+    return TargetPolicy(path.name, KIND, lambda rows: probabilities[place[rows]], by_row=True)
+  return TargetPolicy(
+    path.name, KIND, lambda rows: np.broadcast_to(probabilities[0], (len(rows), len(item_ids)))
+  )
+
+
+def _array(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+  """[n, N] of distributions; an .npy stays on disk."""
+  try:
+    loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(loaded, np.ndarray):
+      with loaded:
+        names = sorted(loaded)
+        if len(names) != 1:
+          raise InputError(f"{path}: holds the arrays {names}; keep one, the probabilities [n, N]")
+        loaded = loaded[names[0]]
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise InputError(f"{path}: not a readable array ({error}); write it again") from error
+  if loaded.dtype.kind != "f" or loaded.shape != shape:
+    raise InputError(
+      f"{path}: holds {loaded.dtype} of shape {loaded.shape}, expected floats of shape {shape}: a"
+      " probability for each row of the evaluation log and each item of the catalogue"
+    )
+  check_distribution(str(path), loaded)
+  return loaded
