@@ -27,9 +27,10 @@ _PREFIXES = {"simulator": "simulator_", "behavior": "behavior_", "ranker": "rank
 _TITLES = {
   "run": "The run",
   "data": "Data",
+  "own_log": "A log of your own",
   "simulation": "Simulated environment",
   "simulator": "Simulator (labels every pair)",
-  "behavior": "Behavior policy (writes the log)",
+  "behavior": "Behavior policy (writes the log, or is estimated from one)",
   "ranker": "Ranker (second stage)",
   "generator": "Candidate generator (first stage)",
   "encoder": "Feature encoders (all models)",

@@ -23,6 +23,7 @@ ORDER = [
   ("simulation",),
   ("evaluation",),
   ("log_report",),
+  ("propensities",),
   ("environment",),
   ("monitoring",),
   ("training",),

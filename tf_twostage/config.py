@@ -30,7 +30,8 @@ class DataConfig:
   """Where ratings, or labels, come from and who is evaluated."""
 
   dataset: str = _option(
-    "synthetic", "synthetic, movielens_1m, wiki10, delicious, or wiki10_shape (invented)"
+    "synthetic",
+    "synthetic, movielens_1m, wiki10, delicious, wiki10_shape (invented), or own_log (see --log)",
   )
   data_dir: str | None = _option(
     None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
@@ -50,6 +51,35 @@ class DataConfig:
 
   def __post_init__(self):
     _at_least(self, 1, "max_features")
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnLogConfig:
+  """A log of one's own: its files, which of its rows are held out, the ranker behind it."""
+
+  log: str | None = _option(
+    None, "file, directory or pattern of a bandit log (CSV, Parquet, TFRecord); makes it the data"
+  )
+  items: str | None = _option(
+    None, "file with a row for each item of the catalogue; unset: the items that were logged"
+  )
+  users: str | None = _option(
+    None, "file with a row for each user; unset: user features are columns of the log"
+  )
+  schema: str = _option(
+    "native", "which column is what: a YAML or JSON file, or a preset, native or open_bandit"
+  )
+  ranker: str | None = _option(
+    None,
+    "SavedModel directory or Keras file that scores pairs of users and items; unset: fitted to the"
+    " log's ranker scores if it has any, else to its rewards",
+  )
+  split: str = _option(
+    "auto", "how rows are held out: time, user, random, column, or auto (column, time, random)"
+  )
+  validation_share: float = _option(0.1, "share held out that chooses the epoch")
+  test_share: float = _option(0.1, "share held out that is reported")
+  on_bad_rows: str = _option("fail", "rows that break the contract: fail, or skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +116,7 @@ class GeneratorConfig(FitConfig):
   item_bias: bool = _option(False, "add a learned number for each item to the logits")
   selection: str = _option(
     "two_stage",
-    "whose precision@10 on validation users chooses the epoch: two_stage, one_stage or both (mean)",
+    "whose score on validation data chooses the epoch: two_stage, one_stage or both (mean)",
   )
 
   def __post_init__(self):
@@ -167,6 +197,7 @@ class Config:
     30, "K: items the generator hands to the ranker, the logged one counted"
   )
   data: DataConfig = DataConfig()
+  own_log: OwnLogConfig = OwnLogConfig()
   encoder: EncoderConfig = EncoderConfig()
   simulation: SimulationConfig = SimulationConfig()
   simulator: FitConfig = FitConfig(epochs=5, batch_size=1024, l2=1e-6)

@@ -68,7 +68,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
     **best["scores"],
     "baselines": baselines,
     **environment.facts,
-    "notes": list(environment.notes),
+    "notes": [*environment.notes, *environment.judge.warnings(best["scores"])],
     "export": str(exported),
     "timings": stages.timings,
   }
@@ -185,11 +185,7 @@ def _report(
   scores = {split: metrics[split] for split in ("validation", "test")}
   policies = {config.loss.loss: scores, **baselines}
   table = reporting.score_table(policies, measures=judge.measures)
-  warnings = [
-    *reporting.health_warnings(history[-1]["training"], config.loss.loss),
-    *judge.warnings(scores),
-  ]
-  for warning in warnings:
+  for warning in reporting.health_warnings(history[-1]["training"], config.loss.loss):
     _log.warning("%s", warning)
   for directory in directories:
     write_json(directory / "config.json", dataclasses.asdict(config))
@@ -200,7 +196,7 @@ def _report(
   return "\n\n".join(
     [
       reporting.format_table(table, judge.measures),
-      *environment.notes,
+      *(["\n".join(f"- {note}" for note in metrics["notes"])] if metrics["notes"] else []),
       reporting.format_timings(metrics["timings"]),
       f"Best epoch {metrics['best_epoch']} of {len(history)}. Results: {directories[0]}\n"
       f"SavedModel: {metrics['export']}",

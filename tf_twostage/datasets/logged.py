@@ -28,6 +28,7 @@ class LoggedData:
     ranker_score: what the ranker in production gave the row's item, [n] float32, or None.
     split: what the log says each row is for, [n] str, or None.
     notes: what a reader should know, such as that rows were left out; sentences.
+    estimated_propensities: whether those of the log are an estimate, and not what was logged.
 
   Raises:
     InputError: tables, log and columns do not fit each other.
@@ -43,6 +44,7 @@ class LoggedData:
   ranker_score: np.ndarray | None = None
   split: np.ndarray | None = None
   notes: tuple[str, ...] = ()
+  estimated_propensities: bool = False
 
   def __post_init__(self):
     if not len(self.log):
@@ -82,8 +84,9 @@ class LoggedData:
     return dataclasses.replace(self, log=self.log.select(rows), **columns)
 
   def with_propensities(self, propensity: np.ndarray) -> LoggedData:
-    """The same data with these propensities, [n] in (0, 1], such as estimated ones."""
-    return dataclasses.replace(self, log=dataclasses.replace(self.log, propensity=propensity))
+    """The same data with these propensities, [n] in (0, 1], which are an estimate."""
+    log = dataclasses.replace(self.log, propensity=propensity)
+    return dataclasses.replace(self, log=log, estimated_propensities=True)
 
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""

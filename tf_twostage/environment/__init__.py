@@ -1,7 +1,8 @@
 """What generators are trained against and judged by: a log, a ranker, a judge, baselines.
 
 An environment is made once and shared by every loss and seed. `simulated` makes one of ratings,
-`labelled` of documents with complete labels, `ready` reads one from a directory.
+`labelled` of documents with complete labels, `ready` reads one from a directory, `own_log` takes a
+log of one's own.
 """
 
 from tf_twostage.environment.base import Environment

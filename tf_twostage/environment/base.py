@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Environment:
     policies: what every table compares with, by name.
     requests: what an export is tried with: raw values of a few users.
     name: differs wherever anything above does, so that results can be told apart by it.
-    facts: numbers worth reporting, such as the simulator's AUC.
+    facts: what is worth reporting, such as the simulator's AUC; JSON-able.
     notes: what a reader of the results should know; sentences.
     evaluation_log: makes, or finds made, what policies are evaluated on off-policy: rows that
       generators have not learned from, or a note that they have; None: there is no such log.
@@ -51,7 +52,7 @@ class Environment:
   policies: Mapping[str, Scorer]
   requests: FeatureTable
   name: str
-  facts: Mapping[str, float]
+  facts: Mapping[str, Any]
   notes: tuple[str, ...] = ()
   evaluation_log: Callable[[Stages], EvaluationLog] | None = None
 

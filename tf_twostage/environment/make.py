@@ -10,6 +10,7 @@ from tf_twostage.datasets.ratings import RatingsData
 from tf_twostage.datasets.xmc import XmcData
 from tf_twostage.environment.base import Environment
 from tf_twostage.environment.labelled import labelled
+from tf_twostage.environment.own_log import DATASET, own_log
 from tf_twostage.environment.ready import ready
 from tf_twostage.environment.simulated import simulated
 from tf_twostage.errors import InputError
@@ -23,6 +24,8 @@ def make(config: Config, stages: Stages) -> Environment:
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
+  if config.own_log.log is not None or config.data.dataset == DATASET:
+    return own_log(config, stages)
   with stages.timed("data"):
     data = datasets.load(config.data.dataset, config.data.data_dir)
     _check_sizes(config, data)

@@ -1,19 +1,31 @@
-"""The second stage of an environment, where it has to be fitted."""
+"""The second stage of an environment: fitted to rewards, fitted to scores, or given."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage import bandit_log
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
+from tf_twostage.datasets.logged import LoggedData
+from tf_twostage.evaluation.judge import Scorer
 from tf_twostage.fitting import fit
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.ranker import Ranker
-from tf_twostage.stages import Stages, restore_weights, save_weights
+from tf_twostage.models.given import GivenRanker, digest
+from tf_twostage.models.ranker import ImitatingRanker, Ranker
+from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
+from tf_twostage.splits import Splits
+from tf_twostage.stages import Stages, restore_weights, save_weights, write_json
+
+_SCORES = "scores.npy"
+_ROWS_PER_CHUNK = 8192
 
 
 def fitted_ranker(
@@ -58,3 +70,196 @@ def fitted_ranker(
   directory = stages.get(stage, inputs, build)
   restore_weights(towers, directory)
   return ranker, directory.name
+
+
+class ReadyRanker(NamedTuple):
+  """A second stage.
+
+  Attributes:
+    logits: maps a batch to its scores of the catalogue, [B, N].
+    of_slates: the same for an export.
+    stage: differs wherever the scores do.
+    facts: numbers worth reporting.
+    notes: what a reader should know; sentences.
+  """
+
+  logits: Scorer
+  of_slates: SlateRanker
+  stage: str
+  facts: Mapping[str, Any] = {}
+  notes: tuple[str, ...] = ()
+
+
+class RewardModel(NamedTuple):
+  """What a reward is expected to be.
+
+  Attributes:
+    ranker: its logits are of the reward over `scale`.
+    scale: the largest reward, at least 1.
+    stage: name of its stage.
+  """
+
+  ranker: Ranker
+  scale: float
+  stage: str
+
+  @property
+  def expected_rewards(self) -> Scorer:
+    """Maps a batch to the expected reward of each item, [B, N]."""
+    logits = self.ranker.frozen()
+    return lambda batch: self.scale * tf.sigmoid(logits(batch))
+
+  def as_ranker(self) -> ReadyRanker:
+    """Items in the order of the reward that is expected of them."""
+    return ReadyRanker(
+      self.ranker.frozen(),
+      TowerRanker(self.ranker.towers),
+      self.stage,
+      {"ranker": "fitted to the rewards of the training rows"},
+    )
+
+
+def reward_model(
+  config: Config, tables: EncodedTables, log: BanditLog, stages: Stages, *, depends_on: str
+) -> RewardModel:
+  """A pointwise ranker of a log whose rewards may be any numbers >= 0, and rare.
+
+  Args:
+    config: settings of the ranker.
+    tables: users and items as codes.
+    log: the training rows.
+    stages: keep what is built.
+    depends_on: what the log follows from.
+  """
+  scale = float(max(1.0, log.reward.max()))
+  log = dataclasses.replace(log, reward=log.reward / np.float32(scale))
+  usual = (log.reward.sum() + 1) / (len(log) + 2)  # never 0 or 1, whose logits are infinite
+  prior = float(np.log(usual / (1 - usual)))
+  ranker, stage = fitted_ranker(
+    config, tables, log, stages, depends_on=depends_on, prior=prior, stage="reward_model"
+  )
+  return RewardModel(ranker, scale, stage)
+
+
+def imitated(
+  config: Config,
+  tables: EncodedTables,
+  data: LoggedData,
+  held_out: Splits,
+  stages: Stages,
+  *,
+  depends_on: str,
+) -> ReadyRanker:
+  """Towers fitted to the scores that the log's ranker gave, and how near they come on test rows.
+
+  Args:
+    config: settings of the ranker.
+    tables: users and items as codes.
+    data: a log with ranker scores.
+    held_out: which rows train, and which test.
+    stages: keep what is built.
+    depends_on: what the rows follow from.
+  """
+  assert data.ranker_score is not None
+  seed = config.environment_seed
+  context = {**data.log.context, ImitatingRanker.SCORE: data.ranker_score}
+  log = dataclasses.replace(data.log, context=context)
+  train, test = log.select(held_out.train), log.select(held_out.test)
+  scores = train.context[ImitatingRanker.SCORE]
+  tf.keras.utils.set_random_seed(seed)
+  towers = TwoTower(tables, config.encoder, l2=config.ranker.l2, use_context=True, item_bias=True)
+  spread = float(scores.std())
+  ranker = ImitatingRanker(towers, tables.context_lookup, float(scores.mean()), spread or 1.0)
+
+  def build(directory: pathlib.Path) -> None:
+    batches = bandit_log.train_dataset(
+      train, tables.users, batch_size=config.ranker.batch_size, seed=seed
+    )
+    fit(ranker, batches, config.ranker, len(train), "ranker, to its scores")
+    save_weights(towers, directory)
+    write_json(directory / "fit.json", _agreement(ranker, tables, test))
+
+  inputs = {
+    "rows": depends_on,
+    "encoder": dataclasses.asdict(config.encoder),
+    "fit": dataclasses.asdict(config.ranker),
+    "seed": seed,
+  }
+  directory = stages.get("imitated_ranker", inputs, build)
+  restore_weights(towers, directory)
+  facts = json.loads((directory / "fit.json").read_text(encoding="utf-8"))
+  note = (
+    f"the ranker is a two-tower model fitted to the log's scores: on test rows R² is"
+    f" {facts['r2']:.3f} and the correlation {facts['correlation']:.3f}; what it misses, training"
+    " and values miss too"
+  )
+  return ReadyRanker(
+    ranker.frozen(),
+    TowerRanker(towers),
+    directory.name,
+    {"ranker": "fitted to the log's ranker scores", "ranker_fit": facts},
+    (note, *_scale_notes(data.ranker_score)),
+  )
+
+
+def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: BanditLog) -> dict[str, float]:
+  rows = {
+    "user": {name: tf.gather(codes, log.user_index) for name, codes in tables.users.items()},
+    "context": dict(log.context),
+    "action": log.action,
+  }
+  batches = tf.data.Dataset.from_tensor_slices(rows).batch(_ROWS_PER_CHUNK)
+  predicted = np.concatenate([ranker.pair_scores(batch) for batch in batches]).astype(np.float64)
+  given = log.context[ImitatingRanker.SCORE]
+  with np.errstate(divide="ignore", invalid="ignore"):  # NaN where scores do not differ
+    r2 = 1 - np.mean((given - predicted) ** 2) / given.var()
+    correlation = np.corrcoef(given, predicted)[0, 1]
+  return {"r2": float(r2), "correlation": float(correlation), "rows": len(log)}
+
+
+def given(path: str | None, data: LoggedData) -> GivenRanker | None:
+  """The model at `path`, loaded and checked against the data.
+
+  Raises:
+    InputError: as `GivenRanker`.
+  """
+  if path is None:
+    return None
+  ranker = GivenRanker(path, data.schema, data.items)
+  # What it cannot do, a few pairs show before anything is trained.
+  ranker.check(data.users)
+  return ranker
+
+
+def ready_given(ranker: GivenRanker, data: LoggedData, stages: Stages) -> ReadyRanker:
+  """A given ranker with its scores of all pairs, a stage of their own.
+
+  Args:
+    ranker: the model.
+    data: users and items.
+    stages: keep the scores.
+  """
+  inputs = {"model": digest(ranker.path), "data": data.fingerprint()}
+  directory = stages.get(
+    "ranker_scores",
+    inputs,
+    lambda directory: np.save(directory / _SCORES, ranker.scores(data.users)),
+  )
+  scores = np.load(directory / _SCORES)
+  table = tf.constant(scores)
+  return ReadyRanker(
+    lambda batch: tf.gather(table, batch["user_index"]),
+    ranker,
+    directory.name,
+    {"ranker": f"given: {ranker.path}"},
+    _scale_notes(scores),
+  )
+
+
+def _scale_notes(scores: np.ndarray) -> tuple[str, ...]:
+  if scores.min() < 0 or scores.max() > 1:
+    return ()
+  return (
+    "all ranker scores lie in [0, 1], as probabilities do, and are taken for logits: the second"
+    " stage hardly prefers one item to another then; give logits instead",
+  )

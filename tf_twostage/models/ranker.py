@@ -25,6 +25,7 @@ class Ranker(tfrs.Model):
     self.towers = towers
     self._context_lookup = context_lookup
     self._prior = prior
+    self._scale = 1.0
     self._loss_mean = tf.keras.metrics.Mean("mean_loss")
     self._task = tfrs.tasks.Ranking(
       loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
@@ -48,10 +49,47 @@ class Ranker(tfrs.Model):
 
   def frozen(self) -> Callable[[Batch], tf.Tensor]:
     """The fitted ranker as a function of a batch; item vectors are computed once, here."""
-    items = self.towers.candidates()
+    items = self._scale * self.towers.candidates()
 
     def ranker_logits(inputs: Batch) -> tf.Tensor:
       query = self.towers.query(self.codes(inputs))
       return tf.matmul(query, items, transpose_b=True) + self._prior
 
     return ranker_logits
+
+
+class ImitatingRanker(Ranker):
+  """Learns the scores that another ranker gave, by least squares.
+
+  The scores come as the context feature `SCORE` of a batch, which no lookup reads.
+  """
+
+  SCORE = "ranker_score"
+
+  def __init__(self, towers: TwoTower, context_lookup: FeatureLookup, mean: float, scale: float):
+    """Args:
+    towers: users with context and items; they learn (score - mean) / scale.
+    context_lookup: the context features of the schema.
+    mean: of the scores.
+    scale: their standard deviation.
+    """
+    super().__init__(towers, context_lookup, mean)
+    self._scale = scale
+
+  def call(self, inputs: Batch) -> tf.Tensor:
+    """Scores of the catalogue, [B, N]."""
+    return self._scale * self.towers(self.codes(inputs)) + self._prior
+
+  def pair_scores(self, inputs: Batch) -> tf.Tensor:
+    """Scores of the logged items, [B]."""
+    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"])
+    return self._scale * logits + self._prior
+
+  def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
+    """Mean squared error of the logged item's score, in units of `scale`."""
+    error = (
+      self.pair_scores(inputs) - tf.cast(inputs["context"][self.SCORE], tf.float32)
+    ) / self._scale
+    loss = tf.reduce_mean(tf.square(error))
+    self._loss_mean.update_state(loss)
+    return loss

@@ -1,0 +1,169 @@
+"""An environment of a log of one's own: rows held out of it are the judge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tf_twostage import propensities, splits
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.config import Config, DataConfig
+from tf_twostage.datasets import own_log as files
+from tf_twostage.datasets.logged import LoggedData
+from tf_twostage.environment import rankers
+from tf_twostage.environment.base import Environment, requests
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import protocol
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.held_out import HeldOutRows
+from tf_twostage.evaluation.judge import Scorer
+from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.splits import Splits
+from tf_twostage.stages import Stages, fingerprint
+
+DATASET = "own_log"
+
+
+def own_log(config: Config, stages: Stages) -> Environment:
+  """Reads a log, holds rows out of it, estimates propensities that it lacks, prepares its ranker.
+
+  Generators, rankers and reward models see training rows only.
+
+  Raises:
+    InputError: files, settings or a given ranker do not fit; nothing has been trained.
+  """
+  settings = config.own_log
+  _check_settings(config)
+  with stages.timed("data"):
+    data = files.load(
+      str(settings.log),
+      settings.items,
+      settings.schema,
+      settings.users,
+      on_bad_rows=settings.on_bad_rows,
+    )
+    held_out = _held_out(config, data)
+    _check_rows(config, data, held_out)
+    given = rankers.given(settings.ranker, data)
+  facts: dict[str, Any] = {"rows": held_out.sizes(), "propensities": {"estimated": False}}
+  notes = [note for note in data.notes if "have to be estimated" not in note]
+  log_stage = data.fingerprint()
+  if not data.has_propensities:
+    estimated, log_stage = propensities.estimate(config, data, stages)
+    data = data.with_propensities(estimated.values)
+    facts["propensities"] = {"estimated": True, **estimated.facts()}
+    notes.append(estimated.note())
+  parts = {name: data.log.select(mask) for name, mask in held_out.masks().items()}
+  train = parts["train"]
+  tables = EncodedTables.encode(data.schema, data.users, data.items)
+  rows = fingerprint(
+    {
+      "log": log_stage,
+      "split": [settings.split, settings.validation_share, settings.test_share],
+      "seed": config.environment_seed,
+    }
+  )
+  reward_model = rankers.reward_model(config, tables, train, stages, depends_on=rows)
+  if given is not None:
+    ranker = rankers.ready_given(given, data, stages)
+  elif data.ranker_score is not None:
+    ranker = rankers.imitated(config, tables, data, held_out, stages, depends_on=rows)
+  else:
+    ranker = reward_model.as_ranker()
+  name = "own-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
+  logs = {
+    split: EvaluationLog(parts[split], data.num_items, f"{name}-{split}", tuple(notes))
+    for split in ("validation", "test")
+  }
+  return Environment(
+    tables=tables,
+    titles=data.titles,
+    log=train,
+    judge=HeldOutRows(
+      logs=logs,
+      users=tables.users,
+      reward_model=reward_model.expected_rewards,
+      # Combinations of features are not people, whose rows depend on each other.
+      grouped=data.schema.user_id.embedded,
+    ),
+    ranker_logits=ranker.logits,
+    slate_ranker=ranker.of_slates,
+    policies=_policies(config, train, data.num_items, ranker.logits),
+    requests=requests(
+      data.schema,
+      {feature: values[train.user_index[:100]] for feature, values in data.users.items()},
+      train.context,
+    ),
+    name=name,
+    facts={**facts, **ranker.facts},
+    notes=(*notes, *ranker.notes),
+    evaluation_log=lambda stages: logs["test"],
+  )
+
+
+def _policies(
+  config: Config, log: BanditLog, num_items: int, ranker_logits: Scorer
+) -> dict[str, Scorer]:
+  """What the generator is compared with, besides the logging policy.
+
+  Popularity is one of the K items of the highest smoothed mean reward, at random: a list for
+  everyone as a generator hands it on. Its best item alone would be shown by few rows.
+  """
+  means = protocol.popularity(log, num_items)
+  top = np.full(num_items, -np.inf)
+  top[np.argsort(-means, kind="stable")[: config.slate_size]] = 0.0
+  return {
+    "popularity": protocol.list_scorer(top),
+    "ranker, all items": ranker_logits,
+    "random": protocol.list_scorer(np.zeros(num_items)),
+  }
+
+
+def _held_out(config: Config, data: LoggedData) -> Splits:
+  settings = config.own_log
+  return splits.split(
+    settings.split,
+    user_index=data.log.user_index,
+    time=data.time,
+    labels=data.split,
+    validation=settings.validation_share,
+    test=settings.test_share,
+    seed=config.environment_seed,
+  )
+
+
+def _check_settings(config: Config) -> None:
+  if config.own_log.log is None:
+    raise InputError(f"--dataset={DATASET} needs --log=FILE, the log to learn from")
+  if config.data.dataset not in (DATASET, DataConfig().dataset):
+    raise InputError(
+      f"--dataset={config.data.dataset} and --log={config.own_log.log} are two data sets; leave one"
+      " out"
+    )
+  for flag in ("environment", "data_dir"):
+    value = getattr(config.data, flag)
+    if value is not None:
+      raise InputError(f"--{flag}={value} has no part in learning from --log; leave it out")
+
+
+def _check_rows(config: Config, data: LoggedData, held_out: Splits) -> None:
+  sizes = held_out.sizes()
+  empty = [name for name, size in sizes.items() if not size]
+  if empty:
+    raise InputError(
+      f"{data.name}: the split leaves no rows for {' and '.join(empty)}, of {len(data.log)}"
+      " (validation chooses the epoch, test is reported); raise --validation_share and"
+      " --test_share, split otherwise, or label such rows"
+    )
+  rewarded = int((data.log.reward[held_out.train] > 0).sum())
+  if not rewarded:
+    raise InputError(
+      f"{data.name}: none of the {sizes['train']} training rows has a reward above 0, so there is"
+      " nothing to learn; log more, or check which column is the reward"
+    )
+  if not 1 <= config.slate_size <= data.num_items:
+    raise InputError(
+      f"slate_size is {config.slate_size}, but the catalogue has {data.num_items} items: pick a"
+      " number up to that"
+    )
