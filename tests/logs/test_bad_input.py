@@ -73,6 +73,14 @@ ROWS = {  # kind: log, message
     lines(lambda t: [*t[:-1], t[-1][:12]]),
     r"log.csv: a row must have 8 fields.*; 1 of 8 .*line 9, row 7",
   ),
+  "row cut by a carriage return": (
+    lines(lambda t: [*t[:6], t[6][:-1] + "\r", t[7][:5] + "\n", *t[8:]]),
+    r"log.csv: a row must have 8 fields.*; 1 of 8 .*row 6, value '2 fields'",
+  ),
+  "not UTF-8, among quotes": (
+    lines(lambda t: [*t[:5], t[5].replace("p1", '"p1"'), t[6].replace("v1", "v\udcff"), *t[7:]]),
+    r"log.csv: text must be UTF-8; 1 of 8 .*line 7, row 5",
+  ),
   "not UTF-8": (
     lines(lambda t: [*t[:6], t[6].replace("v1", "v\udcff"), *t[7:]]),
     r"log.csv: text must be UTF-8; 1 of 8 .*line 7, row 5, value 'v\\\\udcff",

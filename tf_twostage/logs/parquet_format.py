@@ -41,7 +41,7 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
     while True:
       try:
         batch = next(batches, None)
-      except (pa.ArrowException, OSError) as error:
+      except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(path, error, f" from row {start} on") from None
       if batch is None:
         return
@@ -59,7 +59,7 @@ def count_rows(path: pathlib.Path) -> int:
 def _open(path: pathlib.Path) -> parquet.ParquetFile:
   try:
     return parquet.ParquetFile(path)
-  except (pa.ArrowException, OSError) as error:
+  except (pa.ArrowException, OSError, ValueError) as error:
     raise _unreadable(path, error) from None
 
 
