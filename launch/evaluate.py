@@ -13,6 +13,7 @@ import dataclasses
 import pathlib
 import shlex
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -56,15 +57,15 @@ def main() -> None:
       None if values.all else generators,
       launch_config.work_path(config),
       policy_files=[pathlib.Path(path) for path in values.policy_file],
-      training_command=_training_command("experiment" if several else "train"),
+      training_command=training_command("experiment" if several else "train", sys.argv[1:]),
     )
   )
 
 
-def _training_command(name: str) -> str:
-  """The same command line, for another command."""
+def training_command(name: str, arguments: Sequence[str]) -> str:
+  """The command line of what trains, from the arguments of this command."""
   kept, skip = [], False
-  for argument in sys.argv[1:]:
+  for argument in arguments:
     flag = argument.lstrip("-").partition("=")[0]
     if skip or flag in _UNKNOWN_TO_TRAINING:
       skip = not skip and flag == "policy_file" and "=" not in argument

@@ -72,8 +72,16 @@ def own_log(config: Config, stages: Stages) -> Environment:
   else:
     ranker = reward_model.as_ranker()
   name = "own-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
+  # Combinations of features are not people, whose rows depend on each other.
+  grouped = data.schema.user_id.embedded
   logs = {
-    split: EvaluationLog(parts[split], data.num_items, f"{name}-{split}", tuple(notes))
+    split: EvaluationLog(
+      parts[split],
+      data.num_items,
+      f"{name}-{split}",
+      (*notes, f"The log is the {split} rows of your own, which nothing was fitted on."),
+      grouped=grouped,
+    )
     for split in ("validation", "test")
   }
   return Environment(
@@ -84,8 +92,7 @@ def own_log(config: Config, stages: Stages) -> Environment:
       logs=logs,
       users=tables.users,
       reward_model=reward_model.expected_rewards,
-      # Combinations of features are not people, whose rows depend on each other.
-      grouped=data.schema.user_id.embedded,
+      grouped=grouped,
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,

@@ -33,6 +33,8 @@ class EvaluationLog:
     notes: what a reader of the estimates must know, a sentence each.
     expected_rewards: r(x_i, a), the reward that each item would have had; None: not known.
     logging_probabilities: β(a | x_i); None: known for the logged actions alone.
+    grouped: whether rows of one user depend on each other; not where users are mere combinations
+      of features.
 
   Raises:
     InputError: the log has no rows or no propensities.
@@ -44,6 +46,7 @@ class EvaluationLog:
   notes: tuple[str, ...] = ()
   expected_rewards: ByRow | None = None
   logging_probabilities: ByRow | None = None
+  grouped: bool = True
 
   def __post_init__(self):
     if not len(self.log):
@@ -53,6 +56,11 @@ class EvaluationLog:
 
   def __len__(self) -> int:
     return len(self.log)
+
+  @property
+  def groups(self) -> np.ndarray | None:
+    """Whose rows depend on each other, [n]; None: each row stands for itself."""
+    return self.log.user_index if self.grouped else None
 
   @functools.cached_property
   def situations(self) -> tuple[np.ndarray, np.ndarray]:

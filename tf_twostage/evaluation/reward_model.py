@@ -1,4 +1,4 @@
-"""The reward model of DM and DR: what every item would earn, asked about users it has not seen."""
+"""The reward model of DM and DR: what every item would earn, by models of other users."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def fit_reward_model(
   *,
   seed: int,
 ) -> RewardModel:
-  """Builds, or finds built, a pointwise ranker for each fold of users, fitted on all others.
+  """Builds, or finds built, a pointwise ranker for each fold, fitted on all other rows.
+
+  Folds are of users, where rows of a user depend on each other.
 
   Args:
     evaluation: the log.
@@ -90,12 +92,12 @@ def fit_reward_model(
     seed: of folds and weights.
 
   Raises:
-    InputError: the log has fewer users than folds.
+    InputError: the log has fewer users, or rows, than folds.
   """
   log = evaluation.log
   users = _anonymous(tables)
   scale = max(1.0, float(log.reward.max()))
-  folds = assign_folds(len(log), _FOLDS, groups=log.user_index, seed=seed)
+  folds = assign_folds(len(log), _FOLDS, groups=evaluation.groups, seed=seed)
   encoder = dataclasses.replace(encoder, embedding_stddev=_EMBEDDING_STDDEV)
   config = dataclasses.replace(config, epochs=_EPOCHS, l2=_L2)
 
@@ -126,7 +128,7 @@ def fit_reward_model(
     )
 
   stage = stages.get(
-    "reward_model",
+    "reward_models",
     {
       "log": evaluation.stage,
       "encoder": dataclasses.asdict(encoder),

@@ -62,8 +62,8 @@ def evaluate(
 
   Args:
     policy: the target policy.
-    evaluation: the log; rows of a user are not independent of each other.
-    reward_model: predicted rewards of rows of the log, by models that have not seen their users.
+    evaluation: the log.
+    reward_model: predicted rewards of rows of the log, by models that have not seen them.
     seed: of the bootstrap.
   """
   rows, truth = look_at(policy, evaluation, reward_model)
@@ -77,7 +77,7 @@ def logging_policy(evaluation: EvaluationLog, *, seed: int) -> Valuation:
   if evaluation.logging_probabilities is not None:
     policy = TargetPolicy(LOGGING_POLICY, LOGGING_POLICY, evaluation.logging_probabilities)
     truth = look_at(policy, evaluation)[1]
-  estimate = off_policy.on_policy(log.reward, log.user_index, seed=seed)
+  estimate = off_policy.on_policy(log.reward, evaluation.groups, seed=seed)
   return Valuation(LOGGING_POLICY, LOGGING_POLICY, (estimate,), truth)
 
 
@@ -123,7 +123,7 @@ def look_at(
     target_probabilities=target,
     predicted_rewards=None if reward_model is None else predicted,
     direct_values=None if reward_model is None else direct[answer],
-    groups=log.user_index,
+    groups=evaluation.groups,
     action_mass=mass,
     action_counts=np.bincount(log.action, minlength=evaluation.num_items),
   )
@@ -149,8 +149,8 @@ def agreement(estimates: pd.DataFrame) -> pd.DataFrame:
   """How estimates compare with true values, over the policies of each kind.
 
   Args:
-    estimates: from `to_frame`. Rows without a truth, and kinds of fewer than two policies, are
-      left out.
+    estimates: from `to_frame`. Rows without a truth, and kinds of fewer than three policies,
+      are left out.
 
   Returns:
     by kind and estimator: policies, how many; spearman and kendall, rank correlations with the
@@ -162,7 +162,7 @@ def agreement(estimates: pd.DataFrame) -> pd.DataFrame:
   rows = {
     key: _agreement(group)
     for key, group in known.groupby(["kind", "estimator"], sort=False)
-    if len(group) > 1
+    if len(group) > 2
   }
   index = pd.MultiIndex.from_tuples(rows, names=["kind", "estimator"])
   return pd.DataFrame(list(rows.values()), index=index)

@@ -37,7 +37,7 @@ def draw(estimates: pd.DataFrame, path: pathlib.Path) -> None:
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=4)
     figure.suptitle(
-      f"Estimated values, {100 * on_policy['confidence']:g}% bootstrap intervals by user;"
+      f"Estimated values, {100 * on_policy['confidence']:g}% bootstrap intervals;"
       " hollow: the log tells too little"
     )
 

@@ -49,7 +49,7 @@ def write(
       {
         "notes": evaluation.notes,
         "rows": len(evaluation),
-        "users": int(frame["num_units"].iloc[0]),
+        "independent_units": int(frame["num_units"].iloc[0]),
         "reward_model_explains": _json(explained),
         "estimates": [
           {name: _json(value) for name, value in row.items()} for row in frame.to_dict("records")
@@ -82,9 +82,10 @@ def _text(
 ) -> str:
   on_policy = frame.iloc[0]
   number = _format(on_policy["standard_error"])
+  of_users = f" of {on_policy['num_units']} users" if evaluation.grouped else ""
   parts = [
-    f"Value: the mean reward of an item shown. {len(evaluation)} rows of {on_policy['num_units']}"
-    f" users, {100 * on_policy['confidence']:g}% intervals by user.",
+    f"Value: the mean reward of an item shown. {len(evaluation)} rows{of_users},"
+    f" {100 * on_policy['confidence']:g}% intervals by {'user' if evaluation.grouped else 'row'}.",
     f"The logging policy earned {_with_error(on_policy, number)}{_true(on_policy, number)}.",
   ]
   if len(valuations) <= _IN_FULL:
@@ -103,8 +104,7 @@ def _text(
     parts.append("Estimates against true values\n" + _agreement(agreement, number))
   parts += [
     *evaluation.notes,
-    f"The reward model explains {100 * explained:.0f}% of the variance of the rewards of users it"
-    " has not seen.",
+    f"The reward model explains {100 * explained:.0f}% of the variance of rewards it has not seen.",
     f"Estimates and picture: {directory}",
   ]
   return "\n\n".join(parts)

@@ -31,7 +31,7 @@ def run(
   Args:
     config: makes the environment that all generators share.
     generators: what to evaluate; None: every finished generator of the environment in `workdir`.
-    workdir: where they were trained; gets evaluation/ and two stages more.
+    workdir: where they were trained; gets evaluation/ and stages.
     policy_files: see `policy_file.read`.
     training_command: what trains them, said where one is missing.
 
@@ -51,10 +51,8 @@ def run(
     generators = finished(config, environment, workdir)
   unfinished = [g.name for g in generators if not g.is_finished(environment, workdir)]
   if unfinished or not generators:
-    which = f" ({'; '.join(unfinished)})" if unfinished else ""
-    raise InputError(
-      missing.format(f"{workdir} has no finished generator of these settings{which}")
-    )
+    which = f" of {'; '.join(unfinished)}" if unfinished else ""
+    raise InputError(missing.format(f"{workdir} has no finished generator{which}"))
   if environment.evaluation_log is None:
     raise InputError("this environment has no log to evaluate policies on")
   evaluation = environment.evaluation_log(stages)
