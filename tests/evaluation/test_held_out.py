@@ -1,0 +1,192 @@
+"""Off-policy values of held-out rows, against arrays of the whole catalogue."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_twostage.bandit_log import BanditLog
+from tf_twostage.evaluation import held_out, off_policy
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.held_out import Gain, HeldOutRows
+from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.policies import SoftmaxPolicy, TwoStagePolicy
+
+USERS, ITEMS, ROWS, SLATE = 7, 6, 200, 3
+STAGES = ("one_stage", "two_stage")
+
+
+class World:
+  """Scores that depend on the user and on the hour; a log of 200 rows a split."""
+
+  def __init__(self, seed=0):
+    rng = np.random.default_rng(seed)
+    self.logits, self.ranker, self.rewards = (
+      tf.constant(rng.normal(size=(USERS, ITEMS)), tf.float32) for _ in range(3)
+    )
+    self.logs = {split: self._log(rng, split) for split in ("validation", "test")}
+
+  def _log(self, rng, split):
+    log = BanditLog(
+      user_index=rng.integers(USERS, size=ROWS),
+      action=rng.integers(ITEMS, size=ROWS),
+      propensity=rng.uniform(0.1, 0.9, size=ROWS),
+      reward=rng.integers(3, size=ROWS).astype(float),
+      context={"hour": rng.integers(2, size=ROWS).astype(float)},
+    )
+    return EvaluationLog(log, ITEMS, split)
+
+  def scorer(self, table):
+    def score(batch):
+      hour = tf.cast(batch["context"]["hour"], tf.float32)[:, tf.newaxis]
+      return tf.gather(table, batch["user_index"]) * (1 + hour)
+
+    return score
+
+  def judge(self, grouped=True):
+    codes = {"user_id": tf.range(1, USERS + 1)}
+    return HeldOutRows(self.logs, codes, self.scorer(self.rewards), grouped)
+
+  def scores(self, grouped=True):
+    evaluation = self.judge(grouped).evaluation(
+      self.scorer(self.logits), self.scorer(self.ranker), SLATE
+    )
+    return evaluation()
+
+  def rows(self, split, stage, grouped=True):
+    """The same by arrays [n, N]."""
+    log = self.logs[split].log
+    hour = (1 + log.context["hour"])[:, np.newaxis]
+    logits, ranker, rewards = (
+      (tf.gather(table, log.user_index) * hour)
+      for table in (self.logits, self.ranker, self.rewards)
+    )
+    policy = (
+      SoftmaxPolicy(logits) if stage == "one_stage" else TwoStagePolicy(logits, ranker, SLATE)
+    )
+    probabilities = policy.probabilities().numpy().astype(float)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return LoggedRows.from_arrays(
+      log.action,
+      log.reward,
+      log.propensity,
+      probabilities,
+      rewards.numpy(),
+      log.user_index if grouped else None,
+    )
+
+
+@pytest.fixture(scope="module")
+def world():
+  return World()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("grouped", [True, False])
+def test_values_and_errors_are_those_of_the_whole_catalogue(world, stage, grouped):
+  scores = world.scores(grouped)
+  for split in ("validation", "test"):
+    rows = world.rows(split, stage, grouped)
+    for estimate in off_policy.evaluate(rows, num_resamples=0):
+      if estimate.estimator in ("snips", "ips", "dr"):
+        found = scores[split][stage]
+        assert found[estimate.estimator] == pytest.approx(estimate.value, rel=2e-3)
+        error = found[f"{estimate.estimator}_error"]
+        assert error == pytest.approx(estimate.standard_error, rel=2e-3)
+    (ips,) = off_policy.evaluate(rows, {"ips": off_policy.IPS()}, num_resamples=0)
+    size = scores[split][stage]["effective_sample_size"]
+    assert size == pytest.approx(ips.effective_sample_size, rel=2e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3, 13])
+def test_chunks_do_not_matter(world, monkeypatch, size):
+  whole = world.scores()
+  monkeypatch.setattr(held_out, "_SITUATIONS_PER_CHUNK", size)
+  for split, stages in world.scores().items():
+    for stage, metrics in stages.items():
+      assert metrics == pytest.approx(whole[split][stage], rel=1e-5)
+
+
+def test_a_model_is_judged_as_it_is_when_asked(world):
+  weight = tf.Variable(0.0)
+  score = world.scorer(world.logits)
+  evaluate = world.judge().evaluation(
+    lambda batch: weight * score(batch), world.scorer(world.ranker), SLATE
+  )
+  before = evaluate()["test"]["one_stage"]["snips"]
+  weight.assign(1.0)
+  assert evaluate()["test"]["one_stage"]["snips"] != pytest.approx(before, rel=1e-3)
+  expected = world.scores()["test"]["one_stage"]["snips"]
+  assert evaluate()["test"]["one_stage"]["snips"] == pytest.approx(expected)
+
+
+def test_items_that_a_policy_never_shows_weigh_nothing(world):
+  never = tf.constant([0, 0, 0, -np.inf, -np.inf, -np.inf], tf.float32)
+  evaluate = world.judge().evaluation(
+    lambda batch: tf.repeat(never[None], tf.shape(batch["user_index"])[0], axis=0),
+    world.scorer(world.ranker),
+    SLATE,
+  )
+  log = world.logs["test"].log
+  weights = np.where(log.action < 3, 1 / 3, 0) / log.propensity
+  scores = evaluate()["test"]
+  assert scores["one_stage"]["ips"] == pytest.approx(np.mean(weights * log.reward), rel=1e-5)
+  assert all(np.isfinite(list(metrics.values())).all() for metrics in scores.values())
+
+
+def test_the_logging_policy_has_its_mean_reward(world):
+  (scores,) = world.judge(grouped=False).known().values()
+  reward = world.logs["test"].log.reward
+  for stage in STAGES:
+    shown = scores["test"][stage]
+    assert shown["snips"] == shown["ips"] == shown["dr"] == pytest.approx(reward.mean())
+    assert shown["snips_error"] == pytest.approx(reward.std(ddof=1) / np.sqrt(ROWS))
+    assert (shown["effective_sample_size"], shown["gain_lower_bound"]) == (ROWS, 0.0)
+  assert world.scores()["test"]["one_stage"].keys() == scores["test"]["one_stage"].keys()
+
+
+# What selects an epoch
+
+REWARDS, PROPENSITIES = np.array([1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0.25, 0.5, 0.01])
+
+
+def gain(probabilities):
+  rows = LoggedRows(REWARDS, PROPENSITIES, np.asarray(probabilities))
+  (estimate,) = off_policy.evaluate(rows, {"gain": Gain(cap=10.0)}, num_resamples=0)
+  return estimate
+
+
+def test_the_logging_policy_gains_nothing_for_sure():
+  estimate = gain(PROPENSITIES)
+  assert (estimate.value, estimate.standard_error) == (0.0, 0.0)
+
+
+def test_a_policy_that_no_rewarded_row_supports_loses_all():
+  estimate = gain([0.0, 1.0, 0.0, 1.0])
+  assert estimate.value == pytest.approx(-REWARDS.mean())
+  assert estimate.standard_error > 0
+
+
+def test_a_gain_is_the_mean_difference_with_weights_cut():
+  # Weights 2 and 1 of the rewarded rows; 100 of the last would be cut to 10, were it rewarded.
+  assert gain([1.0, 0.0, 0.5, 1.0]).value == pytest.approx(((2 - 1) * 1 + (1 - 1) * 2) / 4)
+
+
+def test_the_bound_takes_errors_off_the_gain(world):
+  scores = world.scores()["validation"]["two_stage"]
+  assert scores["gain_lower_bound"] == pytest.approx(scores["gain"] - 1.645 * scores["gain_error"])
+  select = held_out.MEASURES.selection("two_stage")
+  assert select(world.scores()) == scores["gain_lower_bound"]
+
+
+def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
+  def scores(size, bound):
+    metrics = {"effective_sample_size": size, "gain_lower_bound": bound}
+    return {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
+
+  judge = world.judge()
+  assert judge.warnings(scores(150.0, 0.1)) == []
+  few = judge.warnings(scores(12.3, 0.1))
+  assert [text.split(":")[0] for text in few] == list(STAGES)
+  assert "12 of 200 test rows" in few[0]
+  (unsure,) = judge.warnings(scores(150.0, 0.0))
+  assert "do not show, at 95%" in unsure
