@@ -27,7 +27,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["tf_twostage", "tf_twostage.*", "launch"]),
-  package_data={"launch": ["*.flags"]},
+  package_data={"launch": ["*.flags"], "tf_twostage.serving": ["templates/*"]},
   python_requires=">=3.10,<3.13",
   install_requires=[
     "absl-py>=2.1",

@@ -42,7 +42,7 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,
 }
-_RUN_FLAGS = ("workdir", "export_dir", "overwrite")
+_RUN_FLAGS = ("workdir", "export_dir", "keep", "overwrite")
 # Settings that variants of an experiment may differ in: their environment is one.
 _VARIANT_SECTIONS = ("loss", "generator", "encoder")
 
@@ -86,6 +86,7 @@ def define_flags(*, export: bool = True, overwrite: bool = True) -> None:
     flags.DEFINE_string(
       "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
     )
+    flags.DEFINE_integer("keep", 5, "versions that stay in export_dir, the new one counted", 1)
   if overwrite:
     flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
 

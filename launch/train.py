@@ -4,6 +4,8 @@ python -m launch.train --flagfile=launch/synthetic.flags
 python -m launch.train --flagfile=launch/ml1m.flags --data_dir=DIR
 """
 
+from absl import flags
+
 from launch import config as launch_config
 
 
@@ -14,7 +16,7 @@ def main() -> None:
 
   from tf_twostage import pipeline  # brings TensorFlow, which --help and wrong flags can do without
 
-  print(pipeline.run(config, workdir, export_dir).summary)
+  print(pipeline.run(config, workdir, export_dir, keep=flags.FLAGS.keep).summary)
 
 
 if __name__ == "__main__":

@@ -128,11 +128,17 @@ def test_the_whole_way(tiny_data, tmp_path):
   assert 0 <= result.metrics["test"]["two_stage"]["precision@1"] <= 1
   assert "logged_reward" in result.metrics
   signature = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
-  assert set(signature.structured_input_signature[1]) == {"words_ids", "words_weights", "exclude"}
+  assert set(signature.structured_input_signature[1]) == {
+    "words_ids",
+    "words_weights",
+    "exclude",
+    "k",
+  }
   answer = signature(
     words_ids=tf.constant([[3, 5, -1], [10_000, -1, -1]], tf.int64),  # the second knows no word
     words_weights=tf.constant([[0.2, 7.0, 0.0], [1.0, 0.0, 0.0]]),
     exclude=tf.constant([["3", "4"], ["", ""]]),
+    k=tf.constant(SLATE),
   )
   assert answer["item_id"].shape == (2, SLATE)
   assert not {b"3", b"4", b""} & set(answer["item_id"][0].numpy())
@@ -144,9 +150,9 @@ def test_an_export_repeats_a_recommender_of_sparse_vectors(world, tmp_path):
   recommender = serving.Recommender(
     world.tables.schema, towers, TowerRanker(towers), world.titles, SLATE
   )
-  path = serving.export(recommender, tmp_path)
-  serving.check(path, recommender, world.requests)
-  best = recommender.recommend(**{k: tf.constant(v) for k, v in world.requests.items()})
+  serving.export(recommender, tmp_path, world.requests)  # which checks the answers
+  requests = {name: tf.constant(value) for name, value in world.requests.items()}
+  best = recommender.recommend(**requests, k=tf.constant(SLATE))
   asked = slice(80, 80 + len(world.requests["exclude"]))  # the first test documents
   codes = {name: values[asked] for name, values in world.tables.users.items()}
   logits = towers(codes).numpy()

@@ -248,7 +248,7 @@ def test_a_ready_environment_trains_and_exports(tmp_path):
   assert "simulator_auc" not in metrics
   recommend = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
   names = set(recommend.structured_input_signature[1])
-  assert names == {"user_id", "age", "region", "exclude"}  # no context
+  assert names == {"user_id", "age", "region", "exclude", "k"}  # no context
 
 
 # Experiments

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -30,7 +31,9 @@ class Result:
   summary: str
 
 
-def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Result:
+def run(
+  config: Config, workdir: pathlib.Path, export_dir: pathlib.Path, *, keep: int = serving.KEEP
+) -> Result:
   """Walks the whole way; stages whose inputs did not change are reused.
 
   Args:
@@ -38,6 +41,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
     workdir: holds stages/, generators/, tensorboard/, and of the last run config.json,
       metrics.json, table.csv and curves.png.
     export_dir: gets the next version of the SavedModel.
+    keep: how many versions stay there.
 
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
@@ -50,15 +54,7 @@ def run(config: Config, workdir: pathlib.Path, export_dir: pathlib.Path) -> Resu
   with stages.timed("generator"):
     towers, history = fit_generator(config, environment, workdir)
   with stages.timed("export"):
-    recommender = serving.Recommender(
-      environment.tables.schema,
-      towers,
-      environment.slate_ranker,
-      environment.titles,
-      config.slate_size,
-    )
-    exported = serving.export(recommender, export_dir)
-    serving.check(exported, recommender, environment.requests)
+    exported = export(config, environment, towers, export_dir, keep=keep)
   stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
 
   best = training.best_epoch(history)
@@ -137,6 +133,35 @@ def _fresh_towers(config: Config, environment: Environment) -> TwoTower:
     l2=config.generator.l2,
     item_bias=config.generator.item_bias,
   )
+
+
+def export(
+  config: Config,
+  environment: Environment,
+  towers: TwoTower,
+  export_dir: pathlib.Path,
+  *,
+  keep: int = serving.KEEP,
+  removed: Sequence[str] = (),
+  new: serving.NewItems | None = None,
+) -> pathlib.Path:
+  """Writes the next version of the SavedModel and returns its directory.
+
+  Args:
+    config: how many items the ranker orders.
+    environment: has the ranker, the catalogue, and requests that the export is tried with.
+    towers: the generator.
+    export_dir: holds the versions.
+    keep: how many of them stay.
+    removed, new: items that went and came since; see `serving.change`.
+  """
+  pair = serving.Pair(
+    environment.tables.schema, towers, environment.slate_ranker, environment.titles
+  )
+  recommender = serving.Recommender(
+    *serving.change(pair, removed=removed, new=new), config.slate_size
+  )
+  return serving.export(recommender, export_dir, environment.requests, keep=keep)
 
 
 def generator_directory(config: Config, environment: str, workdir: pathlib.Path) -> pathlib.Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import tensorflow as tf
 
@@ -20,6 +21,23 @@ from tf_twostage.schema import (
 )
 
 Codes = Mapping[str, tf.Tensor]
+
+
+class Towers(Protocol):
+  """What an export needs of a fitted stage: scores are query(user) . candidate(item)."""
+
+  @property
+  def variables(self) -> Sequence[Any]:
+    """All that `query` reads."""
+    ...
+
+  def query(self, user: Codes) -> tf.Tensor:
+    """User vectors, [B, D]."""
+    ...
+
+  def candidates(self) -> tf.Tensor:
+    """Item vectors of the catalogue, [N, D]."""
+    ...
 
 
 class FeatureLookup(tf.Module):
@@ -179,6 +197,14 @@ class TwoTower(tf.keras.layers.Layer):
     if actions is not None:
       codes = {name: tf.gather(values, actions) for name, values in codes.items()}
       bias = None if bias is None else tf.gather(bias, actions)
+    return self._item_vectors(codes, bias)
+
+  def new_candidates(self, items: Codes) -> tf.Tensor:
+    """Item vectors [M, D] of items from outside the catalogue, by their codes; unbiased."""
+    bias = None if self._bias is None else tf.zeros([len(next(iter(items.values())))])
+    return self._item_vectors(items, bias)
+
+  def _item_vectors(self, codes: Codes, bias: tf.Tensor | None) -> tf.Tensor:
     vectors = self._items(codes)
     return vectors if bias is None else tf.concat([vectors, bias[:, tf.newaxis]], axis=1)
 

@@ -6,8 +6,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from tf_twostage.models.encoders import Codes, TwoTower
-from tf_twostage.models.stored import StoredTowers
+from tf_twostage.models.encoders import Codes, Towers
 from tf_twostage.schema import FeatureTable
 
 
@@ -31,12 +30,41 @@ class SlateRanker(Protocol):
 class TowerRanker(tf.Module):
   """Products of user vectors and fixed item vectors."""
 
-  def __init__(self, towers: TwoTower | StoredTowers):
+  def __init__(self, towers: Towers):
     super().__init__()
-    # A SavedModel keeps the towers' variables, not the Keras layers around them.
+    # A SavedModel keeps the towers' variables, not the Keras layers around them, which it would
+    # find in an attribute.
+    self._towers = lambda: towers
     self._query = towers.query
     self._weights = [*towers.variables]
     self._items = tf.Variable(towers.candidates(), trainable=False)
 
   def __call__(self, raw: FeatureTable, codes: Codes, slate: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(tf.gather(self._items, slate), self._query(codes))
+
+  @property
+  def towers(self) -> Towers:
+    """What this was made of."""
+    return self._towers()
+
+  def products(self, codes: Codes) -> tf.Tensor:
+    """Scores of the catalogue, [B, N]."""
+    return tf.matmul(self._query(codes), self._items, transpose_b=True)
+
+
+def catalogue_scores(
+  ranker: SlateRanker, raw: FeatureTable, codes: Codes, rows: tf.Tensor, num_items: int
+) -> tf.Tensor:
+  """Scores of all items, as if the catalogue were the slate.
+
+  Args:
+    ranker, raw, codes: as for `SlateRanker`.
+    rows: B.
+    num_items: N.
+
+  Returns:
+    [B, N].
+  """
+  if isinstance(ranker, TowerRanker):
+    return ranker.products(codes)  # without a copy of all items for each row
+  return ranker(raw, codes, tf.tile(tf.range(num_items)[tf.newaxis], [rows, 1]))

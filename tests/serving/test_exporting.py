@@ -1,0 +1,174 @@
+"""What an export holds, and that it needs nothing but TensorFlow."""
+
+import pathlib
+import sys
+
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from tests.serving import small
+from tf_twostage import serving
+from tf_twostage.serving import calls, check_report, exporting, replay
+
+SIGNATURES = {"recommend", "retrieve", "rank", "sample"}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  directory = tmp_path_factory.mktemp("saved_models") / "movies"
+  return serving.export(small.recommender(), directory, small.requests())
+
+
+@pytest.fixture
+def no_replay(monkeypatch):
+  """Exports without the process that tries them."""
+  monkeypatch.setattr(exporting.replay, "differences", lambda calls, answers: [])
+  monkeypatch.setattr(exporting.replay, "replay", lambda *_: type("Tried", (), {"answers": ()}))
+
+
+def test_an_export_is_a_version_with_what_a_server_needs_beside_it(exported):
+  assert exported.name == "1"
+  assert {path.name for path in exported.parent.iterdir()} == {
+    "1",
+    "models.config",
+    "batching_parameters.txt",
+    "docker-compose.yml",
+  }
+  assert {path.name for path in (exported / "assets.extra").iterdir()} == {
+    "tf_serving_warmup_requests",
+    "recorded_answers",
+  }
+
+
+@pytest.fixture(scope="module")
+def tried(exported):
+  return replay.replay(exported, calls.read(exported), repeats=2)
+
+
+def test_every_operation_is_known_where_only_tensorflow_is_imported(exported, tried):
+  model = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+  (graph,) = (meta.graph_def for meta in model.meta_graphs)
+  functions = {f.signature.name for f in graph.library.function}
+  nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+  used = {node.op for node in nodes} - functions
+  assert {"MatMul", "TopKV2", "Assert", "LookupTableFindV2"} <= used
+  assert used <= set(tried.operations)  # which that process looked up
+  assert not [op for op in used if "Py" in op]
+
+
+@pytest.mark.parametrize("op", ["EagerPyFunc", "NoSuchOp"])
+def test_other_operations_are_refused(op, tmp_path):
+  model = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+  meta = model.meta_graphs.add()
+  meta.meta_info_def.tags.append("serve")
+  node = meta.graph_def.node.add(name="x", op=op)
+  if op == "EagerPyFunc":
+    for name in ("Tin", "Tout"):
+      node.attr[name].list.SetInParent()
+    node.attr["token"].s = b"a"
+  (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
+  with pytest.raises(RuntimeError, match=op):
+    replay.replay(tmp_path, [])
+
+
+def test_the_loader_of_the_server_and_a_session_answer_as_this_process(
+  exported, tried, monkeypatch
+):
+  monkeypatch.setattr(check_report.replay, "replay", lambda *_, repeats: tried)
+  report, same = check_report.check(exported.parent, repeats=2)
+  assert same
+  for words in (
+    str(exported),
+    "s by the C++ loader",
+    *SIGNATURES,
+    "output  propensity           float32 (None,)",
+    "p50      p99",
+    "16 calls answered as in the exporting process",
+  ):
+    assert words in report
+
+
+def test_other_answers_are_noticed(exported):
+  """The calls of another model, on this one."""
+  others = calls.of_requests(small.recommender(seed=5), small.requests())
+  own = calls.read(exported)
+  assert not replay.differences(own, [call.answer for call in own])
+  different = replay.differences(own, [call.answer for call in others])
+  assert [text.split("(")[1].rstrip(")") for text in different[:2]] == ["recommend", "retrieve"]
+
+
+def test_a_version_that_answers_otherwise_does_not_appear(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    exporting.replay, "replay", lambda *_: replay.Replay([{}] * 8, [], 0.0, 0.0, [], {})
+  )
+  with pytest.raises(RuntimeError, match=r"does not repeat .* answers to call 0 \(recommend\)"):
+    serving.export(small.recommender(), tmp_path, small.requests(1))
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_leaves_no_version(tmp_path, monkeypatch):
+  def fails(*args, **kwargs):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(tf.saved_model, "save", fails)
+  with pytest.raises(OSError, match="disk full"):
+    serving.export(small.recommender(), tmp_path, small.requests(1))
+  assert not list(tmp_path.glob("[0-9]*"))
+
+
+def test_what_does_not_load_says_so(tmp_path):
+  (tmp_path / "1").mkdir()
+  (tmp_path / "1" / "saved_model.pb").write_bytes(b"damaged")
+  with pytest.raises(RuntimeError, match="does not answer in a fresh process"):
+    replay.replay(tmp_path / "1", [])
+
+
+def test_warm_up_requests_are_those_of_the_server(exported):
+  path = str(exported / "assets.extra" / "tf_serving_warmup_requests")
+  records = [
+    prediction_log_pb2.PredictionLog.FromString(record)
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator()
+  ]
+  assert len(records) == 4 * (3 + 1)  # each user alone, then all
+  assert {record.WhichOneof("log_type") for record in records} == {"predict_log"}
+  specs = [record.predict_log.request.model_spec for record in records]
+  assert {spec.name for spec in specs} == {"movies"}
+  assert {spec.signature_name for spec in specs} == SIGNATURES
+  signatures = tf.saved_model.load(str(exported)).signatures
+  for call in calls.read(exported):
+    answer = small.ask(signatures[call.signature], **call.inputs)
+    assert set(answer) == set(call.answer)
+
+
+def test_files_for_the_server_name_the_model_and_stay_as_they_were_edited(
+  exported, tmp_path, no_replay
+):
+  config = model_server_config_pb2.ModelServerConfig()
+  text_format.Parse((exported.parent / "models.config").read_text(), config)
+  (model,) = config.model_config_list.config
+  assert (model.name, model.base_path) == ("movies", "/models/movies")
+  compose = (exported.parent / "docker-compose.yml").read_text()
+  assert "/models/movies:ro" in compose
+  assert "@" not in compose
+  (tmp_path / "models.config").write_text("mine")
+  serving.export(small.recommender(), tmp_path, small.requests(1))
+  assert (tmp_path / "models.config").read_text() == "mine"
+  assert (tmp_path / "batching_parameters.txt").exists()
+
+
+def test_an_export_needs_no_extra_but_says_what_is_missing(
+  tmp_path, no_replay, monkeypatch, caplog
+):
+  monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+  version = serving.export(small.recommender(), tmp_path, small.requests(1))
+  assert "pip install 'tf_twostage[serving]'" in caplog.text
+  assert not (version / "assets.extra").exists()
+
+
+def test_templates_are_part_of_the_package():
+  setup = (pathlib.Path(serving.__file__).parents[2] / "setup.py").read_text()
+  assert '"tf_twostage.serving": ["templates/*"]' in setup

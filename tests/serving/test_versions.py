@@ -1,0 +1,124 @@
+"""Numbered directories that appear whole or not at all."""
+
+import multiprocessing
+import os
+import pathlib
+import random
+import signal
+import time
+
+import pytest
+
+from tf_twostage.errors import InputError
+from tf_twostage.serving import versions
+
+FILES = 20
+
+
+def fill(directory):
+  for number in range(FILES):
+    (directory / f"{number}.txt").write_text("x" * 1000)
+
+
+def names(directory):
+  return {path.name for path in directory.iterdir()}
+
+
+def test_versions_count_up_and_the_oldest_go(tmp_path):
+  for expected in ({"1"}, {"1", "2"}, {"2", "3"}, {"3", "4"}):
+    assert versions.publish(tmp_path, fill, keep=2).name == max(expected)
+    assert names(tmp_path) == expected
+
+
+def test_versions_are_numbers_and_ten_comes_after_nine(tmp_path):
+  for name in ("9", "2", "notes"):
+    (tmp_path / name).mkdir()
+  assert versions.publish(tmp_path, fill, keep=2).name == "10"
+  assert names(tmp_path) == {"9", "10", "notes"}
+  assert [path.name for path in versions.versions(tmp_path)] == ["9", "10"]
+
+
+def test_there_is_no_version_before_it_is_whole(tmp_path):
+  def look(directory):
+    assert not versions.versions(tmp_path)
+    fill(directory)
+
+  versions.publish(tmp_path / "new" / "directory", look, keep=1)
+  assert names(tmp_path / "new" / "directory") == {"1"}
+
+
+def test_what_fails_leaves_nothing(tmp_path):
+  def fail(directory):
+    fill(directory)
+    raise OSError("disk full")
+
+  with pytest.raises(OSError, match="disk full"):
+    versions.publish(tmp_path, fail, keep=1)
+  assert not names(tmp_path)
+
+
+def test_what_others_left_is_swept_away(tmp_path):
+  (tmp_path / ".aside-1").mkdir()
+  fill(tmp_path / ".aside-1")
+  versions.publish(tmp_path, fill, keep=1)
+  assert names(tmp_path) == {"1"}
+
+
+def test_at_least_the_new_version_stays(tmp_path):
+  with pytest.raises(InputError, match="keep must be at least 1, got 0"):
+    versions.publish(tmp_path, fill, keep=0)
+
+
+def test_the_latest_is_the_newest_version_or_the_version_itself(tmp_path):
+  with pytest.raises(InputError, match="no version of a SavedModel"):
+    versions.latest(tmp_path)
+  with pytest.raises(InputError, match="no version of a SavedModel"):
+    versions.latest(tmp_path / "nowhere")
+  for name in ("9", "10"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "saved_model.pb").touch()
+  assert versions.latest(tmp_path).name == "10"
+  assert versions.latest(tmp_path / "9").name == "9"
+
+
+def publish_forever(directory, keep):
+  while True:
+    versions.publish(directory, fill, keep=keep)
+
+
+def whole(directory):
+  return len(list(directory.iterdir())) == FILES
+
+
+def test_killed_at_any_moment_every_version_is_whole(tmp_path):
+  """Writing, renaming and sweeping, all of the time: a kill meets each of them."""
+  rng = random.Random(0)
+  for _ in range(30):
+    process = multiprocessing.get_context("fork").Process(
+      target=publish_forever, args=(tmp_path, 2), daemon=True
+    )
+    process.start()
+    time.sleep(rng.uniform(0.005, 0.05))
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    found = versions.versions(tmp_path)
+    assert all(map(whole, found))
+  assert int(found[-1].name) > 30
+
+
+def test_exports_into_one_directory_take_turns(tmp_path):
+  def publish_some(directory: pathlib.Path) -> None:
+    for _ in range(5):
+      versions.publish(directory, fill, keep=100)
+
+  processes = [
+    multiprocessing.get_context("fork").Process(target=publish_some, args=(tmp_path,))
+    for _ in range(3)
+  ]
+  for process in processes:
+    process.start()
+  for process in processes:
+    process.join()
+  assert [process.exitcode for process in processes] == [0, 0, 0]
+  assert names(tmp_path) == {str(number) for number in range(1, 16)}
+  assert all(map(whole, tmp_path.iterdir()))

@@ -1,0 +1,86 @@
+"""Numbered versions in a directory that a server watches: each is whole, or is not there.
+
+A version is written aside and renamed; one that has to go is renamed before it is deleted. A
+process that is killed at any moment leaves nothing with a number that is not whole. What it left
+aside the next export sweeps away, which it may because exports into a directory take turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+from tf_twostage.errors import InputError
+
+_ASIDE = ".aside-"  # no number: servers do not look at it
+
+
+def versions(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The versions in `directory`, oldest first."""
+  found = [p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+  return sorted(found, key=lambda path: int(path.name))
+
+
+def latest(path: pathlib.Path) -> pathlib.Path:
+  """A version itself, or the newest one in a directory of versions.
+
+  Raises:
+    InputError: there is none.
+  """
+  if (path / "saved_model.pb").is_file():
+    return path
+  found = versions(path) if path.is_dir() else []
+  if not found:
+    raise InputError(f"{path}: no version of a SavedModel; launch.export writes one")
+  return found[-1]
+
+
+def publish(
+  directory: pathlib.Path, write: Callable[[pathlib.Path], None], *, keep: int
+) -> pathlib.Path:
+  """Makes the next version.
+
+  Args:
+    directory: holds the versions.
+    write: fills an empty directory; if it raises, there is no new version.
+    keep: how many versions stay, the new one counted; the oldest go.
+
+  Returns:
+    The new version.
+
+  Raises:
+    InputError: keep is below 1.
+  """
+  if keep < 1:
+    raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
+  directory.mkdir(parents=True, exist_ok=True)
+  with _turn(directory):
+    for left in directory.glob(f"{_ASIDE}*"):
+      shutil.rmtree(left)
+    number = max((int(path.name) for path in versions(directory)), default=0) + 1
+    aside = directory / f"{_ASIDE}{number}"
+    aside.mkdir()
+    try:
+      write(aside)
+    except BaseException:
+      shutil.rmtree(aside, ignore_errors=True)
+      raise
+    version = aside.rename(directory / str(number))
+    for old in versions(directory)[:-keep]:
+      shutil.rmtree(old.rename(directory / f"{_ASIDE}{old.name}"))
+  return version
+
+
+@contextlib.contextmanager
+def _turn(directory: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process exports into `directory`; a process that dies gives way."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)
