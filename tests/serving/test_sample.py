@@ -1,0 +1,173 @@
+"""What `sample` shows, and whether its propensities say how often."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from tests.oracle import softmax
+from tests.policy_oracle import ranker_share
+from tests.serving import small
+from tests.serving.small import IDS, SLATE, ask
+from tf_twostage import serving
+from tf_twostage.policies import TwoStagePolicy
+
+SEEDS = np.arange(3)
+
+
+@pytest.fixture(scope="module")
+def sample():
+  recommender = small.recommender()
+  method, specs = recommender.signatures()["sample"]
+  return tf.function(method, input_signature=None, autograph=False).get_concrete_function(**specs)
+
+
+def request(rows=3, excluded=("",), temperature=1.0, seed=SEEDS):
+  return {
+    **small.requests(rows, excluded),
+    "temperature": np.array([temperature], np.float32),
+    "seed": np.asarray(seed, np.int64),
+  }
+
+
+def test_the_seed_fixes_the_answer(sample):
+  answer, again = (ask(sample, **request()) for _ in range(2))
+  for name, value in answer.items():
+    np.testing.assert_array_equal(value, again[name])
+  other = ask(sample, **request(seed=SEEDS + 100))
+  assert np.any(other["slate"] != answer["slate"])
+
+
+def test_a_row_draws_as_if_it_were_alone(sample):
+  together = ask(sample, **request(7, seed=np.arange(7)))
+  for row in range(7):
+    one = {name: value[row : row + 1] for name, value in request(7, seed=np.arange(7)).items()}
+    one["temperature"] = np.ones(1, np.float32)
+    alone = ask(sample, **one)
+    assert alone["item_id"][0] == together["item_id"][row]
+    np.testing.assert_allclose(alone["propensity"][0], together["propensity"][row], rtol=1e-4)
+
+
+def test_what_is_shown_was_a_candidate(sample):
+  answer = ask(sample, **request(64, seed=np.arange(64)))
+  assert answer["slate"].shape == (64, SLATE)
+  for shown, title, slate in zip(answer["item_id"], answer["title"], answer["slate"], strict=True):
+    assert shown in slate
+    assert title == small.TITLE[shown]
+
+
+def test_what_is_excluded_is_no_candidate(sample):
+  answer = ask(sample, **request(64, [*IDS[:12], "", "unknown"], seed=np.arange(64)))
+  assert set(answer["slate"].ravel()) == set(IDS[12:])
+
+
+def test_the_only_item_left_is_certain(sample):
+  answer = ask(sample, **request(excluded=IDS[1:]))
+  assert set(answer["item_id"]) == {IDS[0]}
+  np.testing.assert_allclose(answer["propensity"], 1, rtol=1e-3)
+
+
+def test_where_nothing_is_left_nothing_is_shown(sample):
+  exclude = np.array([["", *[""] * 14], list(IDS), ["", *[""] * 14]])
+  answer = ask(sample, **{**request(), "exclude": exclude})
+  assert list(answer["item_id"] == "") == [False, True, False]
+  assert answer["propensity"][1] == 0
+  assert set(answer["slate"][1]) == {""}
+  whole = ask(sample, **request())
+  np.testing.assert_array_equal(answer["item_id"][[0, 2]], whole["item_id"][[0, 2]])
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e30])
+def test_any_temperature_above_zero(sample, temperature):
+  answer = ask(sample, **request(temperature=temperature))
+  assert np.all((answer["propensity"] > 0) & (answer["propensity"] <= 1.001))
+  if temperature < 1:  # the generator's best, K times
+    generator, _ = small.scores()
+    np.testing.assert_array_equal(answer["slate"][:, 0], IDS[generator.argmax(axis=1)])
+
+
+def policy(temperature, excluded=(), rows=3):
+  """Exact probabilities [rows, 15] by the definition of the policy, without bins."""
+  generator, ranker = (scores.astype(np.float64) for scores in small.scores(rows=rows))
+  generator[:, list(excluded)] = -np.inf
+  every = np.arange(15)
+  return np.stack(
+    [
+      SLATE * p * ranker_share(p, r, every, SLATE)
+      for p, r in zip(map(softmax, generator / temperature), ranker, strict=True)
+    ]
+  )
+
+
+@pytest.mark.parametrize(("temperature", "excluded"), [(1.0, ()), (0.5, (2, 7)), (3.0, (0,))])
+def test_propensities_are_those_of_the_two_stage_policy(sample, temperature, excluded):
+  rows, seeds = 60, np.arange(60)
+  given = request(rows, ["", *IDS[list(excluded)]], temperature, seeds)
+  answer = ask(sample, **given)
+  exact = policy(temperature, excluded, rows=20)
+  place = {item: i for i, item in enumerate(IDS)}
+  shown = [place[item] for item in answer["item_id"]]
+  np.testing.assert_allclose(answer["propensity"], exact[seeds % 20, shown], rtol=1e-3)
+
+
+def test_two_hundred_thousand_draws_follow_their_propensities(sample):
+  """Chi-square, for two users and settings: every item is shown as often as it was said to be."""
+  draws, chunk = 100_000, 5_000
+  place = {item: i for i, item in enumerate(IDS)}
+  for user, temperature, excluded in ((0, 1.0, ()), (1, 2.0, (3, 11))):
+    counts, said = np.zeros(15), np.full(15, np.nan)
+    one = {
+      name: np.repeat(value[user : user + 1], chunk, axis=0)
+      for name, value in small.requests(2, ["", *IDS[list(excluded)]]).items()
+    }
+    for start in range(0, draws, chunk):
+      answer = ask(
+        sample,
+        **one,
+        temperature=np.array([temperature], np.float32),
+        seed=np.arange(start, start + chunk) + user * draws,
+      )
+      shown = np.array([place[item] for item in answer["item_id"]])
+      counts += np.bincount(shown, minlength=15)
+      said[shown] = answer["propensity"]
+    assert not counts[list(excluded)].any()
+    seen = counts > 0
+    rest = 1 - said[seen].sum()  # items too rare to be seen
+    assert abs(rest) < 1e-3
+    expected = draws * said[seen]
+    assert stats.chisquare(counts[seen], expected * counts.sum() / expected.sum()).pvalue > 1e-3
+    # The test has the power to tell the policy from the generator alone.
+    exact = policy(temperature, excluded)[user]
+    generator = small.scores()[0][user].astype(np.float64) / temperature
+    generator[list(excluded)] = -np.inf
+    alone = softmax(generator)
+    assert np.abs(exact - alone).max() > 0.01
+    assert (
+      stats.chisquare(counts[seen], counts.sum() * alone[seen] / alone[seen].sum()).pvalue < 1e-12
+    )
+
+
+def test_propensities_of_the_whole_catalogue_sum_to_one():
+  """Each item's, as `sample` says it, over a catalogue of some hundreds."""
+  rng = np.random.default_rng(0)
+  generator = rng.normal(scale=2, size=(1, 400)).astype(np.float32)
+  generator[0, :20] = -np.inf
+  ranker = rng.normal(scale=2, size=(1, 400)).astype(np.float32)
+  of_items = TwoStagePolicy(np.repeat(generator, 400, 0), np.repeat(ranker, 400, 0), 30)
+  total = np.exp(of_items.log_prob(np.arange(400))).sum()
+  assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_a_slate_of_one_is_the_generator():
+  recommender = serving.Recommender(*small.pair(), 1)
+  answer = ask(recommender.sample, **request(64, seed=np.arange(64)))
+  retrieved = ask(
+    recommender.retrieve, **small.users(64), exclude=small.exclude(64), k=np.int32(15)
+  )
+  chance = [
+    dict(zip(ids, probabilities, strict=True))[shown]
+    for shown, ids, probabilities in zip(
+      answer["item_id"], retrieved["item_id"], retrieved["probability"], strict=True
+    )
+  ]
+  np.testing.assert_allclose(answer["propensity"], chance, rtol=1e-4)
