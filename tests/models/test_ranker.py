@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.ranker import Ranker
+from tf_twostage.models.ranker import ImitatingRanker, Ranker
 from tf_twostage.schema import Id, Numeric, Schema
 
 NAMES = ("a", "b", "c")
@@ -43,3 +43,17 @@ def test_the_loss_is_the_cross_entropy_of_the_logged_pairs(prior):
   probability = tf.sigmoid(ranker(BATCH)).numpy()[np.arange(3), BATCH["action"]]
   expected = -(np.log(probability[0]) + np.log(1 - probability[1]) + np.log(probability[2])) / 3
   np.testing.assert_allclose(ranker.compute_loss(BATCH), expected, rtol=1e-5)
+
+
+def test_an_imitating_ranker_learns_scores_in_their_own_units():
+  towers = TwoTower(TABLES, EncoderConfig(id_width=4), l2=0.0, use_context=True, item_bias=True)
+  ranker = ImitatingRanker(towers, TABLES.context_lookup, mean=40.0, scale=5.0)
+  catalogue = ranker.frozen()(BATCH).numpy()
+  np.testing.assert_allclose(catalogue, 40 + 5 * towers(ranker.codes(BATCH)).numpy(), rtol=1e-5)
+  np.testing.assert_allclose(catalogue, ranker(BATCH), rtol=1e-5)
+  predicted = catalogue[np.arange(3), BATCH["action"]]
+  np.testing.assert_allclose(ranker.pair_scores(BATCH), predicted, rtol=1e-5)
+  scores = predicted + np.array([5.0, -5.0, 10.0])
+  batch = {**BATCH, "context": {**BATCH["context"], ImitatingRanker.SCORE: scores}}
+  # In units of the scale: errors of 1, -1 and 2.
+  assert float(ranker.compute_loss(batch)) == pytest.approx((1 + 1 + 4) / 3, rel=1e-4)
