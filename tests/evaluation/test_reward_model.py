@@ -50,7 +50,7 @@ def fitted(evaluation, stages):
     evaluation,
     TABLES,
     EncoderConfig(id_width=4, feature_width=3),
-    FitConfig(batch_size=16),
+    FitConfig(epochs=5, batch_size=16),
     stages,
     seed=0,
   )

@@ -42,9 +42,9 @@ def run(
     InputError: a generator has not finished, the environment has no evaluation log, or a file does
       not fit; nothing has been evaluated.
   """
-  missing = f"{{}}; train with\n  {training_command}\nand evaluate again"
+  remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
-    raise InputError(missing.format(f"{workdir} holds no generator"))
+    raise InputError(f"{workdir} holds no generator; {remedy}")
   stages = Stages(workdir / "stages")
   environment = environments.make(config, stages)
   if generators is None:
@@ -52,7 +52,7 @@ def run(
   unfinished = [g.name for g in generators if not g.is_finished(environment, workdir)]
   if unfinished or not generators:
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
-    raise InputError(missing.format(f"{workdir} has no finished generator{which}"))
+    raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
   if environment.evaluation_log is None:
     raise InputError("this environment has no log to evaluate policies on")
   evaluation = environment.evaluation_log(stages)
