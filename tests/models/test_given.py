@@ -72,12 +72,14 @@ def test_an_export_calls_it_on_the_candidates(data, tmp_path):
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   generator = TwoTower(tables, EncoderConfig(), l2=0.0)
   recommender = serving.Recommender(data.schema, generator, ranker, data.titles, 6)
-  signature = tf.saved_model.load(str(serving.export(recommender, tmp_path / "e"))).signatures
-  answer = signature["recommend"](
-    **{name: tf.constant(data.users[name]) for name in ("user_id", "segment", "age")},
-    hour=tf.zeros(own_logs.USERS, tf.float64),
-    exclude=tf.fill([own_logs.USERS, 1], ""),
-  )
+  requests = {name: data.users[name] for name in ("user_id", "segment", "age")}
+  requests |= {
+    "hour": np.zeros(own_logs.USERS),
+    "exclude": np.full((own_logs.USERS, 1), ""),
+  }
+  exported = serving.export(recommender, tmp_path / "e", requests)
+  recommend = tf.saved_model.load(str(exported)).signatures["recommend"]
+  answer = recommend(**{name: tf.constant(values) for name, values in requests.items()})
   place = {item: i for i, item in enumerate(data.items["item_id"])}
   shown = np.vectorize(place.get)(answer["item_id"].numpy().astype(str))
   scores = np.take_along_axis(expected(data), shown, axis=1)

@@ -32,8 +32,7 @@ class Environment:
     log: the rows that generators learn from, with propensities.
     judge: says how good a scorer is.
     ranker_logits: maps a batch to the ranker's scores of the catalogue, [B, N].
-    slate_ranker: the ranker of an export; its order is that of `ranker_logits`, its scores may
-      differ from them by a constant and a positive factor.
+    slate_ranker: the ranker of an export; its scores may differ from `ranker_logits` by a constant.
     policies: what every table compares with, by name.
     requests: what an export is tried with: raw values of a few users.
     name: differs wherever anything above does, so that results can be told apart by it.

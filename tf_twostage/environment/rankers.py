@@ -195,7 +195,7 @@ def imitated(
   )
   return ReadyRanker(
     ranker.frozen(),
-    TowerRanker(towers),
+    TowerRanker(ranker.scaled_towers()),
     directory.name,
     {"ranker": "fitted to the log's ranker scores", "ranker_fit": facts},
     (note, *_scale_notes(data.ranker_score)),

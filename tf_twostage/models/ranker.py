@@ -93,3 +93,28 @@ class ImitatingRanker(Ranker):
     loss = tf.reduce_mean(tf.square(error))
     self._loss_mean.update_state(loss)
     return loss
+
+  def scaled_towers(self) -> ScaledTowers:
+    """Towers whose products are the scores less their mean."""
+    return ScaledTowers(self.towers, self._scale)
+
+
+class ScaledTowers:
+  """Towers whose products are those of others times a factor."""
+
+  def __init__(self, towers: TwoTower, factor: float):
+    self._towers = towers
+    self._factor = factor
+    self.variables = towers.variables
+
+  def query(self, user: Codes) -> tf.Tensor:
+    """User vectors, [B, D]."""
+    return self._factor * self._towers.query(user)
+
+  def candidates(self) -> tf.Tensor:
+    """Item vectors, [N, D]."""
+    return self._towers.candidates()
+
+  def new_candidates(self, items: Codes) -> tf.Tensor:
+    """Vectors of items that the towers have not seen; see `TwoTower.new_candidates`."""
+    return self._towers.new_candidates(items)
