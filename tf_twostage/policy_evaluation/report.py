@@ -104,7 +104,7 @@ def _text(
     parts.append("Estimates against true values\n" + _agreement(agreement, number))
   parts += [
     *evaluation.notes,
-    f"The reward model explains {100 * explained:.0f}% of the variance of rewards it has not seen.",
+    f"The reward model explains {_percent(explained)} of the variance of rewards it has not seen.",
     f"Estimates and picture: {directory}",
   ]
   return "\n\n".join(parts)
@@ -115,6 +115,10 @@ def _format(standard_error: float) -> Number:
   sure = np.isfinite(standard_error) and standard_error > 0
   decimals = int(np.clip(1 - np.floor(np.log10(standard_error)), 0, 8)) if sure else 4
   return lambda value: "-" if np.isnan(value) else f"{value:.{decimals}f}"
+
+
+def _percent(share: float) -> str:
+  return f"{np.round(100 * share) + 0.0:.0f}%"  # + 0.0: not "-0%"
 
 
 def _with_error(row: pd.Series, number: Number) -> str:
