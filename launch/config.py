@@ -86,7 +86,9 @@ def define_flags(*, export: bool = True, overwrite: bool = True) -> None:
     flags.DEFINE_string(
       "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
     )
-    flags.DEFINE_integer("keep", 5, "versions that stay in export_dir, the new one counted", 1)
+    flags.DEFINE_integer(
+      "keep", 5, "versions that stay in export_dir, the new one counted", lower_bound=1
+    )
   if overwrite:
     flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
 

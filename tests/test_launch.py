@@ -251,6 +251,71 @@ def test_a_ready_environment_trains_and_exports(tmp_path):
   assert names == {"user_id", "age", "region", "exclude", "k"}  # no context
 
 
+# Exports
+
+
+@pytest.fixture(scope="module")
+def exported_again(finished, tmp_path_factory):
+  """A finished run, exported with another catalogue, and what the command said."""
+  root, changes = finished[0], tmp_path_factory.mktemp("changes")
+  (changes / "new.csv").write_text(
+    "item_id,decade,topics,title\nnew_1,1990s,Art|Music,Fresh\nnew_2,2030s,,Odd\n"
+  )
+  (changes / "gone.txt").write_text("item_0\nitem_1\n")
+  export = changes / "export"
+  done = run(
+    *SHORT,
+    f"--workdir={root / 'run'}",
+    f"--export_dir={export}",
+    f"--add_items={changes / 'new.csv'}",
+    f"--remove_items={changes / 'gone.txt'}",
+    name="export",
+  )
+  assert done.returncode == 0, done.stderr
+  return export, done
+
+
+def test_a_finished_run_is_found_and_exported_with_the_items_of_today(exported_again):
+  export, done = exported_again
+  assert f"SavedModel: {export / '1'}" in done.stdout
+  for stage in STAGES - {"baselines"}:
+    assert f"{stage}: reused" in done.stderr
+  retrieve = tf.saved_model.load(str(export / "1")).signatures["retrieve"]
+  user = {name: tf.constant(["user_0"]) for name in ("user_id", "age", "region")}
+  answer = retrieve(**user, exclude=tf.constant([[""]]), k=tf.constant([1000]))
+  items = set(answer["item_id"].numpy().astype(str)[0])
+  assert items == {"new_1", "new_2", *(f"item_{i}" for i in range(2, 300))}
+
+
+def test_an_export_is_checked(exported_again):
+  export, _ = exported_again
+  done = run(f"--model={export}", "--repeats=3", name="serve_check")
+  assert done.returncode == 0, done.stderr
+  for words in ("sample", "propensity", "p99", "24 calls answered as in the exporting process"):
+    assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "words"),
+  [
+    ("export", ["--epochs=3"], "no finished generator of these settings"),
+    ("export", ["--workdir=/does/not/exist"], "/does/not/exist has no finished generator"),
+    ("export", ["--overwrite"], "Unknown command line flag 'overwrite'"),
+    ("export", ["--keep=0"], "keep"),
+    ("serve_check", [], "--model must be given"),
+  ],
+)
+def test_wrong_exports_and_checks_end_in_one_message(finished, tmp_path, name, arguments, words):
+  root, _ = finished
+  given = [*SHORT, *directories(root)] if name == "export" else []
+  done = run(*given, f"--export_dir={tmp_path}" if given else "--repeats=1", *arguments, name=name)
+  assert done.returncode == 2
+  (message,) = (line for line in done.stderr.splitlines() if line.startswith("error:"))
+  assert words in message
+  assert "Traceback" not in done.stderr
+  assert not list(tmp_path.iterdir())
+
+
 # Experiments
 
 COMPARED = ("cross_entropy", "two_stage_ips:sampling=systematic")

@@ -1,5 +1,6 @@
 """What an export holds, and that it needs nothing but TensorFlow."""
 
+import dataclasses
 import pathlib
 import sys
 
@@ -90,6 +91,21 @@ def test_the_loader_of_the_server_and_a_session_answer_as_this_process(
     "16 calls answered as in the exporting process",
   ):
     assert words in report
+
+
+def test_a_check_says_what_is_wrong(exported, tried, monkeypatch):
+  answers = [{**tried.answers[0], "score": tried.answers[0]["score"] + 1}, *tried.answers[1:]]
+  other = dataclasses.replace(tried, answers=answers)
+  monkeypatch.setattr(check_report.replay, "replay", lambda *_, repeats: other)
+  report, same = check_report.check(exported, repeats=2)
+  assert not same
+  assert "DIFFERENT from the exporting process: call 0 (recommend)" in report
+
+  def fails(*_, repeats):
+    raise RuntimeError("no such operation")
+
+  monkeypatch.setattr(check_report.replay, "replay", fails)
+  assert check_report.check(exported, repeats=2) == ("no such operation", False)
 
 
 def test_other_answers_are_noticed(exported):

@@ -117,12 +117,17 @@ def _categorical(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
   return Categorical(spec.name, _distinct(spec, values)), values
 
 
-def _bag(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
-  cells = pd.Series(columns[spec.name]).str.split(spec.separator, regex=False)
-  bags = [[value for part in cell if (value := part.strip())] for cell in cells]
+def split(cells: np.ndarray, separator: str) -> np.ndarray:
+  """The values of bags, padded with "": [rows] to [rows, width] str."""
+  parts = pd.Series(cells).str.split(separator, regex=False)
+  bags = [[value for part in cell if (value := part.strip())] for cell in parts]
   width = max(1, *map(len, bags)) if bags else 1
-  values = np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=str)
-  return Bag(spec.name, _distinct(spec, values), max_length=width), values
+  return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=str)
+
+
+def _bag(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
+  values = split(columns[spec.name], spec.separator)
+  return Bag(spec.name, _distinct(spec, values), max_length=values.shape[1]), values
 
 
 _BUILDERS = {"numeric": _numeric, "categorical": _categorical, "bag": _bag}

@@ -153,7 +153,7 @@ def _checked_ids(schema: Schema, kept: np.ndarray, new: NewItems) -> np.ndarray:
   if there.size:
     raise InputError(
       f"items to add: {there.size} of {rows} are in the catalogue already (first: row {there[0]},"
-      f" {ids[there[0]]!r}); leave them out, or remove them too, to replace them"
+      f" {str(ids[there[0]])!r}); leave them out, or remove them too, to replace them"
     )
   return ids
 

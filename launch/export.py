@@ -1,0 +1,66 @@
+"""Exports what launch.train trained with the same flags, as the next version of the SavedModel.
+
+python -m launch.export --flagfile=launch/synthetic.flags
+python -m launch.export --flagfile=launch/ml1m.flags --data_dir=DIR \\
+    --add_items=new.csv --remove_items=gone.txt
+
+Items that came since are scored by their features alone, items that went are never returned. The
+files say all that changed since training, not since the last export.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import config as launch_config
+from tf_twostage.errors import InputError
+
+_OWN_FLAGS = {
+  "add_items": "new items: CSV or Parquet with the columns of the item features and title; bags"
+  " separate values by |",
+  "remove_items": "items that are gone: a text file with an id a line",
+}
+
+
+def define_flags() -> None:
+  launch_config.define_flags(overwrite=False)
+  for name, text in _OWN_FLAGS.items():
+    flags.DEFINE_string(name, None, text)
+
+
+def main() -> None:
+  config = launch_config.config_from_flags()
+  workdir, values = launch_config.work_path(config), flags.FLAGS
+  unfinished = InputError(
+    f"{workdir} has no finished generator of these settings; train it first: launch.train with the"
+    " same flags"
+  )
+  if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
+    raise unfinished
+
+  from tf_twostage import environment as environments
+  from tf_twostage import pipeline
+  from tf_twostage.serving import item_files
+  from tf_twostage.stages import Stages
+
+  environment = environments.make(config, Stages(workdir / "stages"))
+  towers = pipeline.finished_generator(config, environment, workdir)
+  if towers is None:
+    raise unfinished
+  added, removed = values.add_items, values.remove_items
+  schema = environment.tables.schema
+  exported = pipeline.export(
+    config,
+    environment,
+    towers,
+    launch_config.export_directory(config),
+    keep=values.keep,
+    new=item_files.read_new(pathlib.Path(added), schema) if added else None,
+    removed=item_files.read_removed(pathlib.Path(removed)) if removed else (),
+  )
+  print(f"SavedModel: {exported}")
+
+
+if __name__ == "__main__":
+  define_flags()
+  launch_config.run_command(main, {"The catalogue": tuple(_OWN_FLAGS)})
