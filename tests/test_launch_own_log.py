@@ -51,7 +51,9 @@ def test_open_bandit_goes_the_whole_way(open_bandit, tmp_path):
   assert uniform["effective_sample_size"] == pytest.approx(1500)
   signature = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
   answer = signature(
-    **{f"user_feature_{i}": tf.constant(["new"]) for i in range(4)}, exclude=tf.constant([[""]])
+    **{f"user_feature_{i}": tf.constant(["new"]) for i in range(4)},
+    exclude=tf.constant([[""]]),
+    k=tf.constant(10),
   )
   assert answer["item_id"].shape == (1, 10)
 

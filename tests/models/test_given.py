@@ -79,7 +79,8 @@ def test_an_export_calls_it_on_the_candidates(data, tmp_path):
   }
   exported = serving.export(recommender, tmp_path / "e", requests)
   recommend = tf.saved_model.load(str(exported)).signatures["recommend"]
-  answer = recommend(**{name: tf.constant(values) for name, values in requests.items()})
+  inputs = {name: tf.constant(values) for name, values in requests.items()}
+  answer = recommend(**inputs, k=tf.constant(6))
   place = {item: i for i, item in enumerate(data.items["item_id"])}
   shown = np.vectorize(place.get)(answer["item_id"].numpy().astype(str))
   scores = np.take_along_axis(expected(data), shown, axis=1)
