@@ -37,9 +37,9 @@ class Environment:
     requests: what an export is tried with: raw values of a few users.
     name: differs wherever anything above does, so that results can be told apart by it.
     facts: what is worth reporting, such as the simulator's AUC; JSON-able.
-    notes: what a reader of the results should know; sentences.
     evaluation_log: makes, or finds made, what policies are evaluated on off-policy: rows that
-      generators have not learned from, or a note that they have; None: there is no such log.
+      generators have not learned from, or a note that they have.
+    notes: what a reader of the results should know; sentences.
   """
 
   tables: EncodedTables
@@ -52,8 +52,8 @@ class Environment:
   requests: FeatureTable
   name: str
   facts: Mapping[str, Any]
+  evaluation_log: Callable[[Stages], EvaluationLog]
   notes: tuple[str, ...] = ()
-  evaluation_log: Callable[[Stages], EvaluationLog] | None = None
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
     """A function that scores `scorer`, with this ranker behind it, as it is when called."""

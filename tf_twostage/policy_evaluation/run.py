@@ -39,8 +39,7 @@ def run(
     what to print.
 
   Raises:
-    InputError: a generator has not finished, the environment has no evaluation log, or a file does
-      not fit; nothing has been evaluated.
+    InputError: a generator has not finished, or a file does not fit; nothing has been evaluated.
   """
   remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
@@ -53,8 +52,6 @@ def run(
   if unfinished or not generators:
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
     raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
-  if environment.evaluation_log is None:
-    raise InputError("this environment has no log to evaluate policies on")
   evaluation = environment.evaluation_log(stages)
   item_ids = np.asarray(environment.tables.schema.item_id.vocabulary)
   given = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
