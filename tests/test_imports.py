@@ -30,7 +30,7 @@ ORDER = [
   ("tables",),
   ("figures", "reporting", "serving"),
   ("pipeline",),
-  ("experiment", "policy_evaluation"),
+  ("experiment", "policy_evaluation", "loop"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.

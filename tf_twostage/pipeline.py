@@ -90,7 +90,7 @@ def fit_generator(
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / "config.json", dataclasses.asdict(config))
   tf.keras.utils.set_random_seed(config.seed)
-  towers = _fresh_towers(config, environment)
+  towers = fresh_towers(config, environment)
   model = CandidateGenerator(
     towers, make_objective(config), ranker_logits=environment.ranker_logits
   )
@@ -121,12 +121,13 @@ def finished_generator(
   history = training.finished_history(directory, config.generator.epochs)
   if history is None:
     return None
-  towers = _fresh_towers(config, environment)
+  towers = fresh_towers(config, environment)
   training.restore_best(towers, directory, history)
   return towers
 
 
-def _fresh_towers(config: Config, environment: Environment) -> TwoTower:
+def fresh_towers(config: Config, environment: Environment) -> TwoTower:
+  """The generator before training."""
   return TwoTower(
     environment.tables,
     config.encoder,

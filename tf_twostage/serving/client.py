@@ -23,6 +23,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 # array keeps its own, which sparse vectors need (int64 and float32).
 Users = Mapping[str, Any]
 Ids = Sequence[Sequence[str]]  # some item ids for each user, of any number
+Each = float | Sequence[float] | np.ndarray  # one value for all users, or one for each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +116,13 @@ class RecommenderClient:
     self._channel.close()
 
   def recommend(
-    self, users: Users, *, k: int | Sequence[int], exclude: Ids | None = None
+    self, users: Users, *, k: Each, exclude: Ids | None = None
   ) -> list[list[Recommended]]:
     """Up to k items for each user, best first.
 
     Args:
       users: user and context features.
-      k: one for all, or one for each.
+      k: at least 1.
       exclude: what not to return.
 
     Raises:
@@ -133,9 +134,7 @@ class RecommenderClient:
     )
     return _items(Recommended, answer, "item_id", "title", "score", "generator_score")
 
-  def retrieve(
-    self, users: Users, *, k: int | Sequence[int], exclude: Ids | None = None
-  ) -> list[list[Candidate]]:
+  def retrieve(self, users: Users, *, k: Each, exclude: Ids | None = None) -> list[list[Candidate]]:
     """Up to k candidates for each user, the generator's best first.
 
     Args:
@@ -158,8 +157,8 @@ class RecommenderClient:
     self,
     users: Users,
     *,
-    seed: int | Sequence[int],
-    temperature: float | Sequence[float] = 1.0,
+    seed: Each,
+    temperature: Each = 1.0,
     exclude: Ids | None = None,
   ) -> list[Shown | None]:
     """An item for each user, drawn; None for one to whom nothing can be shown.
@@ -243,7 +242,7 @@ def _padded(ids: Ids, rows: int) -> np.ndarray:
   return np.array(padded, dtype=object).reshape(rows, width)
 
 
-def _each(value: Any, rows: int, dtype: type) -> np.ndarray:
+def _each(value: Each, rows: int, dtype: type) -> np.ndarray:
   """One for each row, which a server that batches insists on."""
   return np.broadcast_to(np.asarray(value, dtype), [rows])
 
