@@ -263,8 +263,8 @@ MUTATIONS = [
       "tf.reshape(slates, [rows, num_slates, others])",
     ),
     (
-      "tf.sort(tf.reshape(tf.random.shuffle(tf.range(draws), seed), [num_slates, others]))",
-      "tf.reshape(tf.random.shuffle(tf.range(draws), seed), [num_slates, others])",
+      "tf.sort(tf.reshape(deal, [num_slates, others]))",
+      "tf.reshape(deal, [num_slates, others])",
     ),
     ("tf.random.shuffle(tf.range(draws), seed)", "tf.range(draws)"),
     ("slates[..., 1:] == slates[..., :-1]", "tf.zeros_like(slates[..., 1:], tf.bool)"),

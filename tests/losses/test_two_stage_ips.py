@@ -101,6 +101,9 @@ def test_loss_is_the_weighted_sum_over_the_slates_drawn(sampling):
   x = batch(rows=4, items=6)
   options = {"num_slates": 7, "slate_size": 4, "sampling": sampling}
   loss = TwoStageIPS(alpha=0.3, sampling_temperature=2.0, seed=9, dtype="float64", **options)
+  if sampling == "systematic":
+    loss.generator.reset_from_seed(2)
+    options["stateless_seed"] = tf.random.Generator.from_seed(2).make_seeds()[:, 0]
   tf.random.set_seed(2)
   terms = loss.terms(**x)
   tf.random.set_seed(2)
@@ -115,6 +118,25 @@ def test_loss_is_the_weighted_sum_over_the_slates_drawn(sampling):
     np.testing.assert_allclose(terms.loss[i], expected, rtol=1e-9)
     np.testing.assert_allclose(terms.ranker_share[i], np.mean(c, axis=0)[action], rtol=1e-9)
   np.testing.assert_allclose(terms.weights, weights, rtol=1e-9)
+
+
+def test_systematic_draws_go_on_from_a_checkpoint(tmp_path):
+  def drawing(seed):
+    loss = TwoStageIPS(
+      alpha=1.0, num_slates=3, slate_size=4, sampling="systematic", seed=seed, dtype="float64"
+    )
+    return tf.train.Checkpoint(loss=loss), tf.function(loss)
+
+  x = batch(rows=4, items=50)
+  checkpoint, step = drawing(0)
+  step(**x)
+  path = checkpoint.write(str(tmp_path / "ckpt"))
+  expected = [step(**x).numpy() for _ in range(2)]
+  assert (expected[0] != expected[1]).any()
+  other, again = drawing(1)
+  again(**x)
+  other.read(path)
+  np.testing.assert_array_equal([again(**x).numpy() for _ in range(2)], expected)
 
 
 def test_defaults_are_the_published_settings():

@@ -20,6 +20,7 @@ def sample_slates(
   temperature: float = 1.0,
   sampling: str = "categorical",
   seed: int | None = None,
+  stateless_seed: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Slates around a logged item, without that item: draws from softmax(logits / temperature).
 
@@ -37,6 +38,9 @@ def sample_slates(
     temperature: above 1 explores more, below 1 less.
     sampling: "categorical" or "systematic".
     seed: operation seed, see `tf.random.set_seed`.
+    stateless_seed: [2] integer, the one thing that systematic slates then depend on. Categorical
+      ones depend on how often tf.random.categorical was called in this process: it counts where
+      no checkpoint reaches, and takes no seed that changes from step to step.
 
   Returns:
     [B, τ, K-1] int32 catalogue indices. Repeats stand next to each other.
@@ -50,29 +54,34 @@ def sample_slates(
     slates = tf.random.categorical(logits, draws, dtype=tf.int32, seed=seed)
     # top_k sorts; tf.sort would negate twice on top of it.
     return tf.math.top_k(tf.reshape(slates, [rows, num_slates, others]), others).values
+  if stateless_seed is None:
+    stateless_seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
+  for_deal, for_quantiles = tf.unstack(tf.random.split(stateless_seed))
   # All rows are dealt alike, each from a starting point of its own: its slates then differ from
   # those of other rows. Quantiles of a slate in order, so that repeats are neighbors.
-  deal = tf.sort(tf.reshape(tf.random.shuffle(tf.range(draws), seed), [num_slates, others]))
-  quantiles = systematic_draws(logits, draws, seed=seed)
+  deal = tf.random.experimental.stateless_shuffle(tf.range(draws), for_deal)
+  deal = tf.sort(tf.reshape(deal, [num_slates, others]))
+  quantiles = systematic_draws(logits, draws, for_quantiles)
   return tf.reshape(
     tf.transpose(tf.gather(tf.transpose(quantiles), tf.reshape(deal, [-1]))),
     [rows, num_slates, others],
   )
 
 
-def systematic_draws(logits: tf.Tensor, draws: int, *, seed: int | None = None) -> tf.Tensor:
+def systematic_draws(logits: tf.Tensor, draws: int, stateless_seed: tf.Tensor) -> tf.Tensor:
   """Draws at equidistant quantiles of softmax(logits) from a random start.
 
   Args:
     logits: [B, N].
     draws: M.
-    seed: operation seed.
+    stateless_seed: [2] integer.
 
   Returns:
     [B, M] int32, in ascending order but for one wrap from the last item to the first; the item
     that the order starts with is random.
   """
   rows, items = tf.unstack(tf.shape(logits))
+  for_offset, for_origin = tf.unstack(tf.random.split(stateless_seed))
   # The item that starts at quantile s owns (j + offset) / M for j from s to where the next starts;
   # s is a sum of M p, rounded up from the offset. No sum rounds the first item's start up to 1.
   highest = 1.0 - 2.0 * draws * np.finfo(logits.dtype.as_numpy_dtype).eps
@@ -80,11 +89,11 @@ def systematic_draws(logits: tf.Tensor, draws: int, *, seed: int | None = None) 
     tf.nn.softmax(logits),
     exclusive=True,
     scale=float(draws),
-    first=tf.random.uniform([rows, 1], maxval=highest, dtype=logits.dtype, seed=seed),
+    first=tf.random.stateless_uniform([rows, 1], for_offset, maxval=highest, dtype=logits.dtype),
   )
   start = tf.cast(start, tf.int32)
 
-  origin = tf.random.uniform([rows, 1], maxval=items, dtype=tf.int32, seed=seed)
+  origin = tf.random.stateless_uniform([rows, 1], for_origin, maxval=items, dtype=tf.int32)
   first = tf.gather(start, origin, batch_dims=1)
   start += tf.where(tf.range(items) < origin, draws - first, -first)
   # Items that start at M own nothing.

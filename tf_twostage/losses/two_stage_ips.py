@@ -49,7 +49,9 @@ class TwoStageIPS(WeightedLoss):
       expectation over all slates, which keep their repeats: no variance at all.
     normalize_shares: whether self-normalised weights are divided by the batch mean of ω q
       instead of that of ω, which leaves the loss about K times as large.
-    seed: operation seed, see `tf.random.set_seed`.
+    seed: operation seed, see `tf.random.set_seed`. Systematic draws count their steps from
+      where it set out in a tf.random.Generator, which is in the checkpoints of a model, so that a
+      resumed run draws what an uninterrupted one would; categorical draws cannot.
     """
     super().__init__(importance, **kwargs)
     if num_slates < 1 or slate_size < 1:
@@ -71,6 +73,10 @@ class TwoStageIPS(WeightedLoss):
     self.sampling = sampling
     self.normalize_shares = normalize_shares
     self.seed = seed
+    self.generator = None
+    if sampling == "systematic":
+      start = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
+      self.generator = tf.random.Generator.from_seed(start)
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     counts, share = self._counts(x)
@@ -99,6 +105,7 @@ class TwoStageIPS(WeightedLoss):
       temperature=self.sampling_temperature,
       sampling=self.sampling,
       seed=self.seed,
+      stateless_seed=self.generator.make_seeds()[:, 0] if self.generator else None,
     )
     return slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha)
 
