@@ -99,15 +99,23 @@ def test_plain_python_values_find_their_types(client):
 
 def test_padding_comes_first_as_servers_that_batch_pad_with_it(client, monkeypatch):
   sent = {}
-  monkeypatch.setattr(
-    client,
-    "_call",
-    lambda signature, inputs: (
-      sent.update(inputs) or {"item_id": [], "title": [], "score": [], "generator_score": []}
-    ),
-  )
-  client.recommend(everything(2), k=3, exclude=[["a"], ["b", "c"]])
+
+  def call(signature, inputs):
+    sent.update(inputs)
+    return {name: [] for name in ("item_id", "title", "score", "generator_score")}
+
+  monkeypatch.setattr(client, "_call", call)
+  users = {
+    "tags": [["x", "y"], ["z", ""]],
+    "words_ids": np.array([[3, 5], [2, -1]]),
+    "words_weights": np.array([[0.5, 1.0], [2.0, 0.0]], np.float32),
+  }
+  client.recommend(users, k=3, exclude=[["a"], ["b", "c"]])
   assert sent["exclude"].tolist() == [["", "a", ""], ["", "b", "c"]]
+  assert sent["tags"].tolist() == [["", "x", "y"], ["", "z", ""]]
+  assert sent["words_ids"].tolist() == [[-1, 3, 5], [-1, 2, -1]]
+  assert sent["words_weights"].tolist() == [[0, 0.5, 1], [0, 2, 0]]
+  assert [sent[name].dtype for name in ("words_ids", "words_weights")] == [np.int64, np.float32]
   assert list(sent["k"]) == [3, 3]  # a batch has a value for each row
 
 
@@ -130,7 +138,7 @@ def test_padding_comes_first_as_servers_that_batch_pad_with_it(client, monkeypat
       "input 'timestamp' must be float64",
     ),
     (
-      lambda c: c.recommend({**everything(2), "age": np.array([["a"], ["b"]])}, k=1),
+      lambda c: c.recommend({**everything(2), "age": [["a"], ["b"]]}, k=1),
       "input 'age' must be string",
     ),
     (

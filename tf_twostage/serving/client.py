@@ -20,7 +20,8 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 # Raw features by name, a value for each user. Text and Python's numbers find their types; a NumPy
-# array keeps its own, which sparse vectors need (int64 and float32).
+# array keeps its own. Bags are [users, n], padded with ""; sparse vectors are int64 and float32
+# arrays [users, n], padded with -1 and 0.
 Users = Mapping[str, Any]
 Ids = Sequence[Sequence[str]]  # some item ids for each user, of any number
 Each = float | Sequence[float] | np.ndarray  # one value for all users, or one for each
@@ -219,8 +220,11 @@ def _features(users: Users) -> tuple[int, dict[str, np.ndarray]]:
   inputs = {}
   for name, values in users.items():
     array = np.asarray(values)
-    is_number = array.dtype.kind in "iuf" and not isinstance(values, np.ndarray)
-    inputs[name] = array.astype(np.float64) if is_number else array
+    if array.ndim == 2:
+      array = _padding_first(array)
+    elif array.dtype.kind in "iuf" and not isinstance(values, np.ndarray):
+      array = array.astype(np.float64)
+    inputs[name] = array
   if not inputs:
     raise ValueError("users: no features; see the signature's inputs")
   return len(next(iter(inputs.values()))), inputs
@@ -230,16 +234,22 @@ def _excluding(exclude: Ids | None, rows: int) -> dict[str, np.ndarray]:
   return {"exclude": _padded([[]] * rows if exclude is None else exclude, rows)}
 
 
-def _padded(ids: Ids, rows: int) -> np.ndarray:
-  """[rows, W] with "" in the first column.
+def _padding_first(values: np.ndarray) -> np.ndarray:
+  """[rows, W] with a column before it: "" for bags, -1 and 0.0 for sparse vectors.
 
   A server that batches requests pads each with its own first element, so that must be padding.
   """
+  padding = {"i": -1, "f": 0.0}.get(values.dtype.kind, "")
+  return np.insert(values, 0, padding, axis=1)
+
+
+def _padded(ids: Ids, rows: int) -> np.ndarray:
+  """[rows, W], padded before and behind."""
   if len(ids) != rows:
     raise ValueError(f"item ids for {len(ids)} users, but features of {rows}")
-  width = 1 + max(map(len, ids), default=0)
-  padded = [["", *some, *[""] * (width - 1 - len(some))] for some in ids]
-  return np.array(padded, dtype=object).reshape(rows, width)
+  width = max(map(len, ids), default=0)
+  padded = [[*some, *[""] * (width - len(some))] for some in ids]
+  return _padding_first(np.array(padded, dtype=object).reshape(rows, width))
 
 
 def _each(value: Each, rows: int, dtype: type) -> np.ndarray:
