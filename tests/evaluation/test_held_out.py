@@ -180,7 +180,7 @@ def test_the_bound_takes_errors_off_the_gain(world):
 
 def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
   def scores(size, bound):
-    metrics = {"effective_sample_size": size, "gain_lower_bound": bound}
+    metrics = {"effective_sample_size": size, "gain_lower_bound": bound, "mean_weight": 1.0}
     return {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
 
   judge = world.judge()
@@ -190,3 +190,23 @@ def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
   assert "12 of 200 test rows" in few[0]
   (unsure,) = judge.warnings(scores(150.0, 0.0))
   assert "do not show, at 95%" in unsure
+
+
+@pytest.mark.parametrize("factor", [0.05, 1.0, 20.0])
+def test_propensities_that_do_not_fit_are_said_in_words(world, factor):
+  metrics = {"effective_sample_size": 150.0, "gain_lower_bound": 0.1, "mean_weight": factor}
+  scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
+  warnings = world.judge().warnings(scores)
+  assert len(warnings) == (0 if factor == 1 else len(STAGES))
+  assert all(f"the mean weight is {factor:.4g} ± " in text for text in warnings)
+
+
+def test_a_mean_weight_within_its_error_is_no_fault(world):
+  # Of 200 rows 50 are effective: the error is mean * sqrt(1 / 50 - 1 / 200) = 0.1225 * mean.
+  def warnings(mean):
+    metrics = {"effective_sample_size": 50.0, "gain_lower_bound": 0.1, "mean_weight": mean}
+    scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
+    return [text for text in world.judge().warnings(scores) if "mean weight" in text]
+
+  assert warnings(0.8) == warnings(1.5) == []
+  assert len(warnings(0.7)) == len(warnings(1.6)) == len(STAGES)

@@ -19,7 +19,12 @@ from tf_twostage.evaluation.estimators import DR, IPS, SNIPS, Estimator, Terms
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.judge import STAGES, Measure, Measures, Scorer, Scores
 from tf_twostage.evaluation.logged_rows import LoggedRows
-from tf_twostage.evaluation.overlap import MIN_EFFECTIVE_ROWS, MIN_EFFECTIVE_SHARE
+from tf_twostage.evaluation.overlap import (
+  MEAN_WEIGHT_ERRORS,
+  MEAN_WEIGHT_TOLERANCE,
+  MIN_EFFECTIVE_ROWS,
+  MIN_EFFECTIVE_SHARE,
+)
 from tf_twostage.models.encoders import Codes
 from tf_twostage.policies import SoftmaxPolicy, two_stage_probabilities
 
@@ -145,7 +150,7 @@ class HeldOutRows:
     return {"logging policy": scores}
 
   def warnings(self, scores: Scores) -> list[str]:
-    """Where the test estimates stand on few rows, and where nothing is known to be gained."""
+    """Where few rows or wrong propensities spoil the test estimates, and where no gain is sure."""
     warnings = []
     rows = len(self.logs["test"])
     for stage in STAGES:
@@ -154,6 +159,15 @@ class HeldOutRows:
         warnings.append(
           f"{stage}: the estimates stand on {size:.0f} of {rows} test rows, and their errors may"
           " be far too small; log more, or train a policy nearer to the logging policy"
+        )
+      mean = scores["test"][stage]["mean_weight"]
+      # Σω² is n² mean² / size, which gives the variance of the mean without looking at rows again.
+      error = mean * np.sqrt(max(1 / size - 1 / rows, 0)) if size else 0.0
+      if abs(mean - 1) > max(MEAN_WEIGHT_ERRORS * error, MEAN_WEIGHT_TOLERANCE):
+        warnings.append(
+          f"{stage}: the mean weight is {mean:.4g} ± {error:.2g}, and must be near 1: either the"
+          " propensities are not those that drew the items, or the policy wants items that the"
+          " logging policy never shows; ask launch.validate_log"
         )
     if not scores["validation"]["two_stage"]["gain_lower_bound"] > 0:
       warnings.append(
