@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import ESTIMATORS, TargetPolicy
-from tf_twostage.policy_evaluation import report
+from tf_twostage.policy_evaluation import picture, report
 
 USERS, ITEMS, ROWS = 40, 5, 800
 KINDS = ("generator alone", "generator + ranker")
@@ -122,6 +123,25 @@ def test_the_picture_is_drawn(written):
   height, width, _ = image.imread(written[1] / "estimates.png").shape
   assert width > 1500
   assert height > 800
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_legend_has_a_true_value_where_one_is_known(valuations, tmp_path, monkeypatch, known):
+  frame = values.to_frame(valuations)
+  if not known:
+    frame["truth"] = np.nan
+  names = []
+
+  def save(pictures):
+    for width, height, panels in pictures.values():
+      figure = Figure(figsize=(width, height))
+      panels(figure)
+      names.extend(text.get_text() for text in figure.legends[0].get_texts())
+
+  monkeypatch.setattr(picture.drawing, "save", save)
+  picture.draw(frame, tmp_path / "estimates.png")
+  assert ("true value" in names) == known
+  assert set(ESTIMATORS) < set(names)
 
 
 def test_rare_rewards_are_printed_to_two_digits_of_their_error(valuations, evaluation, tmp_path):

@@ -68,15 +68,16 @@ def _panel(axis, estimates: pd.DataFrame, policies: list[str], on_policy: pd.Ser
       )
   truths = estimates.drop_duplicates("policy").set_index("policy")["truth"]
   rows = np.arange(len(policies))
-  axis.vlines(
-    truths[policies],
-    rows - 0.45,
-    rows + 0.45,
-    color="black",
-    linewidth=2,
-    zorder=2,
-    label="true value",
-  )
+  if truths.notna().any():  # a log of one's own has no truth for the legend to promise
+    axis.vlines(
+      truths[policies],
+      rows - 0.45,
+      rows + 0.45,
+      color="black",
+      linewidth=2,
+      zorder=2,
+      label="true value",
+    )
   axis.axvline(on_policy["value"], color="0.4", linestyle="--", linewidth=1.2, label=LOGGING_POLICY)
   axis.hlines(rows[:-1] + 0.5, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
   axis.set_yticks(rows, [policy.replace(":", "\n") for policy in policies])
