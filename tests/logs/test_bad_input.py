@@ -306,6 +306,10 @@ ITEMS = {
     lambda f: f.drop(columns="price"),
     r"items.csv: missing column\(s\) \['price'\]",
   ),
+  "missing id": (
+    lambda f: f.drop(columns="product"),
+    r"items.csv: missing column\(s\) \['product'\].* which column is the id \(item_key or",
+  ),
   "text as number": (
     lambda f: f.assign(price=["1", "?", "2", "3"]),
     r"items.csv: column 'price' must hold numbers; 1 of 4 .*line 3, row 1, value '\?'",

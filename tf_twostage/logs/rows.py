@@ -253,7 +253,8 @@ def _require_columns(path: pathlib.Path, names: list[str], columns: Mapping[str,
   missing = {role: column for role, column in columns.items() if column not in names}
   if missing:
     shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
-    roles = ", ".join(missing)
+    # The ids of a users or items file have no role but these two.
+    roles = ", ".join(role or "the id (item_key or user_key)" for role in missing)
     null = " (`propensity: null` if there are none)" if "propensity" in missing else ""
     raise InputError(
       f"{path}: missing column(s) {list(dict.fromkeys(missing.values()))}; found {shown}; mend the"
