@@ -47,6 +47,9 @@ def log(n=200, **columns):
     ("user_id", "visitor_id"),
     ("item_id", "movieId"),
     ("item_id", "action"),
+    ("user_id", "visitor"),
+    ("item_id", "product"),
+    ("reward", "watch_seconds"),
   ],
 )
 def test_synonyms_are_known(tmp_path, role, column):

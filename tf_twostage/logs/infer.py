@@ -22,12 +22,13 @@ _FEW = 20  # whole numbers with no more values than this are codes
 # Names by role, likeliest first, without case and punctuation.
 _NAMES = {
   "item_id": "itemid item iid action actionid arm movieid productid articleid documentid docid"
-  " contentid videoid adid assetid sku label",
-  "user_id": "userid user uid customerid memberid visitorid accountid personid clientid",
+  " contentid videoid adid assetid sku label product movie article video song content asset",
+  "user_id": "userid user uid customerid memberid visitorid accountid personid clientid visitor"
+  " customer member account viewer",
   "propensity": "propensity propensityscore pscore probability prob actionprob actionprobability"
   " loggingprob loggingprobability behaviorprob samplingprob",
   "reward": "reward click clicked clicks isclick isclicked conversion converted purchase purchased"
-  " feedback response outcome rating y",
+  " feedback response outcome rating y watchtime watchseconds dwelltime revenue",
   "time": "time timestamp ts datetime date eventtime createdat loggedat unixtime",
   "position": "position pos slot rank",
   "ranker_score": "rankerscore ranker modelscore rankingscore score",
