@@ -6,6 +6,7 @@ The only file that defines flags.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import logging
 import pathlib
@@ -19,8 +20,9 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
+from tf_twostage import interrupts
 from tf_twostage.config import Config
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, RunError
 
 # Sections of Config whose flags carry a prefix; the generator's, being the main model, do not.
 _PREFIXES = {"simulator": "simulator_", "behavior": "behavior_", "ranker": "ranker_"}
@@ -33,6 +35,7 @@ _TITLES = {
   "behavior": "Behavior policy (writes the log, or is estimated from one)",
   "ranker": "Ranker (second stage)",
   "generator": "Candidate generator (first stage)",
+  "checkpoints": "Checkpoints of the generator (each epoch, and)",
   "encoder": "Feature encoders (all models)",
   "loss": "Objective of the generator",
 }
@@ -42,6 +45,7 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,
 }
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _RUN_FLAGS = ("workdir", "export_dir", "keep", "overwrite")
 # Settings that variants of an experiment may differ in: their environment is one.
 _VARIANT_SECTIONS = ("loss", "generator", "encoder")
@@ -203,6 +207,8 @@ def run_command(
 ) -> None:
   """Parses the flags, runs `main`; wrong input ends in one message and exit code 2.
 
+  A run that cannot go on ends in one message and 1, SIGTERM in 143, SIGINT in 130.
+
   Args:
     main: the command; may return an exit code.
     own: flags that only this command has, by the title of their group in --help.
@@ -215,10 +221,29 @@ def run_command(
     try:
       if len(arguments) > 1:
         raise InputError(f"unknown argument(s) {arguments[1:]}; settings are flags, see --help")
+      interrupts.raise_stopped()
       return main() or 0
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
       return 2
+    except RunError as error:
+      print(f"error: {error}", file=sys.stderr)
+      return 1
+    except OSError as error:
+      if error.errno not in _CANNOT_WRITE:
+        raise
+      print(
+        f"error: {error.filename or 'cannot write'}: {error.strerror}; what was finished before"
+        " stays, and the same command goes on from it",
+        file=sys.stderr,
+      )
+      return 1
+    except interrupts.Stopped as stopped:
+      same = "the same command"
+      if "overwrite" in flags.FLAGS and flags.FLAGS.overwrite:
+        same += " without --overwrite"
+      print(f"{stopped}; {same} goes on from what is finished", file=sys.stderr)
+      return stopped.exit_code
 
   def parse(arguments: Sequence[str]) -> list[str]:
     if {"--help", "-help", "-h", "--helpfull"} & set(arguments):

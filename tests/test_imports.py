@@ -10,8 +10,8 @@ import tf_twostage
 ROOT = pathlib.Path(tf_twostage.__file__).parent
 # A module may import from rooms before its own (and from its own room).
 ORDER = [
-  ("errors",),
-  ("schema", "config", "stages"),
+  ("errors", "interrupts"),
+  ("schema", "config", "stages", "checkpoints"),
   ("splits", "drawing"),
   ("logs",),
   ("bandit_log",),

@@ -126,6 +126,19 @@ class GeneratorConfig(FitConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When the generator's training is saved between the ends of its epochs."""
+
+  checkpoint_every_steps: int = _option(0, "save after each so many steps; 0: by time alone")
+  checkpoint_every_minutes: float = _option(
+    5.0, "save where the last checkpoint is this old; 0: by steps alone"
+  )
+
+  def __post_init__(self):
+    _at_least(self, 0, "checkpoint_every_steps", "checkpoint_every_minutes")
+
+
+@dataclasses.dataclass(frozen=True)
 class SimulationConfig:
   """From ratings to full information, or from labels, to a bandit log."""
 
@@ -204,6 +217,7 @@ class Config:
   behavior: FitConfig = FitConfig()
   ranker: FitConfig = FitConfig()
   generator: GeneratorConfig = GeneratorConfig()
+  checkpoints: CheckpointConfig = CheckpointConfig()
   loss: LossConfig = LossConfig()
 
   def __post_init__(self):

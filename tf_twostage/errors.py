@@ -1,8 +1,15 @@
-"""The one exception that means "your input is wrong, and here is what to do"."""
+"""Exceptions that end a command in one message, without a stack trace."""
 
 
 class InputError(ValueError):
   """Bad data, flags or files; the message names the place, the count and the remedy.
 
-  Commands print the message alone, without a stack trace, and exit with 2.
+  Commands print the message alone and exit with 2.
+  """
+
+
+class RunError(RuntimeError):
+  """A run that cannot go on: it diverged, or cannot save; the message says what to do.
+
+  Commands print the message alone and exit with 1.
   """

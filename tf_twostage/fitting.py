@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -22,33 +21,40 @@ def steps_per_epoch(rows: int, config: FitConfig) -> int:
   return max(1, rows // config.batch_size)
 
 
-class Progress(tf.keras.callbacks.Callback):
-  """One bar over all steps of a fit, with time left and the epoch's mean loss.
+def progress_bar(description: str, steps: int, *, done: int = 0, shown: bool = True) -> tqdm:
+  """A bar over all steps of a fit, with time left.
 
   Away from a terminal it prints a line every ten seconds at most.
   """
+  return tqdm(
+    desc=description,
+    total=steps,
+    initial=done,
+    unit="step",
+    mininterval=0.2 if sys.stderr.isatty() else 10,
+    dynamic_ncols=True,
+    disable=not shown,
+  )
 
-  def __init__(self, description: str, initial_epoch: int = 0):
+
+def show_loss(bar: tqdm, epoch: int, mean_loss: float) -> None:
+  """Puts an epoch's mean loss behind the bar."""
+  bar.set_postfix_str(f"epoch {epoch}, loss {mean_loss:.4f}", refresh=False)
+
+
+class _Progress(tf.keras.callbacks.Callback):
+  def __init__(self, description: str):
     super().__init__()
     self._description = description
-    self._initial_epoch = initial_epoch
 
   def on_train_begin(self, logs=None):
-    steps = self.params["steps"]
-    self._bar = tqdm(
-      desc=self._description,
-      total=self.params["epochs"] * steps,
-      initial=self._initial_epoch * steps,
-      unit="step",
-      mininterval=0.2 if sys.stderr.isatty() else 10,
-      dynamic_ncols=True,
-    )
+    self._bar = progress_bar(self._description, self.params["epochs"] * self.params["steps"])
 
   def on_train_batch_end(self, batch, logs=None):
     self._bar.update(1)
 
   def on_epoch_end(self, epoch, logs=None):
-    self._bar.set_postfix_str(f"epoch {epoch + 1}, loss {logs['mean_loss']:.4f}", refresh=False)
+    show_loss(self._bar, epoch + 1, logs["mean_loss"])
 
   def on_train_end(self, logs=None):
     self._bar.close()
@@ -60,10 +66,6 @@ def fit(
   config: FitConfig,
   rows: int,
   description: str,
-  *,
-  callbacks: Sequence[tf.keras.callbacks.Callback] = (),
-  initial_epoch: int = 0,
-  progress: bool = True,
 ) -> dict[str, list[float]]:
   """Fits `model` and returns Keras's history, a list by metric.
 
@@ -73,18 +75,14 @@ def fit(
     config: epochs, optimizer.
     rows: rows of the data, which set the steps of an epoch.
     description: what the progress bar says.
-    callbacks: run after the progress bar's.
-    initial_epoch: epochs already done, when resuming.
-    progress: whether to show a bar.
   """
   if model.optimizer is None:
     model.compile(optimizer=make_optimizer(config))
   history = model.fit(
     dataset,
     epochs=config.epochs,
-    initial_epoch=initial_epoch,
     steps_per_epoch=steps_per_epoch(rows, config),
     verbose=0,
-    callbacks=[Progress(description, initial_epoch), *callbacks] if progress else callbacks,
+    callbacks=[_Progress(description)],
   )
   return history.history

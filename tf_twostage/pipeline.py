@@ -108,6 +108,7 @@ def fit_generator(
     tensorboard=workdir / "tensorboard" / directory.name,
     measures=environment.judge.measures,
     notes=environment.notes,
+    checkpoints=config.checkpoints,
     progress=progress,
   )
   return towers, history

@@ -1,20 +1,30 @@
-"""Training a candidate generator: evaluation by epoch, checkpoints, resume, TensorBoard."""
+"""Training a candidate generator: evaluation by epoch, checkpoints, resume, TensorBoard.
+
+What is in a checkpoint, and what a resumed run has in common with an uninterrupted one, is told in
+docs/training.md.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from tf_twostage.bandit_log import BanditLog, train_dataset
-from tf_twostage.config import FitConfig
+from tf_twostage.checkpoints import Checkpoints, reason
+from tf_twostage.config import CheckpointConfig, FitConfig
+from tf_twostage.errors import RunError
 from tf_twostage.evaluation.judge import Measures, Scores
 from tf_twostage.evaluation.protocol import MEASURES
-from tf_twostage.fitting import fit, make_optimizer, steps_per_epoch
+from tf_twostage.fitting import make_optimizer, progress_bar, show_loss, steps_per_epoch
+from tf_twostage.interrupts import Stopped, deferred
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.monitoring import Monitor
@@ -24,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _HISTORY = "history.json"
 _BEST = "best"
+_CHECKPOINTS = CheckpointConfig()
 
 # One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
 # what the scores come to when the best epoch is chosen}
@@ -41,15 +52,17 @@ def _selected(epoch: Mapping[str, Any]) -> float:
 
 def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
   """What a run in this directory scored, if it got to its last epoch."""
-  file = directory / _HISTORY
-  history = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+  try:
+    history = json.loads((directory / _HISTORY).read_text(encoding="utf-8"))
+  except (OSError, ValueError):  # there is none, or it is damaged: a checkpoint has it, too
+    return None
   return history if len(history) >= epochs else None
 
 
 def restore_best(towers: TwoTower, directory: pathlib.Path, history: History) -> None:
   """Gives `towers` the weights of the best epoch of a run in this directory."""
   path = directory / _BEST / f"ckpt-{best_epoch(history)['epoch']}"
-  restored = tf.train.Checkpoint(towers=towers).restore(str(path))
+  restored = tf.train.Checkpoint(towers=towers).read(str(path))
   restored.assert_existing_objects_matched().expect_partial()
 
 
@@ -67,11 +80,12 @@ def train_generator(
   tensorboard: pathlib.Path,
   measures: Measures = MEASURES,
   notes: Sequence[str] = (),
+  checkpoints: CheckpointConfig = _CHECKPOINTS,
   progress: bool = True,
 ) -> History:
   """Fits `model` on the log; leaves it with the weights of its best epoch.
 
-  A run that was cut short goes on from its last finished epoch.
+  A run that was cut short goes on from its last checkpoint.
 
   Args:
     model: fresh; its weights are replaced when resuming.
@@ -86,100 +100,189 @@ def train_generator(
     tensorboard: where event files go.
     measures: what the scores are, for TensorBoard.
     notes: what a reader should know of the data, for TensorBoard's text.
+    checkpoints: when to save between the ends of epochs.
     progress: whether to show a bar.
 
   Returns:
     one entry an epoch.
+
+  Raises:
+    Stopped: SIGTERM or SIGINT came; the step at work was finished and saved.
+    RunError: the loss or the weights are not finite any more, or nothing can be saved.
   """
   model.compile(optimizer=make_optimizer(config))
   model.optimizer.build(model.trainable_variables)
-  run = _Run(model, directory)
+  run = _Run(model, directory, epochs=config.epochs, steps=steps_per_epoch(len(log), config))
   run.restore()
-  if run.finished_epochs:
-    _log.info("going on after epoch %d of %d", run.finished_epochs, config.epochs)
-  start_step = run.finished_epochs * steps_per_epoch(len(log), config)
-  dataset = train_dataset(
-    log, user_codes, batch_size=config.batch_size, seed=seed, start_step=start_step
-  )
-  with Monitor(tensorboard, hyper_parameters, measures, notes) as monitor:
-    fit(
-      model,
-      dataset,
-      config,
-      len(log),
-      "generator",
-      callbacks=[_EpochEnd(run, evaluate, select, monitor)],
-      initial_epoch=run.finished_epochs,
-      progress=progress,
+  if run.step < run.last_step:
+    dataset = train_dataset(
+      log, user_codes, batch_size=config.batch_size, seed=seed, start_step=run.step
     )
+    with run.saving():
+      monitor = Monitor(tensorboard, hyper_parameters, measures, notes)
+    with monitor:
+      _train(model, dataset, evaluate, select, run, monitor, checkpoints, progress)
   run.restore_best()
   return run.history
 
 
 class _Run:
-  """What a training run keeps on disk: the last epoch, the best epoch, the history."""
+  """A training run and what it keeps on disk: the last steps, the best epoch, the history."""
 
-  def __init__(self, model: CandidateGenerator, directory: pathlib.Path):
-    self._directory = directory
-    self._towers = model.towers
-    self._history_file = directory / _HISTORY
-    last = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
-    self._last = tf.train.CheckpointManager(last, str(directory / "checkpoints"), max_to_keep=2)
-    best = tf.train.Checkpoint(towers=model.towers)
-    # Two, so that a kill between the two saves of an epoch still leaves the best finished one.
-    self._best = tf.train.CheckpointManager(best, str(directory / _BEST), max_to_keep=2)
+  def __init__(
+    self, model: CandidateGenerator, directory: pathlib.Path, *, epochs: int, steps: int
+  ):
+    """Args:
+    model: compiled, with the variables of its optimizer.
+    directory: of the run.
+    epochs: how many there will be.
+    steps: of an epoch.
+    """
+    self.directory = directory
+    self.epochs = epochs
+    self.steps = steps
+    self.step = 0  # how many are done
     self.history: History = []
+    self._model = model
+    self._last = Checkpoints(
+      directory / "checkpoints", keep=2, model=model, optimizer=model.optimizer
+    )
+    # Three: the best of either checkpoint, and one of an epoch that did not get to its checkpoint.
+    self._best = Checkpoints(directory / _BEST, keep=3, towers=model.towers)
 
   @property
-  def finished_epochs(self) -> int:
-    return len(self.history)
+  def last_step(self) -> int:
+    return self.epochs * self.steps
+
+  @property
+  def where(self) -> str:
+    """The last step, in words."""
+    return f"step {self.step} (epoch {-(-self.step // self.steps)} of {self.epochs})"
 
   def restore(self) -> None:
-    if not self._last.latest_checkpoint:
+    found = self._last.restore()
+    if found is None:
       return
-    self._last.checkpoint.restore(self._last.latest_checkpoint).expect_partial()
-    epochs = int(self._last.latest_checkpoint.rsplit("-", 1)[-1])
-    self.history = json.loads(self._history_file.read_text())[:epochs]
+    self.step, self.history = found
+    # Draws that are counted in no checkpoint shall not be those of the first steps again.
+    tf.random.set_seed(self.step)
+    if self.step < self.last_step:
+      epochs, steps = divmod(self.step, self.steps)
+      more = f" and {steps} of {self.steps} steps of the next" if steps else ""
+      _log.info("going on after epoch %d of %d%s", epochs, self.epochs, more)
 
   def restore_best(self) -> None:
-    restore_best(self._towers, self._directory, self.history)
+    restore_best(self._model.towers, self.directory, self.history)
 
-  def save(self, epoch: dict[str, Any]) -> None:
+  @contextlib.contextmanager
+  def saving(self) -> Iterator[None]:
+    """What keeps a run from writing ends it in one message."""
+    try:
+      yield
+    except (OSError, tf.errors.OpError) as error:
+      saved = self._last.numbers()
+      raise RunError(
+        f"cannot save to {self.directory} after {self.where}: {reason(error)}. What was saved"
+        " before is as it was: once there is room and leave to write, the same command goes on"
+        f" {f'after step {saved[-1]}' if saved else 'from the start'}"
+      ) from error
+
+  def save(self) -> None:
+    variables = [*self._model.trainable_variables, *self._model.optimizer.variables]
+    if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in variables if v.dtype.is_floating):
+      raise self.diverged("the weights or the optimizer's state", {})
+    self._last.save(self.step, self.history)
+
+  def finish_epoch(self, epoch: dict[str, Any]) -> None:
     """The checkpoint comes last: it alone makes the epoch count as finished."""
     improved = not self.history or _selected(epoch) > max(map(_selected, self.history))
     self.history.append(epoch)
     if improved:
-      self._best.save(self.finished_epochs)
-    write_json(self._history_file, self.history)
-    self._last.save(self.finished_epochs)
+      self._best.save(len(self.history))
+    write_json(self.directory / _HISTORY, self.history)
+    self.save()
+
+  def diverged(self, culprit: str, logs: Mapping[str, tf.Tensor]) -> RunError:
+    """Says what is not finite any more, beside what usually makes it so."""
+    ratio = float(logs.get("weight_max", math.nan))
+    largest = f"; largest ratio of policy to propensity in this epoch {ratio:.3g}"
+    saved = self._last.numbers()
+    return RunError(
+      f"training diverged at {self.where}: not finite are {culprit}"
+      f"{largest if math.isfinite(ratio) else ''}; learning rate"
+      f" {float(self._model.optimizer.learning_rate):g}. Try a smaller --learning_rate, a larger"
+      " --l2, --adagrad_accumulator=0.1 or a smaller --weight_cap. The last checkpoint in"
+      f" {self.directory} is {f'of step {saved[-1]}, and finite' if saved else 'still to come'}"
+    )
 
 
-class _EpochEnd(tf.keras.callbacks.Callback):
-  def __init__(
-    self,
-    run: _Run,
-    evaluate: Callable[[], Scores],
-    select: Callable[[Scores], float],
-    monitor: Monitor,
+def _train(
+  model: CandidateGenerator,
+  dataset: tf.data.Dataset,
+  evaluate: Callable[[], Scores],
+  select: Callable[[Scores], float],
+  run: _Run,
+  monitor: Monitor,
+  checkpoints: CheckpointConfig,
+  progress: bool,
+) -> None:
+  """Keras's own step, in a loop that can begin and end within an epoch."""
+  train_step, batches = model.make_train_function(), iter(dataset)
+  saved = time.monotonic()
+  bar = progress_bar("generator", run.last_step, done=run.step, shown=progress)
+  with bar, deferred() as signaled:
+    while run.step < run.last_step:
+      if run.step % run.steps == 0:
+        model.reset_metrics()
+      logs = train_step(batches)
+      run.step += 1
+      if not math.isfinite(logs["total_loss"]):
+        raise run.diverged(_not_finite(logs), logs)
+      bar.update()
+      ends_epoch = run.step % run.steps == 0
+      if ends_epoch:
+        show_loss(bar, run.step // run.steps, float(logs["mean_loss"]))
+        entry = _entry(run.step // run.steps, logs, evaluate(), select)
+        with run.saving():
+          monitor.write(entry)
+          run.finish_epoch(entry)
+      elif signaled() or _due(checkpoints, run.step, time.monotonic() - saved):
+        with run.saving():
+          run.save()
+      else:
+        continue
+      saved = time.monotonic()
+      if number := signaled():
+        raise Stopped(number, f"after {run.where}, which is saved")
+
+
+def _due(checkpoints: CheckpointConfig, step: int, seconds: float) -> bool:
+  every, minutes = checkpoints.checkpoint_every_steps, checkpoints.checkpoint_every_minutes
+  return bool((every and step % every == 0) or (minutes and seconds >= 60 * minutes))
+
+
+def _entry(
+  epoch: int,
+  logs: Mapping[str, tf.Tensor],
+  scores: Scores,
+  select: Callable[[Scores], float],
+) -> dict[str, Any]:
+  training = {
+    name: float(value)
+    for name, value in logs.items()
+    if name not in ("loss", "total_loss")  # of the last batch only
+  }
+  return {"epoch": epoch, "training": training, "scores": scores, "selected": select(scores)}
+
+
+def _not_finite(logs: Mapping[str, tf.Tensor]) -> str:
+  """What a loss that is not finite owes it to, by metrics that were finite a step before."""
+  for metric, culprit in (
+    ("policy_entropy", "the logits"),
+    ("weight_mean", "the importance weights (logits are finite)"),
+    ("ranker_share", "the ranker's scores, or what the loss makes of them (logits are finite)"),
+    ("mean_loss", "the loss (logits and importance weights are finite)"),
   ):
-    super().__init__()
-    self._run = run
-    self._evaluate = evaluate
-    self._select = select
-    self._monitor = monitor
-
-  def on_epoch_end(self, epoch, logs=None):
-    training = {
-      name: float(value)
-      for name, value in logs.items()
-      if name not in ("loss", "total_loss")  # of the last batch only
-    }
-    scores = self._evaluate()
-    entry = {
-      "epoch": epoch + 1,
-      "training": training,
-      "scores": scores,
-      "selected": self._select(scores),
-    }
-    self._monitor.write(entry)
-    self._run.save(entry)
+    if metric in logs and not math.isfinite(logs[metric]):
+      return culprit
+  return "the L2 penalty"
