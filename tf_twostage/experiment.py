@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from tf_twostage import environment as environments
 from tf_twostage import figures, pipeline, tables, training
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, RunError
 from tf_twostage.evaluation.judge import STAGES, Measures
+from tf_twostage.interrupts import Stopped
 from tf_twostage.stages import Stages, write_json, write_text
 from tf_twostage.training import History
 
@@ -147,6 +149,10 @@ def _fitted(
         "a process of the experiment was killed, perhaps for want of memory; the same command goes"
         " on where it stopped, --processes=1 needs the least memory"
       ) from error
+    except (Stopped, GeneratorExit):
+      for process in multiprocessing.active_children():
+        process.terminate()  # each saves where it is
+      raise
     finally:
       pool.shutdown(cancel_futures=True)
 
@@ -157,6 +163,7 @@ _worker_environment: Environment | None = None  # of a worker process, made once
 def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
   global _worker_environment
   threading.Thread(target=_die_with_parent, daemon=True).start()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent passes it on, once
   logging.getLogger("tf_twostage").setLevel(logging.ERROR)
   tf.get_logger().setLevel("ERROR")
   tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -176,7 +183,12 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   assert _worker_environment is not None
   start = time.perf_counter()
   tf.keras.backend.clear_session()
-  _, history = pipeline.fit_generator(cell.config, _worker_environment, workdir, progress=False)
+  try:
+    _, history = pipeline.fit_generator(cell.config, _worker_environment, workdir, progress=False)
+  except Stopped as stopped:
+    os._exit(stopped.exit_code)  # or else the pool would hand it the next cell
+  except RunError as error:
+    raise RunError(f"{cell.variant}, seed {cell.seed}: {error}") from error
   return history, time.perf_counter() - start
 
 
