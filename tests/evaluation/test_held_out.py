@@ -202,11 +202,13 @@ def test_propensities_that_do_not_fit_are_said_in_words(world, factor):
 
 
 def test_a_mean_weight_within_its_error_is_no_fault(world):
-  # Of 200 rows 50 are effective: the error is mean * sqrt(1 / 50 - 1 / 200) = 0.1225 * mean.
-  def warnings(mean):
-    metrics = {"effective_sample_size": 50.0, "gain_lower_bound": 0.1, "mean_weight": mean}
+  def warnings(mean, size=50.0):
+    metrics = {"effective_sample_size": size, "gain_lower_bound": 0.1, "mean_weight": mean}
     scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
     return [text for text in world.judge().warnings(scores) if "mean weight" in text]
 
+  # Of 200 rows 50 are effective: the error is mean * sqrt(1 / 50 - 1 / 200) = 0.1225 * mean.
   assert warnings(0.8) == warnings(1.5) == []
   assert len(warnings(0.7)) == len(warnings(1.6)) == len(STAGES)
+  assert warnings(1.05, size=200.0) == []  # without any error, but little
+  assert len(warnings(1.15, size=200.0)) == len(STAGES)
