@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
@@ -13,6 +14,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tests.serving import small
 from tf_twostage import serving
+from tf_twostage.errors import RunError
 from tf_twostage.serving import calls, check_report, exporting, replay
 
 SIGNATURES = {"recommend", "retrieve", "rank", "sample"}
@@ -72,7 +74,7 @@ def test_other_operations_are_refused(op, tmp_path):
       node.attr[name].list.SetInParent()
     node.attr["token"].s = b"a"
   (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
-  with pytest.raises(RuntimeError, match=op):
+  with pytest.raises(RunError, match=op):
     replay.replay(tmp_path, [])
 
 
@@ -102,7 +104,7 @@ def test_a_check_says_what_is_wrong(exported, tried, monkeypatch):
   assert "DIFFERENT from the exporting process: call 0 (recommend)" in report
 
   def fails(*_, repeats):
-    raise RuntimeError("no such operation")
+    raise RunError("no such operation")
 
   monkeypatch.setattr(check_report.replay, "replay", fails)
   assert check_report.check(exported, repeats=2) == ("no such operation", False)
@@ -117,11 +119,38 @@ def test_other_answers_are_noticed(exported):
   assert [text.split("(")[1].rstrip(")") for text in different[:2]] == ["recommend", "retrieve"]
 
 
+LIST = {
+  "item_id": np.array([["a", "b", "c"]]),
+  "title": np.array([["A", "B", "C"]]),
+  "score": np.array([[3.0, 2.0, 1.0]]),
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "same"),
+  [
+    ({}, True),
+    ({"item_id": np.array([[b"a", b"b", b"c"]])}, True),
+    ({"score": np.array([[3.0, 2.00001, 1.0]])}, True),
+    ({"score": np.array([[3.0, 2.01, 1.0]])}, False),
+    # A place may have gone to another item, with another score; two may not.
+    ({"item_id": np.array([["a", "x", "c"]]), "score": np.array([[3.0, 2.5, 1.0]])}, True),
+    ({"item_id": np.array([["a", "x", "c"]]), "score": np.array([[3.5, 2.5, 1.0]])}, False),
+    ({"item_id": np.array([["b", "a", "c"]])}, False),
+    ({"title": np.array([["B", "A", "C"]])}, False),
+    ({"item_id": np.array([["a", "b"]])}, False),
+    ({"more": np.zeros(1)}, False),
+  ],
+)
+def test_answers_agree_but_for_rounding(changes, same):
+  assert calls.same({**LIST, **changes}, LIST) is same
+
+
 def test_a_version_that_answers_otherwise_does_not_appear(tmp_path, monkeypatch):
   monkeypatch.setattr(
     exporting.replay, "replay", lambda *_: replay.Replay([{}] * 8, [], 0.0, 0.0, [], {})
   )
-  with pytest.raises(RuntimeError, match=r"does not repeat .* answers to call 0 \(recommend\)"):
+  with pytest.raises(RunError, match=r"does not repeat .* answers to call 0 \(recommend\)"):
     serving.export(small.recommender(), tmp_path, small.requests(1))
   assert not list(tmp_path.iterdir())
 
@@ -139,7 +168,7 @@ def test_a_failed_export_leaves_no_version(tmp_path, monkeypatch):
 def test_what_does_not_load_says_so(tmp_path):
   (tmp_path / "1").mkdir()
   (tmp_path / "1" / "saved_model.pb").write_bytes(b"damaged")
-  with pytest.raises(RuntimeError, match="does not answer in a fresh process"):
+  with pytest.raises(RunError, match="does not answer in a fresh process"):
     replay.replay(tmp_path / "1", [])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from tf_twostage.errors import RunError
 from tf_twostage.serving import calls, replay, versions
 from tf_twostage.serving.calls import Call
 
@@ -31,7 +32,7 @@ def check(path: pathlib.Path, *, repeats: int) -> tuple[str, bool]:
   recorded = calls.read(version)
   try:
     tried = replay.replay(version, recorded, repeats=repeats)
-  except RuntimeError as error:
+  except RunError as error:
     return str(error), False
   different = replay.differences(recorded, tried.answers)
   return "\n".join(_lines(version, recorded, tried, different)), not different

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import logging
 
+from tf_twostage.errors import RunError
 from tf_twostage.schema import FeatureTable
 from tf_twostage.serving import calls, deployment, replay, versions
 from tf_twostage.serving.recommender import Recommender
@@ -37,7 +38,7 @@ def export(
     The new version's directory.
 
   Raises:
-    RuntimeError: the version does not load or answers differently; there is none then.
+    RunError: the version does not load or answers differently; there is none then.
   """
   model = directory.resolve().name  # "." has one, too
   tried = calls.of_requests(recommender, requests)
@@ -47,8 +48,9 @@ def export(
     calls.write(version, model, tried)
     different = replay.differences(tried, replay.replay(version, tried).answers)
     if different:
-      raise RuntimeError(
-        f"the SavedModel does not repeat this process's answers to {', '.join(different)}"
+      raise RunError(
+        f"the SavedModel does not repeat this process's answers to {', '.join(different)}; it was"
+        " not exported: look for state outside of its variables, in a given ranker say"
       )
 
   version = versions.publish(directory, write, keep=keep)

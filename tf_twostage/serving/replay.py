@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_twostage.errors import RunError
 from tf_twostage.serving.calls import Arrays, Call, same
 
 _SCRIPT = pathlib.Path(__file__).with_name("replay_alone.py")
@@ -44,7 +45,7 @@ def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) ->
   """Loads a version and makes the calls, each once and `repeats` times more.
 
   Raises:
-    RuntimeError: it does not load, needs more than TensorFlow, or a call fails.
+    RunError: it does not load, needs more than TensorFlow, or a call fails.
   """
   with tempfile.TemporaryDirectory() as scratch:
     given, got = f"{scratch}/calls.npz", f"{scratch}/answers.npz"
@@ -60,7 +61,7 @@ def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) ->
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
     if done.returncode:
-      raise RuntimeError(f"{version} does not answer in a fresh process:\n{done.stderr}")
+      raise RunError(f"{version} does not answer in a fresh process:\n{done.stderr}")
     with np.load(got) as stored:
       report = json.loads(str(stored["report"]))
       answers: list[dict[str, np.ndarray]] = [{} for _ in calls]
