@@ -11,7 +11,8 @@ ROOT = pathlib.Path(tf_twostage.__file__).parent
 # A module may import from rooms before its own (and from its own room).
 ORDER = [
   ("errors", "interrupts"),
-  ("schema", "config", "stages", "checkpoints"),
+  ("schema", "config", "checkpoints"),
+  ("stages",),
   ("splits", "drawing"),
   ("logs",),
   ("bandit_log",),

@@ -1,10 +1,13 @@
 """Stages are reused when nothing changed, and never half there."""
 
 import json
+import resource
 
 import pytest
+import tensorflow as tf
 
-from tf_twostage.stages import Stages, fingerprint, write_json
+from tf_twostage.errors import RunError
+from tf_twostage.stages import Stages, fingerprint, save_weights, write_json
 
 
 def counting_build(calls):
@@ -64,3 +67,16 @@ def test_write_json_replaces_in_one_step(tmp_path):
   write_json(path, {"a": 2})
   assert json.loads(path.read_text()) == {"a": 2}
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_find_no_room_end_in_one_message(tmp_path):
+  model = tf.Module()
+  model.weight = tf.Variable(tf.zeros(1000))
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+  try:
+    with pytest.raises(RunError, match=r"cannot save to .*What was finished before stays") as e:
+      save_weights(model, tmp_path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert "{{" not in str(e.value)

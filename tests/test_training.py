@@ -315,21 +315,24 @@ def test_a_directory_that_cannot_be_made_ends_in_one_message(tmp_path):
     train(tmp_path, 1)
 
 
-def not_finite(batch):
-  return tf.fill([tf.shape(batch["action"])[0], 15], np.nan)
+def nan_ranker(loss, **options):
+  model = make_model(loss, **options)
+  model._ranker_logits = lambda batch: tf.fill([tf.shape(batch["action"])[0], 15], np.nan)
+  return model
 
 
 @pytest.mark.parametrize(
   ("broken", "words"),
   [
     ({"learning_rate": 1e30}, "not finite are the logits"),
-    ({"model": "nan ranker"}, "the ranker's scores"),
+    ({"learning_rate": 1e30, "model": make_model}, "not finite are the logits"),
+    ({"model": nan_ranker}, "the ranker's scores"),
   ],
 )
 def test_a_diverged_run_stops_with_a_diagnosis(tmp_path, broken, words):
-  if "model" in broken:
-    broken = {"model": make_model("two_stage_ips", num_slates=5, slate_size=4)}
-    broken["model"]._ranker_logits = not_finite
+  broken = dict(broken)
+  if make := broken.pop("model", None):
+    broken["model"] = make("two_stage_ips", num_slates=5, slate_size=4)
   with pytest.raises(RunError, match="training diverged at step") as e:
     train(tmp_path, 3, **broken)
   for part in (words, "learning rate", "Try a smaller --learning_rate", "(epoch 1 of 3)"):

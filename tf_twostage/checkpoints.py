@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -100,4 +101,6 @@ class Checkpoints:
 def reason(error: Exception) -> str:
   """What went wrong, in one line."""
   text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
-  return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+  # TensorFlow puts "{{function_node ...}}" before and "[Op:...]" behind what happened.
+  text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*?\]", "", text).strip()
+  return text.splitlines()[0] if text else type(error).__name__

@@ -15,6 +15,9 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_twostage.checkpoints import reason
+from tf_twostage.errors import RunError
+
 _log = logging.getLogger(__name__)
 
 _RECORD = "stage.json"
@@ -84,7 +87,13 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def save_weights(model: tf.Module, directory: pathlib.Path) -> None:
-  tf.train.Checkpoint(model).write(str(directory / _WEIGHTS))
+  try:
+    tf.train.Checkpoint(model).write(str(directory / _WEIGHTS))
+  except tf.errors.OpError as error:
+    raise RunError(
+      f"cannot save to {directory}: {reason(error)}. What was finished before stays; once there is"
+      " room and leave to write, the same command goes on from it"
+    ) from error
 
 
 def restore_weights(model: tf.Module, directory: pathlib.Path) -> None:

@@ -228,14 +228,22 @@ def _train(
 ) -> None:
   """Keras's own step, in a loop that can begin and end within an epoch."""
   train_step, batches = model.make_train_function(), iter(dataset)
+  first_step = run.step
   saved = time.monotonic()
   bar = progress_bar("generator", run.last_step, done=run.step, shown=progress)
   with bar, deferred() as signaled:
     while run.step < run.last_step:
       if run.step % run.steps == 0:
         model.reset_metrics()
-      logs = train_step(batches)
       run.step += 1
+      try:
+        logs = train_step(batches)
+      except tf.errors.InvalidArgumentError as error:
+        # Draws from logits that are not finite are of no item, which fails before there is a loss.
+        batch = next(iter(dataset.skip(run.step - 1 - first_step)))
+        if tf.reduce_all(tf.math.is_finite(model(batch["user"]))):
+          raise
+        raise run.diverged("the logits", {}) from error
       if not math.isfinite(logs["total_loss"]):
         raise run.diverged(_not_finite(logs), logs)
       bar.update()
