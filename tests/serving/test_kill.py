@@ -20,9 +20,18 @@ import os, pathlib, sys
 import tensorflow
 from tests.serving import small
 from tf_twostage import serving
-from tf_twostage.serving import replay
+from tf_twostage.serving import replay, versions
 replay.differences = lambda calls, answers: []
 replay.replay = lambda *_: type("Tried", (), {"answers": ()})
+publish = versions.publish
+
+def tell(*args, **options):
+  print("writing", flush=True)
+  version = publish(*args, **options)
+  print("written", flush=True)
+  return version
+
+versions.publish = tell
 for line in sys.stdin:
   child = os.fork()
   if not child:
@@ -39,7 +48,7 @@ def test_killed_at_twenty_moments_no_version_is_half_or_wrong(tmp_path):
   rng = random.Random(0)
   request = {**small.requests(), "k": np.array([5], np.int32)}
   expected = small.ask(small.recommender().recommend, **request)
-  loaded, moments = set(), []
+  loaded, duration, interrupted = set(), 0.0, 0
   with subprocess.Popen(
     [sys.executable, "-c", EXPORTER, tmp_path],
     stdin=subprocess.PIPE,
@@ -47,20 +56,21 @@ def test_killed_at_twenty_moments_no_version_is_half_or_wrong(tmp_path):
     stderr=subprocess.DEVNULL,
     text=True,
   ) as exporter:
-    duration = 1.0
+    said = map(str.strip, exporter.stdout)
     for number in range(KILLS):
       exporter.stdin.write("\n")
       exporter.stdin.flush()
-      child = int(exporter.stdout.readline())
-      start = time.monotonic()
-      if not number:  # how long an export takes here
-        while not versions.versions(tmp_path):
-          time.sleep(0.01)
+      child = int(next(said))
+      assert next(said) == "writing"
+      if not number:  # how long it takes here
+        start = time.monotonic()
+        assert next(said) == "written"
         duration = time.monotonic() - start
-      time.sleep(rng.uniform(0, 1.1 * duration))
-      moments.append(sorted(path.name for path in tmp_path.glob(".aside-*")))
+      time.sleep(rng.uniform(0, 1.2 * duration))
       os.kill(child, signal.SIGKILL)
-      assert exporter.stdout.readline() == "gone\n"
+      while next(said) != "gone":
+        pass
+      interrupted += bool(list(tmp_path.glob(".aside-*")))
       for version in versions.versions(tmp_path):
         if version not in loaded:
           model = tf.saved_model.load(str(version))
@@ -69,5 +79,5 @@ def test_killed_at_twenty_moments_no_version_is_half_or_wrong(tmp_path):
           assert (version / "assets.extra" / "recorded_answers").stat().st_size
           loaded.add(version)
     exporter.stdin.close()
-  assert len(loaded) >= 3
-  assert sum(map(bool, moments)) > KILLS / 3  # that many were killed at work
+  assert loaded
+  assert interrupted > KILLS / 2
