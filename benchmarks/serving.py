@@ -6,7 +6,8 @@
 
 Without --model the export is made here, of an untrained pair with MovieLens-like features. Calls
 are made in this process through the loaded SavedModel. Contenders take turns, so that a busy
-machine slows all of them alike; a ratio is the median of the ratios within a turn.
+machine slows all of them alike; a ratio is the median of the ratios within a turn. Processor time,
+of all threads, says beside the clock of a busy machine what a call costs by itself.
 """
 
 from __future__ import annotations
@@ -85,15 +86,16 @@ def request(specs, rows: int, excluded: int) -> dict[str, tf.Tensor]:
 
 
 def take_turns(contenders, turns: int) -> dict[str, np.ndarray]:
-  """Seconds of every turn, by name."""
-  times: dict[str, list[float]] = {name: [] for name in contenders}
+  """Seconds of every turn by name, [2, turns]: by the clock, and of this process's processors."""
+  times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
   for turn in range(WARM_UP + turns):
     for name, run in contenders.items():
-      start = time.perf_counter()
+      start = time.perf_counter(), time.process_time()
       tf.nest.map_structure(lambda t: t.numpy(), run())
+      end = time.perf_counter(), time.process_time()
       if turn >= WARM_UP:
-        times[name].append(time.perf_counter() - start)
-  return {name: np.array(seconds) for name, seconds in times.items()}
+        times[name].append((end[0] - start[0], end[1] - start[1]))
+  return {name: np.array(seconds).T for name, seconds in times.items()}
 
 
 def bare(items: int, width: int, rows: int):
@@ -114,11 +116,13 @@ def measure(signatures, items: int, width: int, args) -> None:
         inputs = request(run.structured_input_signature[1], rows, excluded)
         contenders[f"{name}, {excluded} excluded"] = lambda run=run, inputs=inputs: run(**inputs)
     times = take_turns(contenders, args.turns)
-    reference = next(iter(times.values()))
-    print(f"{items:,} items of width {width}, {rows} users    p50 ms   p99 ms    ratio")
-    for name, seconds in times.items():
+    reference, _ = next(iter(times.values()))
+    print(f"{items:,} items of width {width}, {rows} users")
+    print(f"  {'ms':38s} {'p50':>8s} {'p99':>8s} {'p99 cpu':>8s} {'ratio':>8s}")
+    for name, (seconds, processor) in times.items():
       p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
-      print(f"  {name:38s} {p50:8.2f} {p99:8.2f} {np.median(seconds / reference):8.2f}")
+      own, ratio = np.percentile(processor, 99) * 1e3, np.median(seconds / reference)
+      print(f"  {name:38s} {p50:8.2f} {p99:8.2f} {own:8.2f} {ratio:8.2f}")
 
 
 def propensity_sums(signatures, users: int) -> np.ndarray:
