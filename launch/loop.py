@@ -10,6 +10,7 @@ its value before it was served, its true value, and the mean reward that it logg
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage.errors import InputError
 
 _OWN_FLAGS = {
   "rounds": "policies, one after the other",
@@ -31,7 +32,10 @@ def main() -> None:
   export_dir = launch_config.export_directory(config)
   values = flags.FLAGS
 
-  from tf_twostage import loop  # brings TensorFlow, which --help and wrong flags can do without
+  try:
+    from tf_twostage import loop  # brings TensorFlow, which --help and wrong flags can do without
+  except ModuleNotFoundError as error:
+    raise InputError(f"no module {error.name}: pip install 'tf_twostage[serving]'") from error
 
   rounds = []
   the_loop = loop.Loop(config, workdir, draws=values.draws, temperature=values.temperature)
