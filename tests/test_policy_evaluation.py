@@ -257,13 +257,6 @@ def test_nothing_is_built_where_nothing_was_trained(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_an_environment_without_an_evaluation_log_says_so(environment, workdir, monkeypatch):
-  without = dataclasses.replace(environment, evaluation_log=None)
-  monkeypatch.setattr(environments, "make", lambda config, stages: without)
-  with pytest.raises(InputError, match="no log to evaluate policies on"):
-    policy_evaluation.run(CONFIG, GENERATORS, workdir, training_command="")
-
-
 def test_help_shows_its_own_flags_first():
   done = subprocess.run(
     [sys.executable, "-m", "launch.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True

@@ -197,6 +197,15 @@ def test_categorical_draws_of_a_resumed_run_are_not_those_of_its_first_steps(tmp
   assert seeds == [(2, 1)]
 
 
+@pytest.fixture
+def heeded_interrupts():
+  """SIGINT as in a terminal: shells make what they start in the background ignore it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_and_saves_it(tmp_path, number):
   whole, _ = train(tmp_path / "whole", 2)
@@ -223,6 +232,7 @@ def test_a_signal_during_evaluation_waits_for_its_end(tmp_path):
   assert len(history) == 2
 
 
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_a_second_signal_acts_at_once(tmp_path):
   def twice():
     signal.raise_signal(signal.SIGINT)
