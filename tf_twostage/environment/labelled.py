@@ -14,6 +14,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.protocol import EvaluationSet
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.ranker import usual_logit
 from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.simulation.labelled import log_labels
 from tf_twostage.stages import Stages
@@ -30,10 +31,8 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
   tables = EncodedTables.encode(schema, documents, labels)
   recording = log_labels(config, data, tables, stages)
   log = recording.log
-  usual = (log.reward.sum() + 1) / (len(log) + 2)  # never 0 or 1, whose logits are infinite
-  prior = float(np.log(usual / (1 - usual)))
   ranker, stage = fitted_ranker(
-    config, tables, log, stages, depends_on=recording.stage, prior=prior
+    config, tables, log, stages, depends_on=recording.stage, prior=usual_logit(log.reward)
   )
   # The policy shows a rare label only where it expects it: that it is right then does not make
   # the label popular, as a mean would have it.

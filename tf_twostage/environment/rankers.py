@@ -19,7 +19,7 @@ from tf_twostage.evaluation.judge import Scorer
 from tf_twostage.fitting import fit
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.given import GivenRanker, digest
-from tf_twostage.models.ranker import ImitatingRanker, Ranker
+from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 from tf_twostage.splits import Splits
 from tf_twostage.stages import Stages, restore_weights, save_weights, write_json
@@ -133,10 +133,14 @@ def reward_model(
   """
   scale = float(max(1.0, log.reward.max()))
   log = dataclasses.replace(log, reward=log.reward / np.float32(scale))
-  usual = (log.reward.sum() + 1) / (len(log) + 2)  # never 0 or 1, whose logits are infinite
-  prior = float(np.log(usual / (1 - usual)))
   ranker, stage = fitted_ranker(
-    config, tables, log, stages, depends_on=depends_on, prior=prior, stage="reward_model"
+    config,
+    tables,
+    log,
+    stages,
+    depends_on=depends_on,
+    prior=usual_logit(log.reward),
+    stage="reward_model",
   )
   return RewardModel(ranker, scale, stage)
 

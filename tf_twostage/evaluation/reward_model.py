@@ -15,7 +15,7 @@ from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.fitting import fit
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
-from tf_twostage.models.ranker import Ranker
+from tf_twostage.models.ranker import Ranker, usual_logit
 from tf_twostage.stages import Stages
 
 _FOLDS = 5
@@ -108,7 +108,7 @@ def fit_reward_model(
       seen = dataclasses.replace(seen, reward=seen.reward / scale)
       tf.keras.utils.set_random_seed(seed + fold)
       towers = TwoTower(tables, encoder, l2=config.l2, use_context=True, item_bias=True)
-      priors.append(_logit_of_mean(seen.reward))
+      priors.append(usual_logit(seen.reward))
       ranker = Ranker(towers, tables.context_lookup, priors[-1])
       batches = train_dataset(seen, users, batch_size=config.batch_size, seed=seed)
       fit(ranker, batches, config, len(seen), f"reward model {fold + 1} of {_FOLDS}")
@@ -147,12 +147,6 @@ def _anonymous(tables: EncodedTables) -> Codes:
   name = tables.schema.user_id.name
   hidden = {name: tf.zeros_like(tables.users[name])} if name in tables.users else {}
   return {**tables.users, **hidden}
-
-
-def _logit_of_mean(rewards: np.ndarray) -> float:
-  """Of rewards up to 1; never infinite."""
-  mean = (rewards.sum() + 1) / (len(rewards) + 2)
-  return float(special.logit(mean))
 
 
 def _chunks(log: BanditLog) -> int:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tf_twostage.models.candidate_generator import Batch
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
+
+
+def usual_logit(rewards: np.ndarray) -> float:
+  """Logit of the mean of rewards [n] in [0, 1], smoothed: never infinite."""
+  usual = (rewards.sum() + 1) / (len(rewards) + 2)
+  return float(np.log(usual / (1 - usual)))
 
 
 class Ranker(tfrs.Model):
