@@ -99,7 +99,6 @@ def estimate(config: Config, data: LoggedData, stages: Stages) -> tuple[Propensi
   Returns:
     the estimate and the name of its stage.
   """
-  encoder = dataclasses.replace(config.encoder, embedding_stddev=_STDDEV)
   seed = config.environment_seed
 
   def build(directory: pathlib.Path) -> None:
@@ -109,7 +108,7 @@ def estimate(config: Config, data: LoggedData, stages: Stages) -> tuple[Propensi
 
   inputs = {
     "data": data.fingerprint(),
-    "encoder": dataclasses.asdict(encoder),
+    "encoder": dataclasses.asdict(_encoder(config)),
     "fit": dataclasses.asdict(config.behavior),
     "folds": _FOLDS,
     "trust": TRUST,
@@ -163,9 +162,9 @@ class _LoggingPolicy(tfrs.Model):
     """What the towers add to the items' log shares, [B, N]."""
     return self._towers({**inputs["user"], **self._context_lookup(inputs["context"])})
 
-  def log_probs(self, inputs, trust: float) -> tf.Tensor:
-    """Log probability of every item, [B, N]."""
-    return tf.nn.log_softmax(self._log_shares + trust * self(inputs))
+  def log_probs(self, added: tf.Tensor, trust: float) -> tf.Tensor:
+    """Log probability of every item, from what `call` says of some rows: [B, N] to [B, N]."""
+    return tf.nn.log_softmax(self._log_shares + trust * added)
 
   def compute_loss(self, inputs, training: bool = False) -> tf.Tensor:
     """Negative log likelihood of what was shown."""
@@ -216,23 +215,22 @@ class _Candidate(NamedTuple):
     )
     schema = dataclasses.replace(data.schema, user=user_side)
     tables = EncodedTables.encode(schema, data.users, data.items)
-    encoder = dataclasses.replace(config.encoder, embedding_stddev=_STDDEV)
     folds = assign_folds(len(log), _FOLDS, groups=_groups(log, knows_ids), seed=seed)
     models = []
     log_probs = np.empty((len(log), len(TRUST)), np.float32)
     for fold in range(_FOLDS):
       others, own = log.select(folds != fold), np.flatnonzero(folds == fold)
       tf.keras.utils.set_random_seed(seed)
-      model = _LoggingPolicy(tables, encoder, settings.l2, shares(others, data.num_items))
+      model = _LoggingPolicy(tables, _encoder(config), settings.l2, shares(others, data.num_items))
       batches = bandit_log.train_dataset(
         others, tables.users, batch_size=settings.batch_size, seed=seed
       )
       fit(model, batches, settings, len(others), f"propensities, fold {fold + 1} of {_FOLDS}")
       held_out = log.select(own)
       for rows, inputs in model.chunks(held_out):
-        actions = held_out.action[rows]
+        added, actions = model(inputs), held_out.action[rows]
         log_probs[own[rows]] = np.stack(
-          [tf.gather(model.log_probs(inputs, t), actions, batch_dims=1) for t in TRUST], axis=1
+          [tf.gather(model.log_probs(added, t), actions, batch_dims=1) for t in TRUST], axis=1
         )
       models.append(model)
     return cls(knows_ids, models, folds, log_probs)
@@ -243,7 +241,7 @@ class _Candidate(NamedTuple):
     for fold, model in enumerate(self.models):
       held_out = log.select(self.folds == fold)
       for rows, inputs in model.chunks(held_out):
-        log_p = model.log_probs(inputs, trust).numpy()
+        log_p = model.log_probs(model(inputs), trust).numpy()
         place = np.clip((-log_p / np.log(1e8) * bins).astype(int), 0, bins - 1)
         expected += np.bincount(place.ravel(), np.exp(log_p, dtype=np.float64).ravel(), bins)
         actions = held_out.action[rows]
@@ -260,6 +258,10 @@ def shares(log: BanditLog, num_items: int) -> np.ndarray:
   extra = min(1.0, 0.1 * len(log) / num_items)
   counts = np.bincount(log.action, minlength=num_items) + extra
   return counts / counts.sum()
+
+
+def _encoder(config: Config) -> EncoderConfig:
+  return dataclasses.replace(config.encoder, embedding_stddev=_STDDEV)
 
 
 def _readers(data: LoggedData) -> list[bool]:
