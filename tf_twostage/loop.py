@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.logged_rows import LoggedRows
 from tf_twostage.evaluation.off_policy import Estimate
 from tf_twostage.fitting import fit
-from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.serving.client import RecommenderClient
 from tf_twostage.serving.local_server import serve
@@ -32,6 +31,8 @@ from tf_twostage.stages import Stages
 
 _ROWS_PER_CALL = 128
 _TIMEOUT = 60.0  # seconds a call; the first of a shape makes the server ready
+# From users [n] and their context, [n] each, to π of every item, [n, N].
+_Policy = Callable[[np.ndarray, dict[str, np.ndarray]], np.ndarray]
 _HELD_OUT = 0.25  # of what a policy logs: rows that judge its successor and train nobody
 
 
@@ -71,7 +72,6 @@ class Loop:
     stages = Stages(workdir / "stages")
     self._config, self._draws, self._temperature = config, draws, temperature
     self._environment = environments.make(config, stages)
-    assert self._environment.evaluation_log is not None
     self._evaluation = self._environment.evaluation_log(stages)
     situations, _ = self._evaluation.situations
     log, rewards = self._evaluation.log, self._evaluation.expected_rewards
@@ -112,45 +112,43 @@ class Loop:
   def _trained(self, log: BanditLog) -> TwoTower:
     """The generator after its last epoch: no truth chooses one."""
     config, environment = self._config, self._environment
-    tf.keras.utils.set_random_seed(config.seed)
-    towers = pipeline.fresh_towers(config, environment)
-    model = CandidateGenerator(
-      towers, pipeline.make_objective(config), ranker_logits=environment.ranker_logits
-    )
-    rows = log.positives() if config.generator.positives_only else log
+    model = pipeline.fresh_generator(config, environment)
+    rows = pipeline.rows_to_learn(config, log)
     batches = train_dataset(
       rows, environment.tables.users, batch_size=config.generator.batch_size, seed=config.seed
     )
     fit(model, batches, config.generator, len(rows), "generator")
-    return towers
+    return model.towers
 
-  def _probabilities(
-    self, towers: TwoTower, users: np.ndarray, context: dict[str, np.ndarray]
-  ) -> np.ndarray:
-    """π of every item for some users, [n, N]."""
-    codes = {name: tf.gather(v, users) for name, v in self._environment.tables.users.items()}
-    inputs = {"user": codes, "context": context, "user_index": users}
-    logits = tf.matmul(towers.query(codes), towers.candidates(), transpose_b=True)
-    return policies.two_stage_probabilities(
-      logits / self._temperature, self._environment.ranker_logits(inputs), self._config.slate_size
-    ).numpy()
+  def _policy(self, towers: TwoTower) -> _Policy:
+    items, environment = towers.candidates(), self._environment
+
+    def probabilities(users: np.ndarray, context: dict[str, np.ndarray]) -> np.ndarray:
+      codes = {name: tf.gather(v, users) for name, v in environment.tables.users.items()}
+      inputs = {"user": codes, "context": context, "user_index": users}
+      logits = tf.matmul(towers.query(codes), items, transpose_b=True)
+      return policies.two_stage_probabilities(
+        logits / self._temperature, environment.ranker_logits(inputs), self._config.slate_size
+      ).numpy()
+
+    return probabilities
 
   def _estimate(self, towers: TwoTower, log: BanditLog) -> Estimate:
     assert log.propensity is not None  # ours are
-    target = np.empty(len(log))
+    policy, target = self._policy(towers), np.empty(len(log))
     for some in _chunks(len(log)):
       context = {name: values[some] for name, values in log.context.items()}
-      shown = self._probabilities(towers, log.user_index[some], context)
+      shown = policy(log.user_index[some], context)
       target[some] = np.take_along_axis(shown, log.action[some, None], axis=1)[:, 0]
     rows = LoggedRows(log.reward, log.propensity, target, groups=log.user_index)
     (estimate,) = off_policy.evaluate(rows, {"snips": off_policy.SNIPS()})
     return estimate
 
   def _truth(self, towers: TwoTower) -> float:
-    values = np.empty(len(self._users))
+    policy, values = self._policy(towers), np.empty(len(self._users))
     for some in _chunks(len(values)):
       context = {name: column[some] for name, column in self._context.items()}
-      shown = self._probabilities(towers, self._users[some], context)
+      shown = policy(self._users[some], context)
       values[some] = np.sum(shown * self._rewards[some], axis=1)
     return float(values.mean())
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tf_twostage import environment as environments
 from tf_twostage import figures, losses, reporting, serving, training
+from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.models.candidate_generator import CandidateGenerator
@@ -89,15 +90,10 @@ def fit_generator(
   directory = generator_directory(config, environment.name, workdir)
   directory.mkdir(parents=True, exist_ok=True)
   write_json(directory / "config.json", dataclasses.asdict(config))
-  tf.keras.utils.set_random_seed(config.seed)
-  towers = fresh_towers(config, environment)
-  model = CandidateGenerator(
-    towers, make_objective(config), ranker_logits=environment.ranker_logits
-  )
-  log = environment.log
+  model = fresh_generator(config, environment)
   history = training.train_generator(
     model,
-    log.positives() if config.generator.positives_only else log,
+    rows_to_learn(config, environment.log),
     environment.tables.users,
     environment.evaluation(lambda batch: model(batch["user"]), config.slate_size),
     environment.judge.measures.selection(config.generator.selection),
@@ -111,7 +107,7 @@ def fit_generator(
     checkpoints=config.checkpoints,
     progress=progress,
   )
-  return towers, history
+  return model.towers, history
 
 
 def finished_generator(
@@ -125,6 +121,21 @@ def finished_generator(
   towers = fresh_towers(config, environment)
   training.restore_best(towers, directory, history)
   return towers
+
+
+def fresh_generator(config: Config, environment: Environment) -> CandidateGenerator:
+  """The generator with its objective before training; sets the seed of all that follows."""
+  tf.keras.utils.set_random_seed(config.seed)
+  return CandidateGenerator(
+    fresh_towers(config, environment),
+    make_objective(config),
+    ranker_logits=environment.ranker_logits,
+  )
+
+
+def rows_to_learn(config: Config, log: BanditLog) -> BanditLog:
+  """The rows of a log that the generator is fitted to."""
+  return log.positives() if config.generator.positives_only else log
 
 
 def fresh_towers(config: Config, environment: Environment) -> TwoTower:
