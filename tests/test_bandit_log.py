@@ -12,7 +12,7 @@ import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
 
 from tf_twostage import bandit_log
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import BanditLog, Slices
 from tf_twostage.errors import InputError
 from tf_twostage.schema import Categorical, Id, Numeric, Schema
 
@@ -605,32 +605,38 @@ def numbered(n):
 
 def stream(log, steps, features=FEATURES, **options):
   """The rows of the first batches, in order."""
-  dataset = bandit_log.train_dataset(log, features, **options)
+  dataset = log.batches(features, **options)
   return np.concatenate([batch["action"] for batch in dataset.take(steps).as_numpy_iterator()])
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(10, 4), (10, 10), (3, 7), (1, 2), (37, 5)])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_pass_holds_each_row_once(n, batch_size, shuffle):
+def test_every_pass_holds_each_row_once(n, batch_size):
   steps = 6 * n  # 6 * batch_size whole passes
-  rows = stream(numbered(n), steps, batch_size=batch_size, seed=3, shuffle=shuffle)
+  rows = stream(numbered(n), steps, batch_size=batch_size, seed=3)
   for one_pass in rows.reshape(-1, n):
     np.testing.assert_array_equal(np.sort(one_pass), np.arange(n))
 
 
-def test_rows_come_in_order_without_shuffling():
-  rows = stream(numbered(5), 3, batch_size=4, seed=0, shuffle=False)
-  np.testing.assert_array_equal(rows, np.arange(12) % 5)
-
-
 @pytest.mark.parametrize("start_step", [1, 7, 100])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_a_resumed_stream_equals_an_uninterrupted_one(start_step, shuffle):
-  options = {"batch_size": 4, "seed": 5, "shuffle": shuffle}
-  whole = bandit_log.train_dataset(numbered(10), FEATURES, **options).skip(start_step)
-  resumed = bandit_log.train_dataset(numbered(10), FEATURES, **options, start_step=start_step)
+@pytest.mark.parametrize("slices", [bandit_log.WHOLE, Slices(1, 3, 4)])
+def test_a_resumed_stream_equals_an_uninterrupted_one(start_step, slices):
+  options = {"batch_size": 4, "seed": 5, "slices": slices}
+  whole = numbered(10).batches(FEATURES, **options).skip(start_step * (slices.end - slices.begin))
+  resumed = numbered(10).batches(FEATURES, **options, start_step=start_step)
   for expected, found in zip(whole.take(5), resumed.take(5), strict=True):
     tf.nest.map_structure(np.testing.assert_array_equal, expected, found)
+
+
+@pytest.mark.parametrize("readers", [[(0, 4)], [(0, 1), (1, 2), (2, 3), (3, 4)], [(0, 1), (1, 4)]])
+def test_those_who_share_a_batch_take_it_whole_and_in_order(readers):
+  steps, options = 9, {"batch_size": 8, "seed": 4}
+  whole = stream(numbered(11), steps, **options).reshape(steps, 8)
+  parts = [
+    stream(numbered(11), steps * (end - begin), slices=Slices(begin, end, 4), **options)
+    for begin, end in readers
+  ]
+  parts = [part.reshape(steps, -1) for part in parts]
+  np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_the_seed_fixes_the_order():
@@ -657,7 +663,7 @@ def test_passes_and_seeds_have_unrelated_orders():
 def test_a_batch_keeps_the_columns_of_a_row_together():
   n = 23
   log = numbered(n)
-  dataset = bandit_log.train_dataset(log, FEATURES, batch_size=8, seed=0)
+  dataset = log.batches(FEATURES, batch_size=8, seed=0)
   for batch in dataset.take(6).as_numpy_iterator():
     rows = batch["action"]
     np.testing.assert_array_equal(batch["user_index"], rows % len(USERS))
@@ -668,12 +674,12 @@ def test_a_batch_keeps_the_columns_of_a_row_together():
     np.testing.assert_array_equal(batch["user"]["bag"], FEATURES["bag"][rows % len(USERS)])
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 25])
-def test_batches_have_static_shapes_and_no_end(batch_size):
-  dataset = bandit_log.train_dataset(numbered(10), FEATURES, batch_size=batch_size, seed=0)
+@pytest.mark.parametrize(("batch_size", "of"), [(1, 1), (4, 1), (4, 2), (25, 5)])
+def test_batches_have_static_shapes_and_no_end(batch_size, of):
+  dataset = numbered(10).batches(FEATURES, batch_size=batch_size, seed=0, slices=Slices(0, 1, of))
 
   def spec(dtype, *shape):
-    return tf.TensorSpec([batch_size, *shape], dtype)
+    return tf.TensorSpec([batch_size // of, *shape], dtype)
 
   assert dataset.element_spec == {
     "user": {"code": spec(tf.int32), "bag": spec(tf.float32, 2)},
@@ -692,9 +698,16 @@ def test_batches_have_static_shapes_and_no_end(batch_size):
     (numbered(3).select(slice(0, 0)), FEATURES, {}, "no rows to train on"),
     (numbered(3), {"code": np.zeros(2)}, {}, r"\{'code': 2\} rows end before user 2"),
     (numbered(3), FEATURES, {"batch_size": 0}, "batch_size must be >= 1"),
-    (numbered(3), FEATURES, {"start_step": -1}, "start_step >= 0"),
+    (numbered(3), FEATURES, {"start_step": -1}, "start_step must be >= 0"),
+    (numbered(3), FEATURES, {"slices": Slices(0, 1, 4)}, "a multiple of 4.*got 2"),
   ],
 )
 def test_impossible_batches_are_refused(log, features, options, message):
   with pytest.raises(InputError, match=message):
-    bandit_log.train_dataset(log, features, **{"batch_size": 2, "seed": 0, **options})
+    log.batches(features, **{"batch_size": 2, "seed": 0, **options})
+
+
+@pytest.mark.parametrize("slices", [(0, 0, 1), (1, 1, 2), (-1, 1, 2), (0, 3, 2), (0, 1, 0)])
+def test_slices_that_are_not_there_are_refused(slices):
+  with pytest.raises(InputError, match="there are none such"):
+    Slices(*slices)

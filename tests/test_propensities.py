@@ -103,7 +103,7 @@ def test_models_of_features_see_no_row_of_the_users_that_they_are_asked_about(
   def spy(log, *arguments, **options):
     learned.append(log)
 
-  monkeypatch.setattr(propensities.bandit_log, "train_dataset", spy)
+  monkeypatch.setattr(BanditLog, "batches", spy)
   monkeypatch.setattr(propensities, "fit", lambda *arguments: None)
   propensities.cross_fitted(CONFIG, data)
   assert len(learned) == 2 * 3  # of features, of ids; three folds each

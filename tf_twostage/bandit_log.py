@@ -1,9 +1,10 @@
 """The bandit log: what an older policy showed, how likely it was to, and what came of it.
 
 One row is one shown item. `COLUMNS` is the contract on disk, where ids are raw strings; in memory
-a `BanditLog` holds catalogue indices. `write` and `read` go between the two, and nothing leaves
-`read` unchecked. `train_dataset` turns a log into batches. docs/bandit_log.md tells the contract
-to those who write logs; `logs` reads the files, also those whose columns have other names.
+a `BanditLog` holds catalogue indices, and `batches` turns it into what models learn from. `write`
+and `read` go between disk and memory, and nothing leaves `read` unchecked. docs/bandit_log.md tells
+the contract to those who write logs; `logs` reads the files, also those whose columns have other
+names.
 """
 
 from __future__ import annotations
@@ -31,6 +32,42 @@ COLUMNS = {
   name: shards.COLUMNS[name] for name in ("user_id", "item_id", "propensity", "reward", "position")
 }
 _FIELDS = ("user_index", "action", "propensity", "reward", "position")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+  """Which part of every batch one reader takes, such as one worker of several.
+
+  A batch of B rows falls into `of` equal slices, which follow each other; a reader takes those from
+  `begin` to before `end`, one after the other.
+
+  Raises:
+    InputError: there are no such slices.
+  """
+
+  begin: int
+  end: int
+  of: int
+
+  def __post_init__(self):
+    if not 0 <= self.begin < self.end <= self.of:
+      raise InputError(f"slices {self.begin} to {self.end} of {self.of}: there are none such")
+
+  def rows(self, batch_size: int) -> int:
+    """Rows of a slice, B / of.
+
+    Raises:
+      InputError: a batch does not fall into equal slices.
+    """
+    if batch_size < 1 or batch_size % self.of:
+      raise InputError(
+        f"batch_size must be >= 1 and a multiple of {self.of}, so that all who share a batch get as"
+        f" much of it; got {batch_size}"
+      )
+    return batch_size // self.of
+
+
+WHOLE = Slices(0, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,6 +122,65 @@ class BanditLog:
   def positives(self) -> BanditLog:
     """The rows with reward > 0."""
     return self.select(self.reward > 0)
+
+  def batches(
+    self,
+    user_features: Mapping[str, tf.Tensor | np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    slices: Slices = WHOLE,
+  ) -> tf.data.Dataset:
+    """Endless batches of the log; a batch is a pure function of the seed and its step.
+
+    Place p of the stream belongs to pass p // n over the log. Each pass holds every row once, in an
+    order of its own, and passes join without a gap: a batch may hold the end of one and the start
+    of the next, and a batch larger than the log holds several. A run resumed at `start_step` sees
+    what an uninterrupted run would.
+
+    Args:
+      user_features: encoded features of all users by name, each [U, ...].
+      batch_size: rows in a batch, B.
+      seed: fixes the order of every pass.
+      start_step: number of batches already taken.
+      slices: what of each batch to yield; all of it by default.
+
+    Returns:
+      A dataset of dicts, one for each slice of b = B / slices.of rows: "user" {name: [b, ...]},
+      "context" {name: [b] float64}, "user_index" and "action" [b] int32, "propensity" (where the
+      log has it) and "reward" [b] float32. All shapes are static.
+
+    Raises:
+      InputError: the log is empty, `user_features` lacks users of the log, a number is too small,
+        or the slices do not divide a batch.
+    """
+    import tensorflow as tf  # takes seconds, which reading a CSV can do without
+
+    n = len(self)
+    if not n:
+      raise InputError("bandit log: no rows to train on; were there any with reward > 0?")
+    if start_step < 0:
+      raise InputError(f"start_step must be >= 0, got {start_step}")
+    users = {name: tf.convert_to_tensor(table) for name, table in user_features.items()}
+    last = int(self.user_index.max())
+    short = {name: len(table) for name, table in users.items() if len(table) <= last}
+    if short:
+      raise InputError(
+        f"user features: tables of {short} rows end before user {last} of the log; encode every"
+        " user of the schema"
+      )
+    columns: dict[str, Any] = {**self.columns(), "context": dict(self.context)}
+    columns.pop("position", None)
+    columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
+
+    def example(rows):
+      batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
+      batch["user"] = {k: tf.gather(table, batch["user_index"]) for k, table in users.items()}
+      return batch
+
+    rows = shuffled_rows(n, batch_size, seed=seed, start_step=start_step, slices=slices)
+    return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def write(
@@ -157,82 +253,23 @@ def read(path: str | os.PathLike, schema: Schema) -> BanditLog:
   )
 
 
-def train_dataset(
-  log: BanditLog,
-  user_features: Mapping[str, tf.Tensor | np.ndarray],
-  *,
-  batch_size: int,
-  seed: int,
-  shuffle: bool = True,
-  start_step: int = 0,
-) -> tf.data.Dataset:
-  """Endless batches of a log; a batch is a pure function of the seed and its step.
-
-  Place p of the stream belongs to pass p // n over the log. Each pass holds every row once, in an
-  order of its own, and passes join without a gap: a batch may hold the end of one and the start
-  of the next, and a batch larger than the log holds several. A run resumed at `start_step` sees
-  what an uninterrupted run would.
-
-  Args:
-    log: n rows.
-    user_features: encoded features of all users by name, each [U, ...].
-    batch_size: rows in a batch, B.
-    seed: fixes the order of every pass.
-    shuffle: whether to shuffle each pass; if not, rows come in the order of the log.
-    start_step: number of batches already taken.
-
-  Returns:
-    A dataset of dicts: "user" {name: [B, ...]}, "context" {name: [B] float64}, "user_index" and
-    "action" [B] int32, "propensity" (where the log has it) and "reward" [B] float32. All shapes
-    are static.
-
-  Raises:
-    InputError: the log is empty, `user_features` lacks users of the log, or a number is too small.
-  """
-  import tensorflow as tf  # takes seconds, which reading a CSV can do without
-
-  n = len(log)
-  if not n:
-    raise InputError("bandit log: no rows to train on; were there any with reward > 0?")
-  if batch_size < 1 or start_step < 0:
-    raise InputError(
-      f"batch_size must be >= 1 and start_step >= 0, got {batch_size} and {start_step}"
-    )
-  users = {name: tf.convert_to_tensor(table) for name, table in user_features.items()}
-  last = int(log.user_index.max())
-  short = {name: len(table) for name, table in users.items() if len(table) <= last}
-  if short:
-    raise InputError(
-      f"user features: tables of {short} rows end before user {last} of the log; encode every"
-      " user of the schema"
-    )
-  columns: dict[str, Any] = {**log.columns(), "context": dict(log.context)}
-  columns.pop("position", None)
-  columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
-
-  def example(rows):
-    batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
-    batch["user"] = {k: tf.gather(table, batch["user_index"]) for k, table in users.items()}
-    return batch
-
-  rows = shuffled_rows(n, batch_size, seed=seed, shuffle=shuffle, start_step=start_step)
-  return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-
 def shuffled_rows(
-  num_rows: int, batch_size: int, *, seed: int, shuffle: bool = True, start_step: int = 0
+  num_rows: int, batch_size: int, *, seed: int, start_step: int = 0, slices: Slices = WHOLE
 ) -> tf.data.Dataset:
-  """Endless batches of row numbers, [B] int64; see `train_dataset`, whose order this is."""
+  """Endless batches of row numbers, int64; see `BanditLog.batches`, whose order this is."""
   import tensorflow as tf
 
-  def batch(step):
-    place = step * batch_size + tf.range(batch_size, dtype=tf.int64)
-    index, epoch = place % num_rows, place // num_rows
-    return _shuffled(index, epoch, num_rows, seed) if shuffle else index
+  size = slices.rows(batch_size)
+  begin, end, _ = dataclasses.astuple(slices)
+
+  def batch(count):
+    step, taken = count // (end - begin), begin + count % (end - begin)
+    place = step * batch_size + taken * size + tf.range(size, dtype=tf.int64)
+    return _shuffled(place % num_rows, place // num_rows, num_rows, seed)
 
   options = tf.data.Options()
   options.deterministic = True
-  return tf.data.Dataset.counter(start_step).map(batch).with_options(options)
+  return tf.data.Dataset.counter(start_step * (end - begin)).map(batch).with_options(options)
 
 
 def _shuffled(index: tf.Tensor, epoch: tf.Tensor, n: int, seed: int) -> tf.Tensor:

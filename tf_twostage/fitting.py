@@ -71,7 +71,7 @@ def fit(
 
   Args:
     model: compiled or not; an uncompiled model gets `make_optimizer(config)`.
-    dataset: endless batches, as of `bandit_log.train_dataset`.
+    dataset: endless batches, as of `BanditLog.batches`.
     config: epochs, optimizer.
     rows: rows of the data, which set the steps of an epoch.
     description: what the progress bar says.

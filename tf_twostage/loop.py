@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tf_twostage import datasets, pipeline, policies
 from tf_twostage import environment as environments
-from tf_twostage.bandit_log import BanditLog, train_dataset
+from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.ratings import RatingsData
 from tf_twostage.errors import InputError
@@ -114,8 +114,8 @@ class Loop:
     config, environment = self._config, self._environment
     model = pipeline.fresh_generator(config, environment)
     rows = pipeline.rows_to_learn(config, log)
-    batches = train_dataset(
-      rows, environment.tables.users, batch_size=config.generator.batch_size, seed=config.seed
+    batches = rows.batches(
+      environment.tables.users, batch_size=config.generator.batch_size, seed=config.seed
     )
     fit(model, batches, config.generator, len(rows), "generator")
     return model.towers

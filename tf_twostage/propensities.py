@@ -22,7 +22,6 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tf_twostage import bandit_log
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config, EncoderConfig
 from tf_twostage.datasets.logged import LoggedData
@@ -222,9 +221,7 @@ class _Candidate(NamedTuple):
       others, own = log.select(folds != fold), np.flatnonzero(folds == fold)
       tf.keras.utils.set_random_seed(seed)
       model = _LoggingPolicy(tables, _encoder(config), settings.l2, shares(others, data.num_items))
-      batches = bandit_log.train_dataset(
-        others, tables.users, batch_size=settings.batch_size, seed=seed
-      )
+      batches = others.batches(tables.users, batch_size=settings.batch_size, seed=seed)
       fit(model, batches, settings, len(others), f"propensities, fold {fold + 1} of {_FOLDS}")
       held_out = log.select(own)
       for rows, inputs in model.chunks(held_out):

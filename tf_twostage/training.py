@@ -17,7 +17,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog, train_dataset
+from tf_twostage.bandit_log import BanditLog
 from tf_twostage.checkpoints import Checkpoints, reason
 from tf_twostage.config import CheckpointConfig, FitConfig
 from tf_twostage.errors import RunError
@@ -115,9 +115,7 @@ def train_generator(
   run = _Run(model, directory, epochs=config.epochs, steps=steps_per_epoch(len(log), config))
   run.restore()
   if run.step < run.last_step:
-    dataset = train_dataset(
-      log, user_codes, batch_size=config.batch_size, seed=seed, start_step=run.step
-    )
+    dataset = log.batches(user_codes, batch_size=config.batch_size, seed=seed, start_step=run.step)
     with run.saving():
       monitor = Monitor(tensorboard, hyper_parameters, measures, notes)
     with monitor:

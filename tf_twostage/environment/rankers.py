@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage import bandit_log
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.logged import LoggedData
@@ -55,9 +54,7 @@ def fitted_ranker(
   ranker = Ranker(towers, tables.context_lookup, prior)
 
   def build(directory: pathlib.Path) -> None:
-    batches = bandit_log.train_dataset(
-      log, tables.users, batch_size=config.ranker.batch_size, seed=seed
-    )
+    batches = log.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
     fit(ranker, batches, config.ranker, len(log), stage.replace("_", " "))
     save_weights(towers, directory)
 
@@ -176,9 +173,7 @@ def imitated(
   ranker = ImitatingRanker(towers, tables.context_lookup, float(scores.mean()), spread or 1.0)
 
   def build(directory: pathlib.Path) -> None:
-    batches = bandit_log.train_dataset(
-      train, tables.users, batch_size=config.ranker.batch_size, seed=seed
-    )
+    batches = train.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
     fit(ranker, batches, config.ranker, len(train), "ranker, to its scores")
     save_weights(towers, directory)
     write_json(directory / "fit.json", _agreement(ranker, tables, test))

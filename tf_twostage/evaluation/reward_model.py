@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from scipy import special
 
-from tf_twostage.bandit_log import BanditLog, train_dataset
+from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
@@ -110,7 +110,7 @@ def fit_reward_model(
       towers = TwoTower(tables, encoder, l2=config.l2, use_context=True, item_bias=True)
       priors.append(usual_logit(seen.reward))
       ranker = Ranker(towers, tables.context_lookup, priors[-1])
-      batches = train_dataset(seen, users, batch_size=config.batch_size, seed=seed)
+      batches = seen.batches(users, batch_size=config.batch_size, seed=seed)
       fit(ranker, batches, config, len(seen), f"reward model {fold + 1} of {_FOLDS}")
       items.append(towers.candidates())
       queries.append(

@@ -80,9 +80,7 @@ def record(
     tf.keras.utils.set_random_seed(seed)
     towers = TwoTower(tables, config.encoder, l2=config.behavior.l2)
     rows = examples()
-    batches = bandit_log.train_dataset(
-      rows, tables.users, batch_size=config.behavior.batch_size, seed=seed
-    )
+    batches = rows.batches(tables.users, batch_size=config.behavior.batch_size, seed=seed)
     policy = CandidateGenerator(towers, objective)
     fit(policy, batches, config.behavior, len(rows), "behavior policy")
     np.savez(
