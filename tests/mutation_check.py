@@ -213,18 +213,23 @@ MUTATIONS = [
     ("cap: float = 10.0", "cap: float = 100.0"),
     ("floor: float = 0.01", "floor: float = 0.0"),
     ("self_normalize: bool = True", "self_normalize: bool = False"),
-    ("return sums[0], sums[1]", "return sums[0], tf.ones_like(sums[1])"),
     ('**{**config, "importance": ImportanceWeights(**config["importance"])}', "**config"),
   ),
   *mutations(
-    "losses/importance.py",
+    "replicas.py",
     (DISTRIBUTION,),
-    ("sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)", "pass"),
+    ("return together(replica)", "return alone"),
     ("tf.distribute.ReduceOp.SUM", "tf.distribute.ReduceOp.MEAN"),
     (
-      "sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)",
-      "sums += tf.stop_gradient(replica.all_reduce(tf.distribute.ReduceOp.SUM, sums) - sums)",
+      "sums = _across_replicas(sums, lambda context: context.all_reduce(add, sums))",
+      """added = _across_replicas(sums, lambda context: context.all_reduce(add, sums))
+  sums += tf.stop_gradient(added - sums)""",
     ),
+  ),
+  *mutations(
+    "replicas.py",
+    ("tests/test_replicas.py",),
+    ("return sums[0], sums[1]", "return sums[0], tf.ones_like(sums[1])"),
   ),
   *mutations(
     "losses/sampled_catalogue.py",

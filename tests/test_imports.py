@@ -17,7 +17,7 @@ ORDER = [
   ("logs",),
   ("bandit_log",),
   ("datasets",),
-  ("policies",),
+  ("policies", "replicas"),
   ("losses",),
   ("models",),
   ("fitting",),
@@ -38,7 +38,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 PURE = {
   "splits": {"errors"},
   "policies": {"errors"},
-  "losses": {"errors", "policies", "losses"},
+  "replicas": set(),
+  "losses": {"errors", "policies", "replicas", "losses"},
   "evaluation.ranking": {"errors"},
   "evaluation.logged_rows": {"errors"},
   "evaluation.estimators": {"errors", "evaluation"},

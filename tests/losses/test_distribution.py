@@ -23,6 +23,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from tests.losses.helpers import RAW, SHRUNK, batch
 from tf_twostage import losses
+from tf_twostage.replicas import all_rows, num_replicas
 
 ITEMS, DIMENSIONS, ROWS, FIRST = 5, 3, 6, 4  # the replicas' rows: 4 and 2
 CHOSEN = {
@@ -56,7 +57,7 @@ with strategy.scope():
 
 def step(rows):
   features = rows.pop("features")
-  result = {}
+  result = {"rows": (all_rows(rows["actions"]), tf.constant(num_replicas()))}
   for name, loss in made.items():
     with tf.GradientTape() as tape:
       value = loss(logits=features @ tf.convert_to_tensor(items), **rows)
@@ -79,7 +80,12 @@ def distributed(first, second):
 first, second = ({k: v[s] for k, v in x.items()} for s in (slice(FIRST), slice(FIRST, None)))
 halves = distributed(first, second)
 whole = step(dict(x))
-report = {}
+gathered, replicas = halves.pop("rows")
+report = {
+  "actions": x["actions"].numpy().tolist(),
+  "gathered": [rows.numpy().tolist() for rows in gathered],
+  "replicas": [int(number) for number in replicas],
+}
 for name, (values, gradients) in halves.items():
   report[name] = {
     "halves": [tf.concat(values, 0).numpy().tolist(), tf.add_n(gradients).numpy().tolist()],
@@ -114,6 +120,11 @@ NAMES = [
   "two_stage_ips, exact shares",
   "ips, raw",
 ]
+
+
+def test_every_replica_can_have_the_rows_of_all(report):
+  assert report["replicas"] == [2, 2]
+  assert report["gathered"] == [report["actions"]] * 2
 
 
 def test_every_loss_with_weights_is_distributed():

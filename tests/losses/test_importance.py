@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import oracle
 from tf_twostage.errors import InputError
 from tf_twostage.losses import ImportanceWeights
-from tf_twostage.losses.importance import METHODS, batch_sum
+from tf_twostage.losses.importance import METHODS
 
 PROBABILITIES = np.array([0.5, 0.002, 0.9])
 PROPENSITIES = np.array([0.25, 0.5, 0.01])  # ratios 2, 0.004, 90: inside, below, above
@@ -193,13 +193,6 @@ def test_shares_take_part_in_the_divisor_alone():
   np.testing.assert_allclose(ratio, [2.0, 0.004, 90.0], rtol=1e-12)
   raw = ImportanceWeights(self_normalize=False)(*arguments, shares=tf.constant(shares))[1]
   np.testing.assert_allclose(raw, clipped, rtol=1e-12)
-
-
-def test_batch_sum_is_the_sum_and_the_number_of_rows():
-  total, rows = batch_sum(tf.constant([1.0, 2.5, -0.5]))
-  assert (total.numpy(), rows.numpy()) == (3.0, 3.0)
-  assert rows.dtype == tf.float32
-  assert [t.numpy() for t in batch_sum(tf.zeros([0], tf.float64))] == [0.0, 0.0]
 
 
 ROWS = st.lists(st.tuples(st.floats(-50.0, 0.0), st.floats(1e-12, 1.0)), min_size=1, max_size=8)

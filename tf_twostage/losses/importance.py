@@ -10,28 +10,11 @@ import tensorflow as tf
 
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import RewardLoss
+from tf_twostage.replicas import batch_sum
 
 # exp of this is finite in float32, and so is the sum over a batch.
 MAX_LOG_RATIO = 80.0
 METHODS = ("clip", "shrink", "none")
-
-
-def batch_sum(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Sum and number of rows of the global batch: under tf.distribute, of all replicas' rows.
-
-  Differentiable, across replicas too.
-
-  Args:
-    values: [B], this replica's rows.
-
-  Returns:
-    Two scalars of the dtype of `values`.
-  """
-  sums = tf.stack([tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype)])
-  replica = tf.distribute.get_replica_context()
-  if replica is not None and replica.num_replicas_in_sync > 1:
-    sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
-  return sums[0], sums[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,53 @@
+"""The global batch: the rows of all replicas, each of which sees its own.
+
+Outside of tf.distribute, and in a context of one replica, the global batch is what was passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+
+def num_replicas() -> int:
+  """How many replicas take a step together."""
+  return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def all_rows(values: tf.Tensor) -> tf.Tensor:
+  """The rows of the global batch, in the order of the replicas.
+
+  Args:
+    values: [B, ...], this replica's rows; as many as every other replica's.
+
+  Returns:
+    [B * replicas, ...], the same in every replica.
+  """
+  return _across_replicas(values, lambda context: context.all_gather(values, axis=0))
+
+
+def batch_sum(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Sum and number of rows of the global batch.
+
+  Differentiable, across replicas too.
+
+  Args:
+    values: [B], this replica's rows.
+
+  Returns:
+    Two scalars of the dtype of `values`.
+  """
+  sums = tf.stack([tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype)])
+  add = tf.distribute.ReduceOp.SUM
+  sums = _across_replicas(sums, lambda context: context.all_reduce(add, sums))
+  return sums[0], sums[1]
+
+
+def _across_replicas(
+  alone: tf.Tensor, together: Callable[[tf.distribute.ReplicaContext], tf.Tensor]
+) -> tf.Tensor:
+  replica = tf.distribute.get_replica_context()
+  if replica is None or replica.num_replicas_in_sync == 1:
+    return alone
+  return together(replica)
