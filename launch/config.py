@@ -36,6 +36,7 @@ _TITLES = {
   "ranker": "Ranker (second stage)",
   "generator": "Candidate generator (first stage)",
   "checkpoints": "Checkpoints of the generator (each epoch, and)",
+  "distribution": "Workers that train the generator (launch.train)",
   "encoder": "Feature encoders (all models)",
   "loss": "Objective of the generator",
 }

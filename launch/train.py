@@ -2,16 +2,19 @@
 
 python -m launch.train --flagfile=launch/synthetic.flags
 python -m launch.train --flagfile=launch/ml1m.flags --data_dir=DIR
+TF_CONFIG=... python -m launch.train --flagfile=launch/ml1m.flags --distribution=multi_worker
 """
 
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage.distribution import Job
 
 
 def main() -> None:
   config = launch_config.config_from_flags()
-  workdir = launch_config.work_directory(config)
+  chief = Job.of(config).is_chief
+  workdir = launch_config.work_directory(config) if chief else launch_config.work_path(config)
   export_dir = launch_config.export_directory(config)
 
   from tf_twostage import pipeline  # brings TensorFlow, which --help and wrong flags can do without

@@ -16,7 +16,7 @@ ORDER = [
   ("splits", "drawing"),
   ("logs",),
   ("bandit_log",),
-  ("datasets",),
+  ("datasets", "distribution"),
   ("policies", "replicas"),
   ("losses",),
   ("models",),

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 from typing import Any
 
 import tensorflow as tf
@@ -26,14 +27,17 @@ class Checkpoints:
   which it does not count.
   """
 
-  def __init__(self, directory: pathlib.Path, *, keep: int, **state: Any):
+  def __init__(self, directory: pathlib.Path, *, keep: int, writes: bool = True, **state: Any):
     """Args:
     directory: where they are; made when the first is saved.
     keep: how many stay.
+    writes: whether `save` leaves anything. Workers that share variables save together, but one
+      of them writes.
     state: what to save, as tf.train.Checkpoint takes it.
     """
     self._directory = directory
     self._keep = keep
+    self._writes = writes
     self._checkpoint = tf.train.Checkpoint(**state)
 
   def numbers(self) -> list[int]:
@@ -53,6 +57,10 @@ class Checkpoints:
     Raises:
       OSError, tf.errors.OpError: the checkpoint could not be written; earlier ones are as before.
     """
+    if not self._writes:
+      with tempfile.TemporaryDirectory() as elsewhere:
+        self._checkpoint.write(str(pathlib.Path(elsewhere) / "ckpt"))
+      return
     aside = self._directory / ".partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -13,6 +13,7 @@ from typing import Any
 from tf_twostage.errors import InputError
 
 SELECTIONS = ("two_stage", "one_stage", "both")
+DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "parameter_server")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -139,6 +140,31 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributionConfig:
+  """Who trains the generator; changes nothing that synchronous training comes to."""
+
+  distribution: str = _option(
+    "none",
+    "none, mirrored (devices of this machine), or processes as TF_CONFIG says: multi_worker (in"
+    " step), parameter_server (not in step)",
+  )
+  replicas: int = _option(
+    0, "mirrored: GPUs to use, or, where there is none, parts to split the CPU into; 0: all GPUs"
+  )
+
+  def __post_init__(self):
+    _at_least(self, 0, "replicas")
+    if self.distribution not in DISTRIBUTIONS:
+      raise InputError(
+        f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}"
+      )
+    if self.replicas and self.distribution != "mirrored":
+      raise InputError(
+        f"replicas is {self.replicas}, which --distribution=mirrored alone reads; leave it out"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class SimulationConfig:
   """From ratings to full information, or from labels, to a bandit log."""
 
@@ -218,6 +244,7 @@ class Config:
   ranker: FitConfig = FitConfig()
   generator: GeneratorConfig = GeneratorConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
+  distribution: DistributionConfig = DistributionConfig()
   loss: LossConfig = LossConfig()
 
   def __post_init__(self):

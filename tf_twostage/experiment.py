@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tf_twostage import environment as environments
 from tf_twostage import figures, pipeline, tables, training
 from tf_twostage.config import Config
+from tf_twostage.distribution import only_here
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.evaluation.judge import STAGES, Measures
@@ -86,6 +87,7 @@ def run(
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
   for variant in variants:
     pipeline.make_objective(variant.config)
+  only_here(config, "launch.experiment")
   stages = Stages(workdir / "stages")
   environment = environments.make(config, stages)
   baselines = environment.baselines(stages, config.slate_size)

@@ -54,7 +54,7 @@ class _Progress(tf.keras.callbacks.Callback):
     self._bar.update(1)
 
   def on_epoch_end(self, epoch, logs=None):
-    show_loss(self._bar, epoch + 1, logs["mean_loss"])
+    show_loss(self._bar, epoch + 1, self.model.get_metrics_result()["mean_loss"])
 
   def on_train_end(self, logs=None):
     self._bar.close()

@@ -19,6 +19,7 @@ from tf_twostage import environment as environments
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.ratings import RatingsData
+from tf_twostage.distribution import only_here
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.logged_rows import LoggedRows
@@ -66,6 +67,7 @@ class Loop:
     Raises:
       InputError: users of this data set cannot be simulated.
     """
+    only_here(config, "launch.loop")
     data = datasets.load(config.data.dataset, config.data.data_dir)
     if not isinstance(data, RatingsData) or config.data.environment:
       raise InputError("a loop simulates users: it needs a data set of ratings, no --environment")

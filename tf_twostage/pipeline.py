@@ -15,12 +15,16 @@ from tf_twostage import environment as environments
 from tf_twostage import figures, losses, reporting, serving, training
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
+from tf_twostage.distribution import Job, Workers
 from tf_twostage.environment import Environment
+from tf_twostage.evaluation.judge import Scores
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.stages import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
+
+_METRICS = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,8 @@ def run(
 ) -> Result:
   """Walks the whole way; stages whose inputs did not change are reused.
 
+  Where the settings ask for workers, each of them calls this; what the chief returns is the run.
+
   Args:
     config: all settings.
     workdir: holds stages/, generators/, tensorboard/, and of the last run config.json,
@@ -47,13 +53,29 @@ def run(
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
-  start = time.perf_counter()
   make_objective(config)  # wrong settings show before anything is read
-  stages = Stages(workdir / "stages")
+  job = Job.of(config)
+  if job.serves:
+    return Result(workdir, {}, job.serve(workdir / _METRICS))
+  workers = job.join(config.generator.batch_size)
+  with workers.together():
+    result = _run(config, workdir, export_dir, keep, workers)
+    workers.wait()
+  return result or Result(workdir, {}, f"{job.name}: the chief is done")
+
+
+def _run(
+  config: Config, workdir: pathlib.Path, export_dir: pathlib.Path, keep: int, workers: Workers
+) -> Result | None:
+  """The chief's result."""
+  start = time.perf_counter()
+  stages = Stages(workdir / "stages", builds=workers.is_chief, ready=workers.wait)
   environment = environments.make(config, stages)
   baselines = environment.baselines(stages, config.slate_size)
   with stages.timed("generator"):
-    towers, history = fit_generator(config, environment, workdir)
+    towers, history = fit_generator(config, environment, workdir, workers=workers)
+  if not workers.is_chief:
+    return None
   with stages.timed("export"):
     exported = export(config, environment, towers, export_dir, keep=keep)
   stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
@@ -75,27 +97,50 @@ def run(
 
 
 def fit_generator(
-  config: Config, environment: Environment, workdir: pathlib.Path, *, progress: bool = True
+  config: Config,
+  environment: Environment,
+  workdir: pathlib.Path,
+  *,
+  progress: bool = True,
+  workers: Workers | None = None,
 ) -> tuple[TwoTower, training.History]:
   """The towers of the best epoch, and what every epoch scored.
 
-  A generator that is fitted already is found, one that was cut short goes on.
+  A generator that is fitted already is found, one that was cut short goes on. Of several workers
+  that fit it together, the chief alone returns something of use.
 
   Args:
     config: settings of objective and generator.
     environment: what it learns from and is judged by.
     workdir: gets generators/<run>/ and tensorboard/<run>/.
     progress: whether to show a bar.
+    workers: who fits it; None: this process.
   """
+  workers = workers or Workers()
   directory = generator_directory(config, environment.name, workdir)
-  directory.mkdir(parents=True, exist_ok=True)
-  write_json(directory / "config.json", dataclasses.asdict(config))
-  model = fresh_generator(config, environment)
+  if workers.is_chief:
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", dataclasses.asdict(config))
+  # What is evaluated and exported has variables of this process alone.
+  towers = None if workers.alone else fresh_towers(config, environment)
+  with workers.scope():
+    model = fresh_generator(config, environment)
+  judged = towers or model.towers
+  scores = environment.evaluation(lambda batch: judged(batch["user"]), config.slate_size)
+
+  def take_weights() -> None:
+    if towers is not None:
+      towers.set_weights(model.towers.get_weights())
+
+  def evaluate() -> Scores:
+    take_weights()
+    return scores()
+
   history = training.train_generator(
     model,
     rows_to_learn(config, environment.log),
     environment.tables.users,
-    environment.evaluation(lambda batch: model(batch["user"]), config.slate_size),
+    evaluate,
     environment.judge.measures.selection(config.generator.selection),
     config.generator,
     directory,
@@ -106,8 +151,10 @@ def fit_generator(
     notes=environment.notes,
     checkpoints=config.checkpoints,
     progress=progress,
+    workers=workers,
   )
-  return model.towers, history
+  take_weights()
+  return judged, history
 
 
 def finished_generator(
@@ -227,7 +274,7 @@ def _report(
     _log.warning("%s", warning)
   for directory in directories:
     write_json(directory / "config.json", dataclasses.asdict(config))
-    write_json(directory / "metrics.json", metrics)
+    write_json(directory / _METRICS, metrics)
     write_text(directory / "table.csv", reporting.flat_csv(table))
     title = f"{config.name}: {config.loss.loss}"
     figures.run_curves(history, baselines, title, directory / "curves.png", judge.measures)

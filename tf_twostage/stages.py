@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 
 _RECORD = "stage.json"
 _WEIGHTS = "weights"
+_LATEST = 60.0  # seconds; network file systems remember for so long that a file was not there
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
@@ -37,8 +38,18 @@ class Stages:
   directory that can be used.
   """
 
-  def __init__(self, root: pathlib.Path):
+  def __init__(
+    self, root: pathlib.Path, *, builds: bool = True, ready: Callable[[], None] = lambda: None
+  ):
+    """Args:
+    root: holds the stages; workers share it.
+    builds: whether this worker builds what is missing; others find it when it is there.
+    ready: called at each stage: one worker comes when it has built it, and the others wait for
+      that here.
+    """
     self._root = root
+    self._builds = builds
+    self._ready = ready
     self.timings: dict[str, dict[str, Any]] = {}
 
   def get(
@@ -53,7 +64,11 @@ class Stages:
     """
     path = self._root / f"{name}-{fingerprint(inputs)}"
     reused = (path / _RECORD).exists()
-    if not reused:
+    if not self._builds:
+      self._ready()
+      _appear(path / _RECORD)
+      reused = True
+    elif not reused:
       partial = path.with_name(f".{path.name}.partial")
       shutil.rmtree(partial, ignore_errors=True)
       partial.mkdir(parents=True)
@@ -62,6 +77,8 @@ class Stages:
       record = {"seconds": round(time.perf_counter() - start, 2), "inputs": inputs}
       write_json(partial / _RECORD, record)
       partial.rename(path)
+    if self._builds:
+      self._ready()
     seconds = json.loads((path / _RECORD).read_text())["seconds"]
     self.timings[name] = {"seconds": seconds, "reused": reused}
     _log.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
@@ -73,6 +90,18 @@ class Stages:
     start = time.perf_counter()
     yield
     self.timings[name] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
+
+
+def _appear(file: pathlib.Path) -> None:
+  """Waits for a file that another machine has written, which some file systems show late."""
+  deadline = time.monotonic() + _LATEST
+  while not file.exists():
+    if time.monotonic() > deadline:
+      raise RunError(
+        f"{file} was written by the chief and is not here after {_LATEST:.0f} s: give all workers"
+        " the same --workdir, on a file system that they share"
+      )
+    time.sleep(0.1)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

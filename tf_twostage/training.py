@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import pathlib
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ import tensorflow as tf
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.checkpoints import Checkpoints, reason
 from tf_twostage.config import CheckpointConfig, FitConfig
+from tf_twostage.distribution import Workers
 from tf_twostage.errors import RunError
 from tf_twostage.evaluation.judge import Measures, Scores
 from tf_twostage.evaluation.protocol import MEASURES
@@ -82,19 +84,21 @@ def train_generator(
   notes: Sequence[str] = (),
   checkpoints: CheckpointConfig = _CHECKPOINTS,
   progress: bool = True,
+  workers: Workers | None = None,
 ) -> History:
   """Fits `model` on the log; leaves it with the weights of its best epoch.
 
-  A run that was cut short goes on from its last checkpoint.
+  A run that was cut short goes on from its last checkpoint. Where workers train together, all of
+  them call this at the same time; the chief alone evaluates, and writes.
 
   Args:
-    model: fresh; its weights are replaced when resuming.
+    model: fresh, made in the workers' scope; its weights are replaced when resuming.
     log: the rows to fit.
     user_codes: codes of all users, [U, ...].
     evaluate: scores the model as it is.
     select: what the scores come to; the epoch with the most is the best.
     config: epochs and optimizer.
-    directory: holds checkpoints/ and history.json.
+    directory: holds checkpoints/ and history.json; workers share it.
     seed: fixes the order of rows; the caller seeds the weights.
     hyper_parameters: flat, shown in TensorBoard's HParams tab.
     tensorboard: where event files go.
@@ -102,24 +106,45 @@ def train_generator(
     notes: what a reader should know of the data, for TensorBoard's text.
     checkpoints: when to save between the ends of epochs.
     progress: whether to show a bar.
+    workers: who trains; None: this process.
 
   Returns:
-    one entry an epoch.
+    one entry an epoch; nothing where another worker is the chief.
 
   Raises:
-    Stopped: SIGTERM or SIGINT came; the step at work was finished and saved.
+    Stopped: SIGTERM or SIGINT came, to any worker; the step at work was finished and saved.
     RunError: the loss or the weights are not finite any more, or nothing can be saved.
   """
-  model.compile(optimizer=make_optimizer(config))
-  model.optimizer.build(model.trainable_variables)
-  run = _Run(model, directory, epochs=config.epochs, steps=steps_per_epoch(len(log), config))
+  workers = workers or Workers()
+  with workers.scope():
+    model.compile(optimizer=make_optimizer(config))
+    model.optimizer.build(model.trainable_variables)
+  steps = steps_per_epoch(len(log), config)
+  run = _Run(model, directory, workers, epochs=config.epochs, steps=steps)
   run.restore()
-  if run.step < run.last_step:
-    dataset = log.batches(user_codes, batch_size=config.batch_size, seed=seed, start_step=run.step)
+
+  def batches(readers: Workers, start_step: int) -> Iterator[Any]:
+    options = {"batch_size": config.batch_size, "seed": seed, "start_step": start_step}
+    return readers.batches(log, user_codes, **options)
+
+  if run.step < run.last_step and not workers.is_chief:
+    _train(model, batches, lambda metrics: run.save(), run, workers, checkpoints, False)
+  elif run.step < run.last_step:
     with run.saving():
       monitor = Monitor(tensorboard, hyper_parameters, measures, notes)
+
+    def finish_epoch(metrics: dict[str, float]) -> None:
+      scores = evaluate()
+      entry = {"epoch": run.step // run.steps, "training": metrics, "scores": scores}
+      entry["selected"] = select(scores)
+      with run.saving():
+        monitor.write(entry)
+        run.finish_epoch(entry)
+
     with monitor:
-      _train(model, dataset, evaluate, select, run, monitor, checkpoints, progress)
+      _train(model, batches, finish_epoch, run, workers, checkpoints, progress)
+  if not workers.is_chief:
+    return []
   run.restore_best()
   return run.history
 
@@ -128,11 +153,18 @@ class _Run:
   """A training run and what it keeps on disk: the last steps, the best epoch, the history."""
 
   def __init__(
-    self, model: CandidateGenerator, directory: pathlib.Path, *, epochs: int, steps: int
+    self,
+    model: CandidateGenerator,
+    directory: pathlib.Path,
+    workers: Workers,
+    *,
+    epochs: int,
+    steps: int,
   ):
     """Args:
     model: compiled, with the variables of its optimizer.
     directory: of the run.
+    workers: the chief of them writes.
     epochs: how many there will be.
     steps: of an epoch.
     """
@@ -142,8 +174,13 @@ class _Run:
     self.step = 0  # how many are done
     self.history: History = []
     self._model = model
+    self._workers = workers
     self._last = Checkpoints(
-      directory / "checkpoints", keep=2, model=model, optimizer=model.optimizer
+      directory / "checkpoints",
+      keep=2,
+      writes=workers.is_chief,
+      model=model,
+      optimizer=model.optimizer,
     )
     # Three: the best of either checkpoint, and one of an epoch that did not get to its checkpoint.
     self._best = Checkpoints(directory / _BEST, keep=3, towers=model.towers)
@@ -178,6 +215,8 @@ class _Run:
     try:
       yield
     except (OSError, tf.errors.OpError) as error:
+      if self._workers.lost(error):
+        raise
       saved = self._last.numbers()
       raise RunError(
         f"cannot save to {self.directory} after {self.where}: {reason(error)}. What was saved"
@@ -200,9 +239,9 @@ class _Run:
     write_json(self.directory / _HISTORY, self.history)
     self.save()
 
-  def diverged(self, culprit: str, logs: Mapping[str, tf.Tensor]) -> RunError:
+  def diverged(self, culprit: str, metrics: Mapping[str, float]) -> RunError:
     """Says what is not finite any more, beside what usually makes it so."""
-    ratio = float(logs.get("weight_max", math.nan))
+    ratio = metrics.get("weight_max", math.nan)
     largest = f"; largest ratio of policy to propensity in this epoch {ratio:.3g}"
     saved = self._last.numbers()
     return RunError(
@@ -216,17 +255,18 @@ class _Run:
 
 def _train(
   model: CandidateGenerator,
-  dataset: tf.data.Dataset,
-  evaluate: Callable[[], Scores],
-  select: Callable[[Scores], float],
+  batches: Callable[[Workers, int], Iterator[Any]],
+  finish_epoch: Callable[[dict[str, float]], None],
   run: _Run,
-  monitor: Monitor,
+  workers: Workers,
   checkpoints: CheckpointConfig,
   progress: bool,
 ) -> None:
-  """Keras's own step, in a loop that can begin and end within an epoch."""
-  train_step, batches = model.make_train_function(), iter(dataset)
-  first_step = run.step
+  """Keras's own step, in a loop that can begin and end within an epoch.
+
+  Workers stop and save at the same steps: whoever has a reason asks all.
+  """
+  take_step, given = workers.step(model), batches(workers, run.step)
   saved = time.monotonic()
   bar = progress_bar("generator", run.last_step, done=run.step, shown=progress)
   with bar, deferred() as signaled:
@@ -235,30 +275,32 @@ def _train(
         model.reset_metrics()
       run.step += 1
       try:
-        logs = train_step(batches)
+        loss = take_step(given)
       except tf.errors.InvalidArgumentError as error:
         # Draws from logits that are not finite are of no item, which fails before there is a loss.
-        batch = next(iter(dataset.skip(run.step - 1 - first_step)))
+        batch = next(batches(Workers(), run.step - 1))
         if tf.reduce_all(tf.math.is_finite(model(batch["user"]))):
           raise
         raise run.diverged("the logits", {}) from error
-      if not math.isfinite(logs["total_loss"]):
-        raise run.diverged(_not_finite(logs), logs)
+      if loss is not None and not math.isfinite(loss):
+        metrics = _metrics(model)
+        raise run.diverged(_not_finite(metrics), metrics)
       bar.update()
       ends_epoch = run.step % run.steps == 0
+      due = _due(checkpoints, run.step, time.monotonic() - saved)
+      if not ends_epoch and not workers.any(due or bool(signaled())):
+        continue
+      workers.settle()
       if ends_epoch:
-        show_loss(bar, run.step // run.steps, float(logs["mean_loss"]))
-        entry = _entry(run.step // run.steps, logs, evaluate(), select)
-        with run.saving():
-          monitor.write(entry)
-          run.finish_epoch(entry)
-      elif signaled() or _due(checkpoints, run.step, time.monotonic() - saved):
+        metrics = _metrics(model)
+        show_loss(bar, run.step // run.steps, metrics["mean_loss"])
+        finish_epoch(metrics)
+      else:
         with run.saving():
           run.save()
-      else:
-        continue
       saved = time.monotonic()
-      if number := signaled():
+      if workers.any(bool(signaled())):
+        number = signaled() or signal.SIGTERM  # which another worker was sent
         raise Stopped(number, f"after {run.where}, which is saved")
 
 
@@ -267,21 +309,12 @@ def _due(checkpoints: CheckpointConfig, step: int, seconds: float) -> bool:
   return bool((every and step % every == 0) or (minutes and seconds >= 60 * minutes))
 
 
-def _entry(
-  epoch: int,
-  logs: Mapping[str, tf.Tensor],
-  scores: Scores,
-  select: Callable[[Scores], float],
-) -> dict[str, Any]:
-  training = {
-    name: float(value)
-    for name, value in logs.items()
-    if name not in ("loss", "total_loss")  # of the last batch only
-  }
-  return {"epoch": epoch, "training": training, "scores": scores, "selected": select(scores)}
+def _metrics(model: tf.keras.Model) -> dict[str, float]:
+  """Of the epoch so far, over all replicas: all workers must ask."""
+  return {name: float(value) for name, value in model.get_metrics_result().items()}
 
 
-def _not_finite(logs: Mapping[str, tf.Tensor]) -> str:
+def _not_finite(metrics: Mapping[str, float]) -> str:
   """What a loss that is not finite owes it to, by metrics that were finite a step before."""
   for metric, culprit in (
     ("policy_entropy", "the logits"),
@@ -289,6 +322,6 @@ def _not_finite(logs: Mapping[str, tf.Tensor]) -> str:
     ("ranker_share", "the ranker's scores, or what the loss makes of them (logits are finite)"),
     ("mean_loss", "the loss (logits and importance weights are finite)"),
   ):
-    if metric in logs and not math.isfinite(logs[metric]):
+    if metric in metrics and not math.isfinite(metrics[metric]):
       return culprit
   return "the L2 penalty"

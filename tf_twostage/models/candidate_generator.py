@@ -11,6 +11,7 @@ import tensorflow_recommenders as tfrs
 from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.models.health import PolicyHealth
+from tf_twostage.replicas import num_replicas
 
 Batch = Mapping[str, Any]
 
@@ -42,6 +43,7 @@ class CandidateGenerator(tfrs.Model):
       ranker_logits if ranker_logits and objective.needs_ranker else lambda inputs: None
     )
     self._health = PolicyHealth(objective)
+    self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
   def call(self, user: Codes) -> tf.Tensor:
     """Logits [B, N] of the policy."""
@@ -59,3 +61,22 @@ class CandidateGenerator(tfrs.Model):
     )
     self._health.update(logits, terms)
     return tf.reduce_mean(terms.loss)
+
+  def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
+    """A step along the gradient of the global batch's mean loss with the L2 penalty.
+
+    Optimizers add up what replicas with equal parts of the batch find, and Keras adds up what they
+    return: each has its share of the mean. Metrics are updated, but not read, which would be an
+    exchange between replicas for each of their variables.
+
+    Returns:
+      "total_loss": of the global batch before the step.
+    """
+    with tf.GradientTape() as tape:
+      loss = self.compute_loss(inputs, training=True)
+      penalty = tf.reduce_sum(self.losses)
+      total_loss = (loss + penalty) / num_replicas()
+    gradients = tape.gradient(total_loss, self.trainable_variables)
+    self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+    self._penalty.update_state(penalty)
+    return {"total_loss": total_loss}

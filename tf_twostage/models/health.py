@@ -6,20 +6,28 @@ import tensorflow as tf
 
 from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.policies import SoftmaxPolicy
+from tf_twostage.replicas import all_rows
 
 
 class Maximum(tf.keras.metrics.Metric):
-  """The largest value seen since the last reset."""
+  """The largest value, of any replica, seen since the last reset; at least 0."""
 
   def __init__(self, name: str):
     super().__init__(name=name)
-    self._maximum = self.add_weight(name="maximum", initializer="zeros")
+    # Replicas' variables can be added up or averaged when they are read, and no more: so all
+    # hold the maximum of all.
+    self._maximum = self.add_weight(
+      name="maximum",
+      initializer="zeros",
+      aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+    )
 
   def update_state(self, values, sample_weight=None):
-    self._maximum.assign(tf.maximum(self._maximum, tf.reduce_max(values)))
+    largest = tf.reduce_max(all_rows(tf.reduce_max(values)[tf.newaxis]))
+    self._maximum.assign(tf.maximum(self._maximum, largest))
 
   def result(self):
-    return self._maximum.value()
+    return tf.convert_to_tensor(self._maximum)
 
 
 class EffectiveSampleShare(tf.keras.metrics.Metric):
