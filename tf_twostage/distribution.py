@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -237,9 +238,12 @@ class Workers:
     except Exception as error:
       if not self.lost(error):
         raise
+      from tf_twostage.checkpoints import reason
+
+      said = re.search("aborted by: (.*)", str(error))
       raise RunError(
-        f"another task of the job is gone: {str(error).splitlines()[0]}. Start all of them again:"
-        " the job goes on from its last checkpoint"
+        f"another task of the job is gone ({said[1] if said else reason(error)}); start all of them"
+        " again, and the job goes on from its last checkpoint"
       ) from error
 
 
