@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -22,6 +21,8 @@ from tf_twostage import losses  # before tensorflow: selects Keras 2
 from tf_twostage.losses.slates import sample_slates, slate_counts
 
 import tensorflow as tf  # isort: skip
+
+from benchmarks import measuring
 
 WARM_UP = 5
 
@@ -94,18 +95,15 @@ def measure(args, items: int) -> None:
     for name, run in contenders(*shape, args.slate_size, args.num_slates).items()
     if name == "cross_entropy" or not args.only or name.startswith(tuple(args.only))
   }
-  times = {name: [] for name in runs}
-  for turn in range(WARM_UP + args.steps):
-    for name, run in runs.items():
-      start = time.perf_counter()
-      tf.nest.map_structure(lambda t: t.numpy(), run(*columns))
-      if turn >= WARM_UP:
-        times[name].append(time.perf_counter() - start)
-
-  reference = np.array(times["cross_entropy"])
+  times = measuring.take_turns(
+    {name: lambda run=run: run(*columns) for name, run in runs.items()},
+    args.steps,
+    warm_up=WARM_UP,
+  )
+  reference = times["cross_entropy"].clock
   print(f"{items:6d} items {'ms':>26s} {'ratio':>8s}")
-  for name, seconds in times.items():
-    ratio = np.median(np.array(seconds) / reference)
+  for name, (seconds, _) in times.items():
+    ratio = np.median(seconds / reference)
     print(f"{name:30s} {np.median(seconds) * 1e3:8.2f} {ratio:8.2f}")
 
 

@@ -3,11 +3,13 @@
   python -m benchmarks.serving
   python -m benchmarks.serving --items 3883 1000000 --width 32
   python -m benchmarks.serving --model saved_models/ml1m
+  python -m benchmarks.serving --items 1000 10000 100000 1000000 --width 32 --output DIR
 
 Without --model the export is made here, of an untrained pair with MovieLens-like features. Calls
 are made in this process through the loaded SavedModel. Contenders take turns, so that a busy
 machine slows all of them alike; a ratio is the median of the ratios within a turn. Processor time,
-of all threads, says beside the clock of a busy machine what a call costs by itself.
+of all threads, says beside the clock of a busy machine what a call costs by itself. The floor is
+what reading the item vectors takes at least, and the product with them (`work`).
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import argparse
 import os
 import pathlib
 import tempfile
-import time
+from collections.abc import Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+import pandas as pd
 
 from tf_twostage import serving  # before tensorflow: selects Keras 2
 from tf_twostage.config import EncoderConfig
@@ -32,8 +36,11 @@ from tf_twostage.serving.versions import latest
 
 import tensorflow as tf  # isort: skip
 
+from benchmarks import measuring
+
 SLATE = 30
 K = 10
+BARE = "matrix product + top-k"
 USERS = 1000
 WARM_UP = 10
 ROWS_PER_CHUNK = 512
@@ -85,19 +92,6 @@ def request(specs, rows: int, excluded: int) -> dict[str, tf.Tensor]:
   }
 
 
-def take_turns(contenders, turns: int) -> dict[str, np.ndarray]:
-  """Seconds of every turn by name, [2, turns]: by the clock, and of this process's processors."""
-  times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
-  for turn in range(WARM_UP + turns):
-    for name, run in contenders.items():
-      start = time.perf_counter(), time.process_time()
-      tf.nest.map_structure(lambda t: t.numpy(), run())
-      end = time.perf_counter(), time.process_time()
-      if turn >= WARM_UP:
-        times[name].append((end[0] - start[0], end[1] - start[1]))
-  return {name: np.array(seconds).T for name, seconds in times.items()}
-
-
 def bare(items: int, width: int, rows: int):
   """A product with the catalogue and its top-k, in the faster of the two layouts."""
   rng = np.random.default_rng(0)
@@ -107,22 +101,66 @@ def bare(items: int, width: int, rows: int):
   return lambda: list(run())
 
 
-def measure(signatures, items: int, width: int, args) -> None:
+def work(name: str, items: int, width: int, rows: int) -> measuring.Work:
+  """What a call cannot do without: to read the item vectors and multiply them with the users'; who
+  samples needs those of both stages, and an exponential of each item."""
+  stages, numbers = (2, items * rows) if name == "sample" else (1, 0)
+  return measuring.Work(2.0 * stages * rows * items * width, numbers, 4.0 * stages * items * width)
+
+
+def measure(signatures, items: int, width: int, args) -> list[dict[str, Any]]:
+  """Prints the times of calls, and returns them: a row for each number of users and contender."""
+  table = []
   for rows in args.rows:
-    contenders = {"matrix product + top-k": bare(items, width, rows)}
+    contenders = {BARE: bare(items, width, rows)}
     for name in ("recommend", "retrieve", "sample"):
       for excluded in args.excluded:
         run = signatures[name]
         inputs = request(run.structured_input_signature[1], rows, excluded)
         contenders[f"{name}, {excluded} excluded"] = lambda run=run, inputs=inputs: run(**inputs)
-    times = take_turns(contenders, args.turns)
-    reference, _ = next(iter(times.values()))
+    peak_runs, peak_work = measuring.peak_runs(moved=4 * items * width)
+    peak_times = measuring.take_turns(peak_runs, 10, warm_up=WARM_UP)
+    by_clock = {name: np.median(seconds.clock) for name, seconds in peak_times.items()}
+    peaks = measuring.peaks(by_clock, peak_work)
+    times = measuring.take_turns(contenders, args.turns, warm_up=WARM_UP)
+    reference = times[BARE].clock
     print(f"{items:,} items of width {width}, {rows} users")
-    print(f"  {'ms':38s} {'p50':>8s} {'p99':>8s} {'p99 cpu':>8s} {'ratio':>8s}")
+    print(f"  {'ms':38s} {'p50':>8s} {'p99':>8s} {'p99 cpu':>8s} {'ratio':>8s} {'floor':>8s}")
     for name, (seconds, processor) in times.items():
       p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
       own, ratio = np.percentile(processor, 99) * 1e3, np.median(seconds / reference)
-      print(f"  {name:38s} {p50:8.2f} {p99:8.2f} {own:8.2f} {ratio:8.2f}")
+      floor = 1e3 * peaks.floor(work(name.split(",")[0], items, width, rows))[0]
+      print(f"  {name:38s} {p50:8.2f} {p99:8.2f} {own:8.2f} {ratio:8.2f} {floor:8.3f}")
+      table.append(
+        {
+          "items": items,
+          "width": width,
+          "users": rows,
+          "call": name,
+          "p50_ms": p50,
+          "p99_ms": p99,
+          "p99_processor_ms": own,
+          "ratio": ratio,
+          "floor_ms": floor,
+        }
+      )
+  return table
+
+
+def draw(frame: pd.DataFrame, path: pathlib.Path) -> None:
+  """Latency by catalogue size, the bare product beside it; a panel for each number of users."""
+
+  def panel(users: int, rows: pd.DataFrame) -> measuring.Panel:
+    calls = dict(list(rows.groupby("call", sort=False)))
+    return measuring.Panel(
+      f"median latency of a call for {users} user{'s' if users > 1 else ''}",
+      "items",
+      "ms",
+      {name: (of_call["items"], of_call["p50_ms"]) for name, of_call in calls.items()},
+      {"floor": (calls[BARE]["items"], calls[BARE]["floor_ms"])},
+    )
+
+  measuring.picture(path, [panel(*group) for group in frame.groupby("users", sort=False)])
 
 
 def propensity_sums(signatures, users: int) -> np.ndarray:
@@ -156,7 +194,7 @@ def propensity_sums(signatures, users: int) -> np.ndarray:
   return sums
 
 
-def main():
+def main(arguments: Sequence[str] | None = None) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -167,7 +205,9 @@ def main():
   parser.add_argument("--excluded", type=int, nargs="+", default=[0, 500])
   parser.add_argument("--turns", type=int, default=300)
   parser.add_argument("--users", type=int, default=5, help="whose propensities are summed")
-  args = parser.parse_args()
+  parser.add_argument("--output", type=pathlib.Path, help="directory of serving.csv, serving.png")
+  args = parser.parse_args(arguments)
+  table = []
   with tempfile.TemporaryDirectory() as scratch:
     for items in args.items:
       if args.model:
@@ -176,10 +216,15 @@ def main():
         path = pathlib.Path(scratch) / str(items)
         serving.save(untrained(items, args.width), path)
       signatures = tf.saved_model.load(str(path)).signatures
-      measure(signatures, items, args.width, args)
+      table += measure(signatures, items, args.width, args)
       if items <= 10_000:
         sums = propensity_sums(signatures, args.users)
         print(f"  propensities of {args.users} users sum to 1 within {np.abs(sums - 1).max():.1e}")
+  if args.output:
+    args.output.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(table)
+    frame.to_csv(args.output / "serving.csv", index=False, float_format="%.6g")
+    draw(frame, args.output / "serving.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The benchmarks of growth run, and count what they say they count."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import evaluation, growth, measuring, serving
+from benchmarks.growth import Point
+from benchmarks.measuring import Peaks, Work
+from tf_twostage import losses
+
+
+def test_floor_is_what_takes_longer():
+  peaks = Peaks(operations=100.0, exponentials=10.0, bytes=1000.0)
+  # 200 / 100 + 5 / 10 = 2.5 s of computing, beside 1 s of moving 1000 bytes, or 4 s of 4000.
+  assert peaks.floor(Work(200.0, 5.0, 1000.0)) == (2.5, "operations")
+  assert peaks.floor(Work(200.0, 5.0, 4000.0)) == (4.0, "bytes")
+
+
+def test_exponent_is_that_of_a_power():
+  sizes = np.array([1, 10, 1000])
+  assert measuring.exponent(sizes, 7 * sizes**1.5) == pytest.approx(1.5)
+  assert np.isnan(measuring.exponent([3], [5]))
+
+
+def test_work_of_a_step():
+  point = Point(items=10, users=5, rows=1, batch_size=2, slate_size=4, num_slates=3, width=3)
+  made = growth.contenders(point)
+  assert {growth.REFERENCE, *(set(losses.LOSSES) - {"two_stage_ips"})} <= set(made)
+  # Logits: 2 x 10; item table 10 x 3; user table 5 x 3.
+  plain = growth.work(made["ips"], point)
+  assert plain == Work(
+    operations=6 * 2 * 10 * 3 + 6 * 2 * 3 * 3,
+    exponentials=20,
+    bytes=4 * (5 * 20 + 8 * 30 + 4 * 15),
+  )
+  # Without L2 the batch's 2 users alone move.
+  lighter = growth.work(made["cross_entropy, no L2"], point)
+  assert plain.bytes - lighter.bytes == 4 * 4 * (5 - 2) * 3
+  ranked = growth.work(made["ips, two-stage policy"], point)
+  assert ranked.operations - plain.operations == 2 * 2 * 10 * 3
+  assert ranked.bytes - plain.bytes == 4 * (2 * 20 + 30)
+  # 2 rows x 3 slates x 3 draws, and counts of 2 x 10.
+  drawn = growth.work(made["two_stage_ips, systematic"], point)
+  assert drawn.bytes - ranked.bytes == 4 * 2 * (18 + 20)
+
+
+def test_axes_are_measured_where_they_matter():
+  made = growth.contenders(growth.BASE)
+  reads = {axis: {name for name, c in made.items() if c.reads(axis)} for axis in growth.AXES}
+  assert reads["items"] == set(made)
+  assert reads["num_slates"] == {"two_stage_ips, systematic", "two_stage_ips, categorical"}
+  assert reads["slate_size"] == {
+    "top_k",
+    "ips, two-stage policy",
+    "two_stage_ips, exact",
+    *reads["num_slates"],
+  }
+
+
+def test_contenders_without_room_are_left_out():
+  last = pd.DataFrame(
+    {"contender": ["part", "small", "large"], "held_mb": [np.nan, 1, 1], "peak_mb": [np.nan, 5, 50]}
+  )
+  # Ten times as large: 10 + 50 MB for the small one alone, 20 + 500 for both.
+  assert growth._that_fit(last, 10, 520) == ["small", "large"]
+  assert growth._that_fit(last, 10, 519) == ["small"]
+  assert growth._that_fit(last, 10, 59) == []
+
+
+def test_growth_end_to_end(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(growth, "BASE", Point(items=50, users=20, rows=40, batch_size=4))
+  # The memory of a cell is measured in a process of its own, which takes seconds to start.
+  monkeypatch.setattr(measuring, "in_own_process", lambda _, point, name: float(point.items))
+  sizes = ["--axis", "items", "--values", "32", "64"]
+  growth.main([*sizes, "--only", "cross_entropy", "--turns", "2", "--output", str(tmp_path)])
+  frame = pd.read_csv(tmp_path / "items.csv").set_index(["contender", "value"])
+  step = frame.loc["cross_entropy"]
+  assert (step["processor_ms"] > 0).all()
+  np.testing.assert_allclose(
+    step["times_floor"], step["processor_ms"] / step["floor_processor_ms"], rtol=1e-4
+  )
+  # A row more in the table and its slot: 32 items of 2 x 32 floats.
+  assert np.diff(step["held_mb"] * measuring.MB)[0] == pytest.approx(32 * 2 * 32 * 4, rel=1e-2)
+  printed = capsys.readouterr().out
+  assert "growth with items" in printed
+  assert growth.exponents(frame.reset_index()).loc["cross_entropy", "memory, all"] == pytest.approx(
+    1
+  )
+
+
+def test_memory_of_a_run():
+  megabytes = measuring.peak_growth(lambda: np.ones(2**23))  # 64 MB that are gone at the end
+  assert 60 < megabytes < 80
+
+
+def test_evaluation_end_to_end(tmp_path):
+  evaluation.main(["--items", "40", "--turns", "1", "--output", str(tmp_path)])
+  frame = pd.read_csv(tmp_path / "evaluation.csv")
+  assert len(frame) == 6
+  assert (frame["times_floor"] > 0).all()
+
+
+def test_serving_picture(tmp_path):
+  calls = [(items, call) for items in (10, 100) for call in (serving.BARE, "recommend")]
+  frame = pd.DataFrame(calls, columns=["items", "call"]).assign(users=1, p50_ms=1.0, floor_ms=0.1)
+  serving.draw(frame, tmp_path / "serving.png")
+  assert (tmp_path / "serving.png").read_bytes().startswith(b"\x89PNG")
