@@ -28,9 +28,7 @@ def exported(tmp_path_factory):
 
 @pytest.fixture
 def no_replay(monkeypatch):
-  """Exports without the process that tries them."""
-  monkeypatch.setattr(exporting.replay, "differences", lambda calls, answers: [])
-  monkeypatch.setattr(exporting.replay, "replay", lambda *_: type("Tried", (), {"answers": ()}))
+  small.skip_replay(monkeypatch.setattr)
 
 
 def test_an_export_is_a_version_with_what_a_server_needs_beside_it(exported):
