@@ -8,7 +8,7 @@ import pytest
 import tf_twostage  # noqa: F401  (selects Keras 2 before anything else can touch tf.keras)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:
   """The directory of real data sets, or a skip that says how to provide it."""
   root = os.environ.get("TF_TWOSTAGE_TEST_DATA")

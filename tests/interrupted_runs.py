@@ -11,12 +11,12 @@ import pathlib
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests import commands
+
 SETTINGS = (
   "--flagfile=launch/synthetic.flags",
   "--sampling=systematic",
@@ -28,14 +28,13 @@ SETTINGS = (
 )
 
 
-def command(root: pathlib.Path, *arguments: str) -> list[str]:
-  where = f"--workdir={root / 'run'}", f"--export_dir={root / 'export'}"
-  return [sys.executable, "-m", "launch.train", *SETTINGS, *where, *arguments]
+def flags(root: pathlib.Path, *arguments: str) -> list[str]:
+  return [*SETTINGS, f"--workdir={root / 'run'}", f"--export_dir={root / 'export'}", *arguments]
 
 
 def finish(root: pathlib.Path, *arguments: str) -> dict:
   """Lets a run get to its end; its metrics, without what differs from run to run."""
-  done = subprocess.run(command(root, *arguments), cwd=ROOT, capture_output=True, text=True)
+  done = commands.run(*flags(root, *arguments), replay=False)
   assert done.returncode == 0, done.stderr
   metrics = json.loads((root / "run" / "metrics.json").read_text())
   return {name: metrics[name] for name in ("best_epoch", "validation", "test")}
@@ -61,19 +60,11 @@ def stop(root: pathlib.Path, number: int, seconds: float, *arguments: str) -> tu
     the exit code and what the run had to say.
   """
   before = checkpoints(root)
-  with subprocess.Popen(
-    command(root, *arguments),
-    cwd=ROOT,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  ) as process:
-    while checkpoints(root) == before and process.poll() is None:
-      time.sleep(0.02)
-    time.sleep(seconds)
-    process.send_signal(number)
-    _, said = process.communicate()
-  return process.returncode, said
+  running = commands.start(*flags(root, *arguments))
+  running.wait_for(lambda: checkpoints(root) != before)
+  time.sleep(seconds)
+  running.stop(number)
+  return running.process.exitcode, running.stderr()
 
 
 def main() -> None:

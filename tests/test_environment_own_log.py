@@ -8,6 +8,7 @@ import pytest
 
 from tests import own_logs
 from tests.given_rankers import Ranker, keras_model
+from tests.serving import small
 from tf_twostage import environment, experiment, pipeline, training
 from tf_twostage.config import (
   Config,
@@ -120,14 +121,15 @@ def test_names_follow_rows_and_rankers(world, written, made, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["saved_model", "keras"])
-def test_a_given_ranker_goes_the_whole_way(world, written, tmp_path, kind):
+def test_a_given_ranker_goes_the_whole_way(world, written, tmp_path, monkeypatch, kind):
   path = tmp_path / ("ranker.keras" if kind == "keras" else "ranker")
   if kind == "keras":
-    keras_model().save(path)
+    keras_model().save(path)  # the export checks itself
   else:
     Ranker().save(path)
+    small.skip_replay(monkeypatch.setattr)  # see models/test_given.py
   config = settings(written, ranker=str(path))
-  result = pipeline.run(config, written, tmp_path / "export")  # the export checks itself
+  result = pipeline.run(config, written, tmp_path / "export")
   assert result.metrics["ranker"] == f"given: {path}"
   made = make(config, written)
   if kind == "saved_model":
@@ -161,7 +163,8 @@ def test_scores_that_look_like_probabilities_are_noted(tmp_path):
   assert any("give logits instead" in note for note in made.notes)
 
 
-def test_a_log_without_propensities_says_so_everywhere(world, tmp_path):
+def test_a_log_without_propensities_says_so_everywhere(world, tmp_path, monkeypatch):
+  small.skip_replay(monkeypatch.setattr)
   lacking = dataclasses.replace(world, schema={**world.schema, "propensity": None})
   config = settings(lacking.write(tmp_path))
   result = pipeline.run(config, tmp_path / "run", tmp_path / "export")

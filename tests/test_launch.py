@@ -3,20 +3,20 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
 
-from tests import ready_environment
+from tests import commands, ready_environment
+from tests.commands import ROOT, run
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Everything as in the embedded default, only shorter.
 SHORT = (
   "--flagfile=launch/synthetic.flags",
@@ -32,14 +32,6 @@ STAGES = {"simulator", "full_information", "behavior_policy", "log", "ranker", "
 COMMANDS = ("train", "experiment")
 
 
-def command(*arguments, name="train"):
-  return [sys.executable, "-m", f"launch.{name}", *map(str, arguments)]
-
-
-def run(*arguments, name="train"):
-  return subprocess.run(command(*arguments, name=name), cwd=ROOT, capture_output=True, text=True)
-
-
 def directories(root):
   return f"--workdir={root / 'run'}", f"--export_dir={root / 'export'}"
 
@@ -48,7 +40,7 @@ def directories(root):
 def finished(tmp_path_factory):
   """A short run of the embedded default, and where it worked."""
   root = tmp_path_factory.mktemp("launch")
-  done = run(*SHORT, *directories(root))
+  done = commands.cold(*SHORT, *directories(root))
   assert done.returncode == 0, done.stderr
   return root, done
 
@@ -102,7 +94,7 @@ def another_loss(finished):
   """The same run with cross-entropy, and the metrics that were there before."""
   root, _ = finished
   before = {p: p.read_bytes() for p in (root / "run" / "generators").glob("*/metrics.json")}
-  done = run(*SHORT, "--loss=cross_entropy", *directories(root))
+  done = run(*SHORT, "--loss=cross_entropy", *directories(root), replay=False)
   assert done.returncode == 0, done.stderr
   return root, before
 
@@ -118,7 +110,7 @@ def test_another_loss_reuses_every_stage_and_keeps_earlier_results(another_loss)
 
 def test_the_seed_fixes_the_run(finished, tmp_path):
   root, _ = finished
-  done = run(*SHORT, *directories(tmp_path))
+  done = commands.cold(*SHORT, *directories(tmp_path))
   assert done.returncode == 0, done.stderr
   name = next((tmp_path / "run" / "generators").iterdir()).name
   first, second = (
@@ -132,25 +124,18 @@ def test_the_seed_fixes_the_run(finished, tmp_path):
 def test_a_killed_run_goes_on_from_its_last_checkpoint(finished):
   root, _ = finished
   arguments = (*SHORT, "--loss=ips", "--epochs=300", *directories(root))
-  with subprocess.Popen(
-    command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-  ) as process:
-    deadline = time.monotonic() + 90
-    pattern = "generators/ips-*/checkpoints/ckpt-*.index"
-    while not list((root / "run").glob(pattern)) and time.monotonic() < deadline:
-      time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-  assert list((root / "run").glob(pattern)), "no checkpoint was written in time"
+  running = commands.start(*arguments)
+  pattern = "generators/ips-*/checkpoints/ckpt-*.index"
+  written = running.wait_for(lambda: list((root / "run").glob(pattern)))
+  running.stop(signal.SIGKILL)
+  assert written, "no checkpoint was written in time"
   history = next((root / "run").glob("generators/ips-*/history.json"))
   epochs_before = len(json.loads(history.read_text()))
   assert 0 < epochs_before < 300
-  resumed = subprocess.Popen(
-    command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-  )
-  with resumed:
-    line = next(line for line in resumed.stderr if "going on after epoch" in line)
-    resumed.kill()
-  assert int(line.split("epoch ")[1].split()[0]) in (epochs_before, epochs_before - 1)
+  resumed = commands.start(*arguments)
+  said = resumed.wait_for(lambda: re.search(r"going on after epoch (\d+) ", resumed.stderr()))
+  resumed.stop(signal.SIGKILL)
+  assert int(said[1]) in (epochs_before, epochs_before - 1)
 
 
 def test_overwrite_starts_anew(finished, tmp_path):
@@ -204,29 +189,6 @@ def test_help_groups_all_flags(name):
   assert ("\n  --export_dir" in done.stdout) == (name == "train")
 
 
-def test_movielens_from_a_directory_trains(test_data, tmp_path):
-  """The real files, cut to fewer slates and epochs; the whole run is in the README."""
-  done = run(
-    "--flagfile=launch/ml1m.flags",
-    f"--data_dir={test_data / 'ml-1m'}",
-    "--simulator_epochs=1",
-    "--simulator_batch_size=2048",
-    "--behavior_epochs=5",
-    "--ranker_epochs=2",
-    "--epochs=1",
-    "--num_slates=2",
-    *directories(tmp_path),
-  )
-  assert done.returncode == 0, done.stderr
-  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-  assert metrics["simulator_auc"] > 0.7
-  two_stage, random = (
-    m["test"]["two_stage"]["precision@10"] for m in (metrics, metrics["baselines"]["random"])
-  )
-  assert np.isfinite(two_stage)
-  assert two_stage > random
-
-
 # A ready environment
 
 
@@ -270,6 +232,7 @@ def exported_again(finished, tmp_path_factory):
     f"--add_items={changes / 'new.csv'}",
     f"--remove_items={changes / 'gone.txt'}",
     name="export",
+    replay=False,  # which is what checks are for
   )
   assert done.returncode == 0, done.stderr
   return export, done
@@ -321,8 +284,8 @@ def test_wrong_exports_and_checks_end_in_one_message(finished, tmp_path, name, a
 COMPARED = ("cross_entropy", "two_stage_ips:sampling=systematic")
 
 
-def compare(root, *arguments):
-  return command(
+def compare(root, *arguments, how=run):
+  return how(
     *SHORT,
     f"--losses={','.join(COMPARED)}",
     "--processes=2",
@@ -346,7 +309,7 @@ def compared(finished, tmp_path_factory):
   """An experiment of one seed on the stages of an earlier run."""
   root = tmp_path_factory.mktemp("experiment")
   shutil.copytree(finished[0] / "run" / "stages", root / "stages")
-  done = subprocess.run(compare(root, "--seeds=1"), cwd=ROOT, capture_output=True, text=True)
+  done = compare(root, "--seeds=1")
   assert done.returncode == 0, done.stderr
   return root, done
 
@@ -413,22 +376,12 @@ def cut_short(root, seed, kill, *arguments):
 
   Returns its exit code, what it said, and the ids of its workers.
   """
-  # To a file: a worker that lived on would keep a pipe open.
-  with (
-    root.with_suffix(".stderr").open("w+", encoding="utf-8") as said,
-    subprocess.Popen(
-      compare(root, *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=said
-    ) as process,
-  ):
-    deadline = time.monotonic() + 120
-    pattern = f"generators/*-seed{seed}-*"
-    while not list(root.glob(pattern)) and time.monotonic() < deadline:
-      time.sleep(0.05)
-    ids = workers(process)
-    kill(process, ids)
-    process.wait()
-    said.seek(0)
-    return process.returncode, said.read(), ids
+  running = compare(root, *arguments, how=commands.start)
+  running.wait_for(lambda: list(root.glob(f"generators/*-seed{seed}-*")), seconds=120)
+  ids = workers(running.process)
+  kill(running.process, ids)
+  running.process.join()
+  return running.process.exitcode, running.stderr(), ids
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds its victims in /proc")
@@ -448,7 +401,7 @@ def test_an_experiment_whose_process_is_killed_says_so_and_goes_on(compared):
   before = histories(root)
   assert 2 <= len(before) < 6
   written = {f: f.stat().st_mtime_ns for h in before for f in h.parent.rglob("*") if f.is_file()}
-  done = subprocess.run(compare(root, "--seeds=3"), cwd=ROOT, capture_output=True, text=True)
+  done = compare(root, "--seeds=3")
   assert done.returncode == 0, done.stderr
   assert f"6 cells, {len(before)} finished before" in done.stderr
   assert {file: file.stat().st_mtime_ns for file in written} == written

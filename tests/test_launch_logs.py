@@ -8,16 +8,15 @@ import sys
 
 import pytest
 
+from tests import commands
+from tests.commands import ROOT
 from tests.logs import small_log
 from tf_twostage.datasets import own_log
 from tf_twostage.logs.log_schema import LogSchema, open_bandit
 
-ROOT = pathlib.Path(__file__).parent.parent
 
-
-def run(name, *arguments):
-  command = [sys.executable, "-m", f"launch.{name}", *map(str, arguments)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(name, *arguments, how=commands.run):
+  return how(*arguments, name=name)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def open_bandit_files():
 
 def test_open_bandit_goes_through_all_commands(open_bandit_files, tmp_path):
   log, items = open_bandit_files
-  draft = run("infer_schema", f"--log={log}", f"--items={items}")
+  draft = run("infer_schema", f"--log={log}", f"--items={items}", how=commands.cold)
   assert draft.returncode == 0, draft.stderr
   (tmp_path / "schema.yaml").write_text(draft.stdout)
   assert LogSchema.from_file(tmp_path / "schema.yaml") == open_bandit()

@@ -2,14 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 
 from tests import own_logs
-from tests.test_launch import ROOT, directories, run
+from tests.commands import ROOT, run
+from tests.test_launch import directories
 
 FLAGS = "--flagfile=launch/own_log.flags"
 SHORT = ("--epochs=2", "--ranker_epochs=2", "--behavior_epochs=2")
@@ -77,9 +76,7 @@ def test_wrong_input_is_one_message(tmp_path, flags, message):
 
 def test_every_flag_of_the_file_is_explained():
   text = (ROOT / "launch" / "own_log.flags").read_text()
-  shown = subprocess.run(
-    [sys.executable, "-m", "launch.train", "--help"], cwd=ROOT, capture_output=True, text=True
-  ).stdout
+  shown = run("--help").stdout
   flags = re.findall(r"^--(?:no)?(\w+)", text, re.MULTILINE)
   assert {"split", "slate_size", "loss", "selection"} <= set(flags)
   assert all(f"--{flag} " in shown for flag in flags)

@@ -1,16 +1,13 @@
 """Commands on documents with complete labels, run as a user runs them."""
 
 import json
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests.commands import run
 from tf_twostage.datasets.xmc import make_xmc, write_xmc
 
-ROOT = pathlib.Path(__file__).parent.parent
 SHORT = (
   "--validation_users=20",
   "--supervised_documents=40",
@@ -19,15 +16,6 @@ SHORT = (
   "--epochs=1",
   "--num_slates=3",
 )
-
-
-def run(command, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", f"launch.{command}", *map(str, arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
 
 
 def directories(root):
@@ -47,7 +35,7 @@ def files(tmp_path_factory):
 
 def test_wiki10_trains_evaluates_and_exports(files, tmp_path):
   done = run(
-    "train", "--flagfile=launch/wiki10.flags", f"--data_dir={files}", *SHORT, *directories(tmp_path)
+    "--flagfile=launch/wiki10.flags", f"--data_dir={files}", *SHORT, *directories(tmp_path)
   )
   assert done.returncode == 0, done.stderr
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -61,13 +49,14 @@ def test_wiki10_trains_evaluates_and_exports(files, tmp_path):
 
 def test_wiki10_losses_are_compared(files, tmp_path):
   done = run(
-    "experiment",
     "--flagfile=launch/wiki10.flags",
     f"--data_dir={files}",
     "--losses=cross_entropy,two_stage_ips",
     "--seeds=1",
+    "--processes=1",
     *SHORT,
     f"--workdir={tmp_path}",
+    name="experiment",
   )
   assert done.returncode == 0, done.stderr
   table = (tmp_path / "experiment" / "table.md").read_text()
@@ -77,7 +66,7 @@ def test_wiki10_losses_are_compared(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["wiki10", "delicious"])
 def test_missing_files_are_named_with_the_remedy(name, tmp_path):
-  done = run("train", f"--flagfile=launch/{name}.flags", *directories(tmp_path))
+  done = run(f"--flagfile=launch/{name}.flags", *directories(tmp_path))
   assert done.returncode == 2
   title = {"wiki10": "Wiki10-31K"}.get(name, "Delicious")
   assert re.search(f"error: .*{name}.*download {title} .* pass --data_dir=DIR", done.stderr)
@@ -97,7 +86,6 @@ def test_missing_files_are_named_with_the_remedy(name, tmp_path):
 )
 def test_wrong_input_ends_in_one_message(files, tmp_path, arguments, words):
   done = run(
-    "train",
     "--flagfile=launch/wiki10.flags",
     f"--data_dir={files}",
     *SHORT,
@@ -114,7 +102,6 @@ def test_delicious_from_a_directory_trains(test_data, tmp_path):
   if not (test_data / "delicious").is_dir():
     pytest.skip("TF_TWOSTAGE_TEST_DATA holds no delicious/")
   done = run(
-    "train",
     "--flagfile=launch/delicious.flags",
     f"--data_dir={test_data}",
     "--behavior_epochs=2",

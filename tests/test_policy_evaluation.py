@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from launch import evaluate
+from tests import commands
 from tf_twostage import environment as environments
 from tf_twostage import pipeline, policy_evaluation
 from tf_twostage.config import (
@@ -27,7 +25,6 @@ from tf_twostage.policy_evaluation.generators import Generator, finished
 from tf_twostage.stages import Stages
 from tf_twostage.tables import STAGES
 
-ROOT = pathlib.Path(__file__).parent.parent
 # The embedded default, only shorter: as a command has it, and as the package does.
 FLAGS = (
   "--flagfile=launch/synthetic.flags",
@@ -55,15 +52,6 @@ GENERATORS = [
   Generator(label, dataclasses.replace(CONFIG, loss=loss)) for label, loss in LOSSES.items()
 ]
 ITEMS, USERS, ROWS = 300, 400, 8000
-
-
-def command(workdir, *arguments):
-  return subprocess.run(
-    [sys.executable, "-m", "launch.evaluate", *FLAGS, f"--workdir={workdir}", *arguments],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +149,13 @@ def given(environment, evaluation, tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(environment, workdir, given):
   """The command, on all that was trained and two files."""
-  done = command(
-    workdir,
+  done = commands.run(
+    *FLAGS,
+    f"--workdir={workdir}",
     "--losses=cross_entropy,ips:baseline=0.2",
     f"--policy_file={given / 'logging.npy'}",
     f"--policy_file={given / 'anything.csv'}",
+    name="evaluate",
   )
   assert done.returncode == 0, done.stderr
   return done, pd.read_csv(workdir / "evaluation" / "estimates.csv")
@@ -258,9 +248,7 @@ def test_nothing_is_built_where_nothing_was_trained(tmp_path):
 
 
 def test_help_shows_its_own_flags_first():
-  done = subprocess.run(
-    [sys.executable, "-m", "launch.evaluate", "--help"], cwd=ROOT, capture_output=True, text=True
-  )
+  done = commands.run("--help", name="evaluate")
   assert done.returncode == 0
   own = [done.stdout.index(f"\n  --{name} ") for name in ("losses", "seeds", "all", "policy_file")]
   assert own == sorted(own)
