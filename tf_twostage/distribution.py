@@ -39,7 +39,7 @@ _EXAMPLES = {
   "parameter_server": {"chief": ["host1:2222"], "worker": ["host2:2222"], "ps": ["host3:2222"]},
 }
 _LOOK = 1.0  # seconds between two looks at whether the chief is there
-_GONE = 5  # looks in a row that did not find it
+_GONE = 3  # looks in a row that did not find it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +289,8 @@ class _Coordinator(_Cluster):
     super().__init__(tf.distribute.ParameterServerStrategy(resolver))
     self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
     self._num_workers = len(job.cluster["worker"])
+    # Variables on several machines are saved by a function that is traced at each checkpoint.
+    tf.get_logger().addFilter(lambda record: "retracing" not in record.getMessage())
 
   def batches(self, log, user_features, *, batch_size, seed, start_step):
     import tensorflow as tf

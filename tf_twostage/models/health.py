@@ -18,16 +18,21 @@ class Maximum(tf.keras.metrics.Metric):
     # hold the maximum of all.
     self._maximum = self.add_weight(
       name="maximum",
+      shape=[1],
       initializer="zeros",
       aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
     )
 
   def update_state(self, values, sample_weight=None):
-    largest = tf.reduce_max(all_rows(tf.reduce_max(values)[tf.newaxis]))
-    self._maximum.assign(tf.maximum(self._maximum, largest))
+    largest = tf.reduce_max(all_rows(tf.reduce_max(values)[tf.newaxis]), keepdims=True)
+    # In one operation: workers that are not in step may share the variable.
+    tf.raw_ops.ResourceScatterMax(resource=self._maximum.handle, indices=[0], updates=largest)
 
   def result(self):
-    return tf.convert_to_tensor(self._maximum)
+    return tf.convert_to_tensor(self._maximum)[0]
+
+  def reset_state(self):
+    self._maximum.assign([0.0])  # Keras knows scalars only
 
 
 class EffectiveSampleShare(tf.keras.metrics.Metric):

@@ -1,0 +1,104 @@
+"""Processes that train together over loopback, and the small trainings that they do.
+
+TF_CONFIG=... python -m tests.workers DIRECTORY DISTRIBUTION REPLICAS LOSS...
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+from tf_twostage.config import Config, DistributionConfig, FitConfig
+from tf_twostage.distribution import Job, Workers
+
+ROOT = pathlib.Path(__file__).parent.parent
+EPOCHS, BATCH_SIZE = 2, 16
+# What is the same whoever computes it.
+LOSSES = {
+  "poem": ("poem", {"importance": {"self_normalize": True}}),
+  "exact": ("two_stage_ips", {"sampling": "exact", "slate_size": 4}),
+}
+
+
+def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
+  """Leaves history.json and the weights of the chief, weights.npy, in `directory`."""
+  from tests import test_training as small  # brings TensorFlow, which must meet the others first
+  from tf_twostage.losses import ImportanceWeights
+  from tf_twostage.training import train_generator
+
+  loss, options = LOSSES[name]
+  if "importance" in options:
+    options = {**options, "importance": ImportanceWeights(**options["importance"])}
+  log = small.make_log()
+  rewards = np.random.default_rng(1).uniform(0.5, 2.0, len(log))  # were they equal, so were risks
+  with workers.scope():
+    model = small.make_model(loss, **options)
+  train_generator(
+    model,
+    dataclasses.replace(log, reward=rewards.astype(np.float32)),
+    small.TABLES.users,
+    small.Evaluation(range(EPOCHS)),
+    lambda scores: scores["validation"]["two_stage"]["precision@10"],
+    # From 0, Adagrad's first step has one length whatever the gradient: it would be one of
+    # rounding alone wherever a gradient cancels out.
+    FitConfig(epochs=EPOCHS, batch_size=BATCH_SIZE, adagrad_accumulator=0.1),
+    directory,
+    seed=3,
+    hyper_parameters={},
+    tensorboard=directory / "events",
+    progress=False,
+    workers=workers,
+  )
+  if workers.is_chief:
+    np.save(directory / "weights.npy", small.weights(model))
+
+
+def start(command: list[str], types: dict[str, int]) -> dict[str, subprocess.Popen]:
+  """The processes of a cluster by task, such as "worker 1"."""
+  sockets = [socket.create_server(("localhost", 0)) for _ in range(sum(types.values()))]
+  free = iter([s.getsockname()[1] for s in sockets])
+  for s in sockets:
+    s.close()
+  cluster = {kind: [f"localhost:{next(free)}" for _ in range(n)] for kind, n in types.items()}
+
+  def process(kind: str, index: int) -> subprocess.Popen:
+    task = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+  return {f"{kind} {i}": process(kind, i) for kind, n in types.items() for i in range(n)}
+
+
+def ended(processes: dict[str, subprocess.Popen]) -> dict[str, tuple[int, str, str]]:
+  """Exit code, output and what was said, by task."""
+  ends = {}
+  for task, process in processes.items():
+    out, said = process.communicate(timeout=240)
+    ends[task] = process.returncode, out, said
+  return ends
+
+
+def main() -> None:
+  directory, distribution, replicas, *names = sys.argv[1:]
+  root = pathlib.Path(directory)
+  settings = DistributionConfig(distribution, int(replicas))
+  job = Job.of(dataclasses.replace(Config(), distribution=settings))
+  if job.serves:
+    print(job.serve(root / "done"))
+    return
+  workers = job.join(BATCH_SIZE)
+  for name in names:
+    train(root / name, name, workers)
+  if workers.is_chief:
+    (root / "done").write_text("")
+  workers.wait()
+
+
+if __name__ == "__main__":
+  main()
