@@ -35,6 +35,7 @@ _TITLES = {
   "behavior": "Behavior policy (writes the log, or is estimated from one)",
   "ranker": "Ranker (second stage)",
   "generator": "Candidate generator (first stage)",
+  "support": "Large catalogues: items that the generator is trained against",
   "checkpoints": "Checkpoints of the generator (each epoch, and)",
   "distribution": "Workers that train the generator (launch.train)",
   "encoder": "Feature encoders (all models)",
@@ -49,7 +50,7 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _RUN_FLAGS = ("workdir", "export_dir", "keep", "overwrite")
 # Settings that variants of an experiment may differ in: their environment is one.
-_VARIANT_SECTIONS = ("loss", "generator", "encoder")
+_VARIANT_SECTIONS = ("loss", "generator", "support", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,33 @@ def test_item_bias_widens_the_vectors_by_one(config, tmp_path, item_bias):
     np.testing.assert_array_equal(towers.query(world.tables.users)[:, -1], np.ones(ready.USERS))
 
 
+def test_a_generator_learns_against_a_support(config, tmp_path):
+  settings = {"support_size": 24, "support_draws": "popularity", "hard_candidates": 4}
+  config = changed(changed(config, "support", **settings), "generator", epochs=12)
+  world = environment.make(config, Stages(tmp_path / "stages"))
+  towers, history = pipeline.fit_generator(config, world, tmp_path, progress=False)
+  losses = [epoch["training"]["mean_loss"] for epoch in history]
+  assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+  assert len(towers.losses) == 2  # no table is penalised as a whole
+
+
+@pytest.mark.parametrize(("size", "hard", "fits"), [(16, 0, False), (20, 4, False), (21, 4, True)])
+def test_a_support_needs_room_for_draws(config, size, hard, fits):
+  config = changed(config, "support", support_size=size, hard_candidates=hard)
+  if fits:
+    pipeline.check(config)
+  else:
+    with pytest.raises(InputError, match=f"support_size is {size}, but a batch of 16 rows and"):
+      pipeline.check(config)
+
+
+def test_more_hard_candidates_than_items_are_refused(config, tmp_path):
+  config = changed(config, "support", support_size=64, hard_candidates=16)
+  world = environment.make(config, Stages(tmp_path / "stages"))
+  with pytest.raises(InputError, match="but the catalogue has 15 items"):
+    pipeline.fit_generator(config, world, tmp_path, progress=False)
+
+
 CHANGES = [
   {"seed": 1},
   {"slate_size": 11},
@@ -83,6 +110,11 @@ CHANGES = [
   ("generator", {"epochs": 3}),
   ("generator", {"positives_only": False}),
   ("generator", {"item_bias": True}),
+  ("generator", {"sparse_l2": True}),
+  ("support", {"support_size": 512}),
+  ("support", {"support_draws": "popularity"}),
+  ("support", {"hard_candidates": 8}),
+  ("support", {"hard_refresh_steps": 8}),
   ("encoder", {"id_width": 11}),
   ("data", {"validation_users": 9}),
 ]

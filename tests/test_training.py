@@ -17,6 +17,7 @@ from tf_twostage.errors import RunError
 from tf_twostage.interrupts import Stopped
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.support import SampledSupport
 from tf_twostage.monitoring import HEALTH
 
 DATA = make_synthetic(num_users=20, num_items=15, num_ratings=200)
@@ -34,14 +35,24 @@ def make_log():
   )
 
 
-def make_model(loss="cross_entropy", **options):
+def make_model(loss="cross_entropy", *, hard_candidates=0, **options):
   tf.keras.utils.set_random_seed(1)
-  towers = TwoTower(TABLES, EncoderConfig(), l2=1e-4)
+  towers = TwoTower(TABLES, EncoderConfig(), l2=1e-4, sparse_l2=hard_candidates > 0)
 
-  def ranker(batch):
-    return tf.zeros([tf.shape(batch["action"])[0], 15])
+  def ranker(batch, items=None):
+    return tf.zeros([tf.shape(batch["action"])[0], 15 if items is None else items.shape[0]])
 
-  return CandidateGenerator(towers, losses.get(loss, **options), ranker_logits=ranker)
+  support = None
+  if hard_candidates:
+    support = SampledSupport(
+      losses.DRAWS["uniform"](np.zeros(15)),
+      num_items=15,
+      size=24,
+      seed=1,
+      hard_candidates=hard_candidates,
+      hard_refresh_steps=5,  # and checkpoints come every third and fourth step
+    )
+  return CandidateGenerator(towers, losses.get(loss, **options), ranker, support)
 
 
 class Evaluation:
@@ -150,6 +161,7 @@ def die():
 EVERY_THIRD = CheckpointConfig(checkpoint_every_steps=3)  # of four in an epoch
 DETERMINISTIC = [
   ("cross_entropy", {}),
+  ("two_stage_ips", {"sampling": "exact", "slate_size": 4, "hard_candidates": 3}),
   ("two_stage_ips", {"sampling": "systematic", "num_slates": 5, "slate_size": 4, "seed": 1}),
 ]
 

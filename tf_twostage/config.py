@@ -12,6 +12,7 @@ from typing import Any
 
 from tf_twostage.errors import InputError
 
+DRAWS = ("uniform", "log_uniform", "popularity")
 SELECTIONS = ("two_stage", "one_stage", "both")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "parameter_server")
 
@@ -101,6 +102,9 @@ class FitConfig:
   learning_rate: float = _option(0.05, "Adagrad's learning rate")
   adagrad_accumulator: float = _option(0.0, "Adagrad's initial accumulator (Keras: 0.1)")
   l2: float = _option(1e-4, "adds l2/2 * sum of squared weights to the loss")
+  sparse_l2: bool = _option(
+    False, "of embeddings, l2 takes those that a batch reads, each once, instead of whole tables"
+  )
 
   def __post_init__(self):
     _at_least(self, 1, "epochs", "batch_size")
@@ -124,6 +128,30 @@ class GeneratorConfig(FitConfig):
     super().__post_init__()
     if self.selection not in SELECTIONS:
       raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupportConfig:
+  """What stands for a large catalogue in the generator's training; see docs/large_catalogues.md."""
+
+  support_size: int = _option(
+    0, "items that a batch is trained against, its own counted; 0: the whole catalogue"
+  )
+  support_draws: str = _option(
+    "uniform", "those that are drawn: uniform, log_uniform (1/rank by log counts) or popularity"
+  )
+  hard_candidates: int = _option(
+    0, "items that the current policy prefers, in each support beside those drawn"
+  )
+  hard_refresh_steps: int = _option(100, "choose hard candidates anew every so many steps")
+
+  def __post_init__(self):
+    _at_least(self, 0, "support_size", "hard_candidates")
+    _at_least(self, 1, "hard_refresh_steps")
+    if self.support_draws not in DRAWS:
+      raise InputError(
+        f"support_draws must be one of {', '.join(DRAWS)}, got {self.support_draws!r}"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,6 +271,7 @@ class Config:
   behavior: FitConfig = FitConfig()
   ranker: FitConfig = FitConfig()
   generator: GeneratorConfig = GeneratorConfig()
+  support: SupportConfig = SupportConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   distribution: DistributionConfig = DistributionConfig()
   loss: LossConfig = LossConfig()

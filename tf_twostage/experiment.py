@@ -86,7 +86,7 @@ def run(
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
   for variant in variants:
-    pipeline.make_objective(variant.config)
+    pipeline.check(variant.config)
   only_here(config, "launch.experiment")
   stages = Stages(workdir / "stages")
   environment = environments.make(config, stages)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage import environment as environments
@@ -17,9 +18,11 @@ from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config
 from tf_twostage.distribution import Job, Workers
 from tf_twostage.environment import Environment
+from tf_twostage.errors import InputError
 from tf_twostage.evaluation.judge import Scores
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
+from tf_twostage.models.support import SampledSupport
 from tf_twostage.stages import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ def run(
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
-  make_objective(config)  # wrong settings show before anything is read
+  check(config)
   job = Job.of(config)
   if job.serves:
     return Result(workdir, {}, job.serve(workdir / _METRICS))
@@ -176,8 +179,41 @@ def fresh_generator(config: Config, environment: Environment) -> CandidateGenera
   return CandidateGenerator(
     fresh_towers(config, environment),
     make_objective(config),
-    ranker_logits=environment.ranker_logits,
+    environment.ranker_logits,
+    _make_support(config, environment),
   )
+
+
+def _make_support(config: Config, environment: Environment) -> SampledSupport | None:
+  settings, num_items = config.support, environment.tables.schema.num_items
+  if not settings.support_size:
+    return None
+  counts = np.bincount(rows_to_learn(config, environment.log).action, minlength=num_items)
+  return SampledSupport(
+    losses.DRAWS[settings.support_draws](counts),
+    num_items=num_items,
+    size=settings.support_size,
+    seed=config.seed,
+    hard_candidates=settings.hard_candidates,
+    hard_refresh_steps=settings.hard_refresh_steps,
+  )
+
+
+def check(config: Config) -> None:
+  """Shows wrong settings of the generator before anything is read.
+
+  Raises:
+    InputError: the objective has no such options, or a support no place for draws.
+  """
+  make_objective(config)
+  settings, rows = config.support, config.generator.batch_size
+  certain = rows + settings.hard_candidates
+  if 0 < settings.support_size <= certain:
+    raise InputError(
+      f"support_size is {settings.support_size}, but a batch of {rows} rows and"
+      f" {settings.hard_candidates} hard candidates fill {certain} places and leave none to draw"
+      " for; raise --support_size, or lower --batch_size or --hard_candidates"
+    )
 
 
 def rows_to_learn(config: Config, log: BanditLog) -> BanditLog:
@@ -191,6 +227,7 @@ def fresh_towers(config: Config, environment: Environment) -> TwoTower:
     environment.tables,
     config.encoder,
     l2=config.generator.l2,
+    sparse_l2=config.generator.sparse_l2 or config.support.support_size > 0,
     item_bias=config.generator.item_bias,
   )
 
@@ -230,6 +267,7 @@ def generator_directory(config: Config, environment: str, workdir: pathlib.Path)
     "environment": environment,
     "encoder": dataclasses.asdict(config.encoder),
     "generator": dataclasses.asdict(config.generator),
+    "support": dataclasses.asdict(config.support),
     "loss": dataclasses.asdict(config.loss),
     "slate_size": config.slate_size,
     "validation_users": config.data.validation_users,
@@ -305,4 +343,5 @@ def _hyper_parameters(config: Config) -> dict[str, Any]:
     "embedding_stddev": config.encoder.embedding_stddev,
     **objective,
     **dataclasses.asdict(config.generator),
+    **dataclasses.asdict(config.support),
   }

@@ -23,7 +23,7 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
 from tf_twostage.bandit_log import BanditLog
-from tf_twostage.config import Config, EncoderConfig
+from tf_twostage.config import Config, EncoderConfig, FitConfig
 from tf_twostage.datasets.logged import LoggedData
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.fitting import fit
@@ -149,9 +149,18 @@ def cross_fitted(config: Config, data: LoggedData) -> Propensities:
 class _LoggingPolicy(tfrs.Model):
   """log share of each item + towers of users in context and items."""
 
-  def __init__(self, tables: EncodedTables, encoder: EncoderConfig, l2: float, shares: np.ndarray):
+  def __init__(
+    self, tables: EncodedTables, encoder: EncoderConfig, config: FitConfig, shares: np.ndarray
+  ):
     super().__init__()
-    self._towers = TwoTower(tables, encoder, l2=l2, use_context=True, item_bias=True)
+    self._towers = TwoTower(
+      tables,
+      encoder,
+      l2=config.l2,
+      sparse_l2=config.sparse_l2,
+      use_context=True,
+      item_bias=True,
+    )
     self._context_lookup: FeatureLookup = tables.context_lookup
     self._users: Codes = tables.users
     self._log_shares = tf.constant(np.log(shares), tf.float32)
@@ -159,7 +168,10 @@ class _LoggingPolicy(tfrs.Model):
 
   def call(self, inputs) -> tf.Tensor:
     """What the towers add to the items' log shares, [B, N]."""
-    return self._towers({**inputs["user"], **self._context_lookup(inputs["context"])})
+    return self._towers(self._codes(inputs))
+
+  def _codes(self, inputs) -> Codes:
+    return {**inputs["user"], **self._context_lookup(inputs["context"])}
 
   def log_probs(self, added: tf.Tensor, trust: float) -> tf.Tensor:
     """Log probability of every item, from what `call` says of some rows: [B, N] to [B, N]."""
@@ -173,7 +185,7 @@ class _LoggingPolicy(tfrs.Model):
       )
     )
     self._loss_mean.update_state(loss)
-    return loss
+    return loss + self._towers.touched_penalty(self._codes(inputs))
 
   def chunks(self, log: BanditLog) -> Iterator[tuple[slice, dict[str, Any]]]:
     """Rows, and what the model reads of them."""
@@ -220,7 +232,7 @@ class _Candidate(NamedTuple):
     for fold in range(_FOLDS):
       others, own = log.select(folds != fold), np.flatnonzero(folds == fold)
       tf.keras.utils.set_random_seed(seed)
-      model = _LoggingPolicy(tables, _encoder(config), settings.l2, shares(others, data.num_items))
+      model = _LoggingPolicy(tables, _encoder(config), settings, shares(others, data.num_items))
       batches = others.batches(tables.users, batch_size=settings.batch_size, seed=seed)
       fit(model, batches, settings, len(others), f"propensities, fold {fold + 1} of {_FOLDS}")
       held_out = log.select(own)

@@ -14,6 +14,7 @@ from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.judge import Judge, Scorer, Scores
+from tf_twostage.models.candidate_generator import RankerLogits
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.slate_ranker import SlateRanker
 from tf_twostage.schema import FeatureTable, Schema, columns
@@ -31,7 +32,7 @@ class Environment:
     titles: [N] display names of the items.
     log: the rows that generators learn from, with propensities.
     judge: says how good a scorer is.
-    ranker_logits: maps a batch to the ranker's scores of the catalogue, [B, N].
+    ranker_logits: the ranker's scores of the catalogue, or of some items.
     slate_ranker: the ranker of an export; its scores may differ from `ranker_logits` by a constant.
     policies: what every table compares with, by name.
     requests: what an export is tried with: raw values of a few users.
@@ -46,7 +47,7 @@ class Environment:
   titles: np.ndarray
   log: BanditLog
   judge: Judge
-  ranker_logits: Scorer
+  ranker_logits: RankerLogits
   slate_ranker: SlateRanker
   policies: Mapping[str, Scorer]
   requests: FeatureTable

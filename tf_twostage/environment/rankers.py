@@ -16,6 +16,7 @@ from tf_twostage.config import Config
 from tf_twostage.datasets.logged import LoggedData
 from tf_twostage.evaluation.judge import Scorer
 from tf_twostage.fitting import fit
+from tf_twostage.models.candidate_generator import RankerLogits
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.given import GivenRanker, digest
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
@@ -50,7 +51,7 @@ def fitted_ranker(
   """
   seed = config.environment_seed
   tf.keras.utils.set_random_seed(seed)
-  towers = TwoTower(tables, config.encoder, l2=config.ranker.l2, use_context=True)
+  towers = _towers(config, tables)
   ranker = Ranker(towers, tables.context_lookup, prior)
 
   def build(directory: pathlib.Path) -> None:
@@ -69,18 +70,30 @@ def fitted_ranker(
   return ranker, directory.name
 
 
+def _towers(config: Config, tables: EncodedTables, **options: bool) -> TwoTower:
+  settings = config.ranker
+  return TwoTower(
+    tables,
+    config.encoder,
+    l2=settings.l2,
+    sparse_l2=settings.sparse_l2,
+    use_context=True,
+    **options,
+  )
+
+
 class ReadyRanker(NamedTuple):
   """A second stage.
 
   Attributes:
-    logits: maps a batch to its scores of the catalogue, [B, N].
+    logits: its scores of the catalogue, or of some items.
     of_slates: the same for an export.
     stage: differs wherever the scores do.
     facts: numbers worth reporting.
     notes: what a reader should know; sentences.
   """
 
-  logits: Scorer
+  logits: RankerLogits
   of_slates: SlateRanker
   stage: str
   facts: Mapping[str, Any] = {}
@@ -168,7 +181,7 @@ def imitated(
   train, test = log.select(held_out.train), log.select(held_out.test)
   scores = train.context[ImitatingRanker.SCORE]
   tf.keras.utils.set_random_seed(seed)
-  towers = TwoTower(tables, config.encoder, l2=config.ranker.l2, use_context=True, item_bias=True)
+  towers = _towers(config, tables, item_bias=True)
   spread = float(scores.std())
   ranker = ImitatingRanker(towers, tables.context_lookup, float(scores.mean()), spread or 1.0)
 
@@ -246,8 +259,17 @@ def ready_given(ranker: GivenRanker, data: LoggedData, stages: Stages) -> ReadyR
   )
   scores = np.load(directory / _SCORES)
   table = tf.constant(scores)
+
+  def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
+    users = tf.cast(batch["user_index"], tf.int32)
+    if items is None:
+      return tf.gather(table, users)
+    # The pairs alone: rows of all items would cost what the catalogue does.
+    pairs = users[:, tf.newaxis] * table.shape[1] + items
+    return tf.gather(tf.reshape(table, [-1]), pairs)
+
   return ReadyRanker(
-    lambda batch: tf.gather(table, batch["user_index"]),
+    logits,
     ranker,
     directory.name,
     {"ranker": f"given: {ranker.path}"},

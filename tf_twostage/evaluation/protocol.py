@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.evaluation import ranking
 from tf_twostage.evaluation.judge import STAGES, Measure, Measures, Scorer, Scores
+from tf_twostage.models.candidate_generator import RankerLogits
 from tf_twostage.models.two_stage import rerank, retrieve
 
 CUTOFFS = (1, 5, 10)
@@ -157,10 +158,15 @@ def list_scorer(scores: np.ndarray) -> Scorer:
   return lambda batch: tf.repeat(row, tf.shape(batch["user_index"])[0], axis=0)
 
 
-def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> Scorer:
+def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> RankerLogits:
   """Products of stored user vectors [U, D] and item vectors [N, D]."""
-  users, items = tf.constant(user_vectors), tf.constant(item_vectors)
-  return lambda batch: tf.matmul(tf.gather(users, batch["user_index"]), items, transpose_b=True)
+  users, vectors = tf.constant(user_vectors), tf.constant(item_vectors)
+
+  def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
+    scored = vectors if items is None else tf.gather(vectors, items)
+    return tf.matmul(tf.gather(users, batch["user_index"]), scored, transpose_b=True)
+
+  return logits
 
 
 def random_scorer(num_items: int, seed: int) -> Scorer:

@@ -3,7 +3,7 @@
 `get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all. An *estimator*
 (cross_entropy, ips, snips, poem, doubly_robust) takes `policy="softmax"`, the generator alone, or
 `policy="two_stage"`, generator and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss
-also runs on a part of the catalogue: see `on_support`.
+also runs on a part of the catalogue: see `sample_support`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from tf_twostage.losses.cross_entropy import CrossEntropy
 from tf_twostage.losses.doubly_robust import DoublyRobust
 from tf_twostage.losses.importance import ImportanceWeights
 from tf_twostage.losses.ips import IPS
-from tf_twostage.losses.sampled_catalogue import draw_support, on_support
+from tf_twostage.losses.sampled_catalogue import DRAWS, Support, sample_support
 from tf_twostage.losses.top_k import TopK
 from tf_twostage.losses.two_stage_ips import TwoStageIPS
 
 __all__ = [
+  "DRAWS",
   "IPS",
   "LOSSES",
   "POEM",
@@ -33,12 +34,12 @@ __all__ = [
   "ImportanceWeights",
   "LossTerms",
   "OffPolicyLoss",
+  "Support",
   "TopK",
   "TwoStageIPS",
-  "draw_support",
   "get",
-  "on_support",
   "options",
+  "sample_support",
 ]
 
 LOSSES: dict[str, type[OffPolicyLoss]] = {

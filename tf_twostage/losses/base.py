@@ -31,17 +31,25 @@ class LossTerms(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-  """What a loss reads, checked: floating tensors of the dtype of the logits, int64 actions."""
+  """What a loss reads, checked: floating tensors of the dtype of the logits, int64 actions.
+
+  Attributes:
+    logits: [B, N], whose softmax is the generator's policy: scores - log_q.
+    scores: [B, N], the generator's scores of the items, as given; without `log_q` the logits.
+    log_q: [N] where the items stand for a catalogue, see `losses.Support`; else None.
+  """
 
   logits: tf.Tensor
   actions: tf.Tensor
   propensities: tf.Tensor
   rewards: tf.Tensor
   ranker_logits: tf.Tensor | None
+  scores: tf.Tensor
+  log_q: tf.Tensor | None
 
 
 class OffPolicyLoss(tf.keras.layers.Layer):
-  """An off-policy objective over the whole catalogue; a subclass writes `evaluate`.
+  """An off-policy objective over the catalogue or a support; a subclass writes `evaluate`.
 
   A subclass keeps every option of its constructor as an attribute of the same name.
 
@@ -60,7 +68,9 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     """`terms` of arguments that fit each other."""
     raise NotImplementedError(f"{type(self).__name__} must write evaluate()")
 
-  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
+  def terms(
+    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
+  ) -> LossTerms:
     """The loss of each row and what it was made of.
 
     Args:
@@ -70,15 +80,21 @@ class OffPolicyLoss(tf.keras.layers.Layer):
       rewards: [B] floating, at least 0.
       ranker_logits: [B, N] floating, the ranker's scores; only where `needs_ranker`. They
         receive no gradient.
+      log_q: [N] floating, where the N items are a `Support` of a larger catalogue: its log_q, and
+        `actions` its positions.
 
     Raises:
       ValueError: rank, dtype or batch sizes do not fit, or ranker_logits are missing.
     """
-    return self.evaluate(self._checked(logits, actions, propensities, rewards, ranker_logits))
+    return self.evaluate(
+      self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
+    )
 
-  def call(self, logits, actions, propensities, rewards, ranker_logits=None) -> tf.Tensor:
+  def call(
+    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
+  ) -> tf.Tensor:
     """The loss of each row, [B]; see `terms`. The mean is the model's to take."""
-    return self.terms(logits, actions, propensities, rewards, ranker_logits).loss
+    return self.terms(logits, actions, propensities, rewards, ranker_logits, log_q).loss
 
   @classmethod
   def options(cls) -> tuple[str, ...]:
@@ -94,7 +110,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     return {**super().get_config(), **{name: getattr(self, name) for name in self.options()}}
 
   def _checked(
-    self, logits, actions, propensities, rewards, ranker_logits: Any = None
+    self, logits, actions, propensities, rewards, ranker_logits: Any, log_q: Any
   ) -> LossInputs:
     given = {
       "logits": logits,
@@ -109,6 +125,8 @@ class OffPolicyLoss(tf.keras.layers.Layer):
           " catalogue, [B, N]"
         )
       given["ranker_logits"] = ranker_logits
+    if log_q is not None:
+      given["log_q"] = log_q
     tensors = {name: tf.convert_to_tensor(value) for name, value in given.items()}
     _check(type(self).__name__, tensors)
     half = tensors["logits"].dtype.size < 4
@@ -117,7 +135,10 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     cast = {
       name: tf.cast(t, dtype if t.dtype.is_floating else tf.int64) for name, t in tensors.items()
     }
-    return LossInputs(**{"ranker_logits": None, **cast})
+    cast = {"ranker_logits": None, "log_q": None, "scores": cast["logits"], **cast}
+    if log_q is not None:
+      cast["logits"] -= cast["log_q"]
+    return LossInputs(**cast)
 
 
 class RewardLoss(OffPolicyLoss):
@@ -133,8 +154,10 @@ class RewardLoss(OffPolicyLoss):
       raise InputError(f"{type(self).__name__}: baseline must be finite, got {baseline}")
     self.baseline = baseline
 
-  def terms(self, logits, actions, propensities, rewards, ranker_logits=None) -> LossTerms:
-    x = self._checked(logits, actions, propensities, rewards, ranker_logits)
+  def terms(
+    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
+  ) -> LossTerms:
+    x = self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
     return self.evaluate(x._replace(rewards=x.rewards - self.baseline))
 
 
@@ -189,12 +212,14 @@ class EstimatorLoss(RewardLoss):
 
 def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:
   """Static ranks, sizes and dtypes; what is unknown while tracing passes."""
-  sizes = [t.shape[0] for t in tensors.values() if t.shape.rank]
+  sizes = [t.shape[0] for name, t in tensors.items() if t.shape.rank and name != "log_q"]
   rows = next((size for size in sizes if size is not None), None)
   items = tensors["logits"].shape[1] if tensors["logits"].shape.rank == 2 else None
   problems = []
   for name, tensor in tensors.items():
     shape, letters = ([rows, items], "[B, N]") if "logits" in name else ([rows], "[B]")
+    if name == "log_q":
+      shape, letters = [items], "[N]"
     integer = name == "actions"
     kind = tensor.dtype.is_integer if integer else tensor.dtype.is_floating
     if not (kind and tensor.shape.is_compatible_with(shape)):

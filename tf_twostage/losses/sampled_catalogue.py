@@ -1,86 +1,165 @@
 """A shared part of a large catalogue in place of the whole: every loss, at the cost of the part.
 
-  support, log_q = draw_support(actions, num_items=N, size=S)
-  logits = ...  # [B, S], scores of the items of `support` alone
-  logits, positions = on_support(logits, support, log_q, actions)
-  loss(logits, positions, propensities, rewards, ranker_logits_of_the_support)
+  support = sample_support(actions, draws, size=S, seed=(seed, step))
+  logits = ...  # [B, S], scores of the items of the support alone
+  loss(logits, support.positions, propensities, rewards, ranker_logits, log_q=support.log_q)
 
-An item that is in the support with probability Q stands for 1/Q items like itself. Its logit gets
--log Q, so that the softmax's denominator Σ exp(logit - log Q) has the expectation of the full one
-(Horvitz-Thompson). Q = 1 for the logged items of the batch leaves their numerators as they are.
+The support holds the items that the global batch logged, candidates that are hard to tell from
+them, and M draws. A drawn item b stands for others like itself: it comes out M p(b) times in the
+mean, so that each draw counts 1 / (M p(b)) = 1/Q times. Its logit gets -log Q, and with it the
+softmax's denominator Σ exp(logit - log Q) has exactly the expectation of the full one, whatever p
+is, the logged and the hard items given: these have Q = 1, which leaves numerators as they are, and
+are not counted again where they are drawn, too.
 
 What is biased: not the denominator, but what is not linear in it. E[log of the sum] lies below the
 log of the full sum and E[1 / sum] above its inverse (Jensen), so that probabilities, and with them
 importance weights, come out too large and cross-entropy too small, by about half the squared
-relative standard error of the sum, which falls like 1/S. The same holds for slates, the two-stage
-policy and direct estimates: means under the generator become ratios of such sums. Monte Carlo
-2-IPS draws from softmax(logits / temperature): its correction is right at temperature 1 alone.
+relative standard error of the sum, which falls like 1/M or faster. The same holds for slates, the
+two-stage policy and direct estimates: means under the generator become ratios of such sums.
+docs/large_catalogues.md has measured it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 import tensorflow as tf
 
+from tf_twostage.errors import InputError
+from tf_twostage.replicas import all_rows
 
-def draw_support(
-  actions: tf.Tensor, *, num_items: int, size: int, seed: int | None = None
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """All items logged in a batch, filled up with others, uniformly without replacement.
+
+class Support(NamedTuple):
+  """Items that stand for the catalogue, and how.
+
+  Attributes:
+    items: [S] int32 catalogue indices, ascending.
+    log_q: [S] float32, an item stands for exp(-log_q) items like itself: 0 for logged and hard
+      items, log M p(b) less the log of how often it came out for drawn ones; infinite for a
+      repeat, which stands for none.
+    positions: [B] int32, where in the support the logged items are.
+  """
+
+  items: tf.Tensor
+  log_q: tf.Tensor
+  positions: tf.Tensor
+
+
+# From quantiles [M] float64 in [0, 1) to items [M] int32 and the log of their probabilities [M].
+Draws = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def uniform(counts: np.ndarray) -> Draws:
+  """Every item as likely.
 
   Args:
-    actions: [B] integer, catalogue indices.
-    num_items: N.
-    size: S, at most N; at least the number of distinct actions, so B is always enough.
-    seed: operation seed, see `tf.random.set_seed`.
-
-  Returns:
-    support [S] int32, distinct catalogue indices, ascending; and log Q [S] float32, the logarithm
-    of the probability to be in it, the batch given: 0 for the actions.
-
-  Raises:
-    tf.errors.InvalidArgumentError: more distinct actions than `size`, or size above N.
+    counts: [N], how often each item was logged; only N counts here.
   """
-  actions = tf.cast(actions, tf.int32)
-  logged = tf.scatter_nd(actions[:, None], tf.ones_like(actions), [num_items]) > 0
-  num_logged = tf.math.count_nonzero(logged, dtype=tf.int32)
-  message = "draw_support: size must reach the distinct actions of the batch and not exceed N"
-  fits = [
-    tf.debugging.assert_less_equal(num_logged, size, message),
-    tf.debugging.assert_less_equal(size, num_items, message),
-  ]
-  with tf.control_dependencies([check for check in fits if check is not None]):
-    order = tf.random.uniform([num_items], seed=seed) + tf.cast(logged, tf.float32)
-  support = tf.sort(tf.math.top_k(order, size).indices)
-  share = tf.cast(size - num_logged, tf.float32) / tf.cast(num_items - num_logged, tf.float32)
-  return support, tf.where(tf.gather(logged, support), 0.0, tf.math.log(share))
+  num_items = len(counts)
+
+  def draw(quantiles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    items = tf.minimum(tf.cast(quantiles * num_items, tf.int32), num_items - 1)
+    return items, tf.fill(tf.shape(items), np.float32(-np.log(num_items)))
+
+  return draw
 
 
-def on_support(
-  logits: tf.Tensor, support: tf.Tensor, log_q: tf.Tensor, actions: tf.Tensor
-) -> tuple[tf.Tensor, tf.Tensor]:
-  """Logits and actions that make a loss on the support estimate the loss on the catalogue.
+def log_uniform(counts: np.ndarray) -> Draws:
+  """p = log(1 + 1/rank) / log(N + 1), about 1/rank: the rank is by how often an item was logged.
 
   Args:
-    logits: [B, S], scores of the items of the support.
-    support: [S] integer, distinct catalogue indices.
-    log_q: [S] or [B, S] floating, log of the probability (or expected count) of every item in the
-      support; a common constant cancels. Where it is not 0 for the logged items, π(a_i) and with
-      it the importance weights are those of the corrected softmax, 1/Q times too large.
-    actions: [B] integer, catalogue indices, all in the support.
+    counts: [N], how often each item was logged; ties rank in the order of the catalogue.
+  """
+  num_items = len(counts)
+  by_rank = tf.constant(np.argsort(-counts, kind="stable").astype(np.int32))
+  scale = np.log(num_items + 1.0)
 
-  Returns:
-    Corrected logits [B, S] and the positions of the actions in the support, [B] int32.
+  def draw(quantiles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    rank = tf.clip_by_value(tf.floor(tf.exp(quantiles * scale)), 1.0, np.float64(num_items))
+    log_p = tf.math.log(tf.math.log1p(1 / rank) / scale)
+    return tf.gather(by_rank, tf.cast(rank, tf.int32) - 1), tf.cast(log_p, tf.float32)
+
+  return draw
+
+
+def popularity(counts: np.ndarray) -> Draws:
+  """p = (count + 1) / (rows + N): as often as an item was logged, smoothed so that all can come.
+
+  Args:
+    counts: [N], how often each item was logged.
+  """
+  ends = np.cumsum(counts.astype(np.int64) + 1)
+  total, table = int(ends[-1]), tf.constant(ends)
+  log_p = tf.constant(np.log((counts + 1) / total).astype(np.float32))
+
+  def draw(quantiles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    ticket = tf.minimum(tf.cast(quantiles * total, tf.int64), total - 1)
+    items = tf.searchsorted(table, ticket, side="right")
+    return items, tf.gather(log_p, items)
+
+  return draw
+
+
+# Each makes draws of the logged counts [N] once; a draw then costs the same whatever N is.
+DRAWS: dict[str, Callable[[np.ndarray], Draws]] = {
+  "uniform": uniform,
+  "log_uniform": log_uniform,
+  "popularity": popularity,
+}
+
+
+def sample_support(
+  actions: tf.Tensor,
+  draws: Draws,
+  *,
+  size: int,
+  seed: Any,
+  hard: tf.Tensor | None = None,
+) -> Support:
+  """The logged items of the global batch, hard candidates, and draws: S places in all.
+
+  The j-th of M draws sits at the quantile (j + u_j) / M, u_j uniform in [0, 1): each is spread
+  over a slice of its own, so that an item still comes out M p times in the mean, and less at
+  random than by independent draws.
+
+  Args:
+    actions: [B] integer catalogue indices, this replica's rows.
+    draws: what to draw from, see `DRAWS`.
+    size: S; above the rows of the global batch and the hard candidates together.
+    seed: two integers, the one thing that draws depend on: all replicas draw the same.
+    hard: [H] integer, catalogue indices that shall be in the support; repeats are allowed.
 
   Raises:
-    tf.errors.InvalidArgumentError: an action is not in the support.
+    InputError: there is no place left to draw for.
+    ValueError: while tracing, the number of rows is not known.
   """
-  support = tf.cast(support, tf.int32)
   actions = tf.cast(actions, tf.int32)
-  order = tf.argsort(support)
-  found = tf.searchsorted(tf.gather(support, order), actions)
-  positions = tf.gather(order, tf.minimum(found, tf.size(support) - 1))
-  check = tf.debugging.assert_equal(
-    tf.gather(support, positions), actions, "on_support: an action is not in the support; add it"
+  certain = all_rows(actions)
+  if hard is not None:
+    certain = tf.concat([certain, tf.cast(hard, tf.int32)], 0)
+  taken = certain.shape[0]
+  if taken is None:
+    raise ValueError(f"a support needs batches of a known size, got actions {actions.shape}")
+  if taken >= size:
+    raise InputError(
+      f"a support of {size} items has no place left beside {taken} rows of the batch and hard"
+      " candidates; raise --support_size, or lower --batch_size or --hard_candidates"
+    )
+  count = size - taken
+  spread = tf.random.stateless_uniform([count], seed, dtype=tf.float64)
+  drawn, log_p = draws((tf.range(count, dtype=tf.float64) + spread) / count)
+
+  items = tf.concat([certain, drawn], 0)
+  log_q = tf.concat([tf.zeros([taken]), log_p + np.float32(np.log(count))], 0)
+  # Equal items in the order they came in: what is certain stands before what was drawn.
+  order = tf.argsort(items, stable=True)
+  items, log_q = tf.gather(items, order), tf.gather(log_q, order)
+  first = tf.concat([[True], items[1:] != items[:-1]], 0)
+  run = tf.cumsum(tf.cast(first, tf.int32)) - 1
+  times = tf.gather(tf.math.unsorted_segment_sum(tf.ones_like(log_q), run, size), run)
+  log_q = tf.where(order < taken, 0.0, log_q - tf.math.log(times))
+  return Support(
+    items, tf.where(first, log_q, np.inf), tf.searchsorted(items, actions, side="left")
   )
-  with tf.control_dependencies([check] if check is not None else []):
-    return logits - tf.cast(log_q, logits.dtype), tf.identity(positions)

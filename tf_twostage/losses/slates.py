@@ -21,6 +21,7 @@ def sample_slates(
   sampling: str = "categorical",
   seed: int | None = None,
   stateless_seed: tf.Tensor | None = None,
+  log_q: tf.Tensor | None = None,
 ) -> tf.Tensor:
   """Slates around a logged item, without that item: draws from softmax(logits / temperature).
 
@@ -41,13 +42,15 @@ def sample_slates(
     stateless_seed: [2] integer, the one thing that systematic slates then depend on. Categorical
       ones depend on how often tf.random.categorical was called in this process: it counts where
       no checkpoint reaches, and takes no seed that changes from step to step.
+    log_q: [N], where the items are a `Support`: draws are from softmax(logits / temperature -
+      log_q).
 
   Returns:
     [B, τ, K-1] int32 catalogue indices. Repeats stand next to each other.
   """
   rows, others = tf.shape(logits)[0], slate_size - 1
   draws = num_slates * others
-  logits = tf.stop_gradient(logits) * (1 / temperature)
+  logits = _tempered(tf.stop_gradient(logits), temperature, log_q)
   if not others:
     return tf.zeros([rows, num_slates, 0], tf.int32)
   if sampling == "categorical":
@@ -104,7 +107,12 @@ def systematic_draws(logits: tf.Tensor, draws: int, stateless_seed: tf.Tensor) -
 
 
 def slate_counts(
-  slates: tf.Tensor, actions: tf.Tensor, ranker_logits: tf.Tensor, *, alpha: float
+  slates: tf.Tensor,
+  actions: tf.Tensor,
+  ranker_logits: tf.Tensor,
+  *,
+  alpha: float,
+  log_q: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """How often each item's log-probability enters the loss of a row, weighted by the ranker.
 
@@ -119,6 +127,8 @@ def slate_counts(
     actions: [B] the logged items a_i.
     ranker_logits: [B, N]. They receive no gradient.
     alpha: α, weight of the other items of a slate.
+    log_q: [N], where the items are a `Support`: what stands for several items repeats none of
+      them when it is drawn twice.
 
   Returns:
     C [B, N] and the mean of q_t over slates [B], both without gradient.
@@ -135,6 +145,8 @@ def slate_counts(
 
   # A repeat becomes the logged item, which is in the slate anyway and has no odds.
   repeats = slates[..., 1:] == slates[..., :-1]
+  if log_q is not None:
+    repeats &= tf.gather(log_q >= 0, slates[..., 1:])
   repeats = tf.concat([tf.zeros_like(slates[..., :1], tf.bool), repeats], -1)
   draws = tf.where(repeats, logged[:, None, None], slates + first_of_row[:, None, None])
 
@@ -161,6 +173,7 @@ def expected_counts(
   slate_size: int,
   temperature: float,
   alpha: float,
+  log_q: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """The expectation of `slate_counts` over slates, for slates that keep their repeats.
 
@@ -171,15 +184,22 @@ def expected_counts(
     slate_size: K.
     temperature: slates are drawn from softmax(logits / temperature).
     alpha: α, weight of the other items of a slate.
+    log_q: [N], as for `sample_slates`.
 
   Returns:
     As `slate_counts`.
   """
   counts, share = expected_slate_counts(
-    logits * (1 / temperature), ranker_logits, actions, slate_size, alpha
+    _tempered(logits, temperature, log_q), ranker_logits, actions, slate_size, alpha
   )
   logged = tf.stack([tf.range(tf.shape(logits)[0]), tf.cast(actions, tf.int32)], axis=1)
   return tf.tensor_scatter_nd_add(counts, logged, share), share
+
+
+def _tempered(logits: tf.Tensor, temperature: float, log_q: tf.Tensor | None) -> tf.Tensor:
+  """The temperature is the items' own, and how many others each stands for is not its business."""
+  logits = logits * (1 / temperature)
+  return logits if log_q is None else logits - log_q
 
 
 def _cumsum(

@@ -82,6 +82,9 @@ class TwoStageIPS(WeightedLoss):
     counts, share = self._counts(x)
     total = tf.reduce_sum(counts, axis=1)
     mean_log_p, log_p = _log_probs(x.logits, x.actions, counts, total)
+    if x.log_q is not None:  # log p(a) is of the item alone, not of all that it stands for
+      own = tf.where(tf.math.is_finite(x.log_q), x.log_q, 0.0)
+      mean_log_p += tf.linalg.matvec(counts, own)
     ratio, weights = self.importance(
       log_p, x.propensities, shares=share if self.normalize_shares else None
     )
@@ -91,23 +94,25 @@ class TwoStageIPS(WeightedLoss):
   def _counts(self, x: LossInputs) -> tuple[tf.Tensor, tf.Tensor]:
     if self.sampling == "exact":
       return expected_counts(
-        x.logits,
+        x.scores,
         x.actions,
         x.ranker_logits,
         slate_size=self.slate_size,
         temperature=self.sampling_temperature,
         alpha=self.alpha,
+        log_q=x.log_q,
       )
     slates = sample_slates(
-      x.logits,
+      x.scores,
       num_slates=self.num_slates,
       slate_size=self.slate_size,
       temperature=self.sampling_temperature,
       sampling=self.sampling,
       seed=self.seed,
       stateless_seed=self.generator.make_seeds()[:, 0] if self.generator else None,
+      log_q=x.log_q,
     )
-    return slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha)
+    return slate_counts(slates, x.actions, x.ranker_logits, alpha=self.alpha, log_q=x.log_q)
 
 
 def _log_probs(

@@ -1,9 +1,9 @@
-"""The first stage: a two-tower softmax over the whole catalogue, with an injected objective."""
+"""The first stage: a two-tower softmax over the catalogue, with an injected objective."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
@@ -11,9 +11,18 @@ import tensorflow_recommenders as tfrs
 from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.models.health import PolicyHealth
+from tf_twostage.models.support import SampledSupport
 from tf_twostage.replicas import num_replicas
 
 Batch = Mapping[str, Any]
+
+
+class RankerLogits(Protocol):
+  """A fixed second stage as a function of a batch."""
+
+  def __call__(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """Ranker logits of the catalogue, [B, N], or of `items` [S], [B, S]."""
+    ...
 
 
 class CandidateGenerator(tfrs.Model):
@@ -26,22 +35,23 @@ class CandidateGenerator(tfrs.Model):
     self,
     towers: TwoTower,
     objective: OffPolicyLoss,
-    ranker_logits: Callable[[Batch], tf.Tensor] | None = None,
+    ranker_logits: RankerLogits | None = None,
+    support: SampledSupport | None = None,
   ):
     """Args:
     towers: users and items.
     objective: maps logits [B, N] and the logged columns to a loss [B].
-    ranker_logits: maps a batch to ranker logits [B, N]; objectives with `needs_ranker` read
-      it. A function, not a layer: the ranker is fixed and no part of this model's weights.
+    ranker_logits: objectives with `needs_ranker` read it. A function, not a layer: the ranker
+      is fixed and no part of this model's weights.
+    support: what stands for the catalogue in training; None: all of it does.
     """
     super().__init__()
     if objective.needs_ranker and ranker_logits is None:
       raise ValueError(f"{type(objective).__name__} needs ranker_logits")
     self.towers = towers
     self.objective = objective
-    self._ranker_logits = (
-      ranker_logits if ranker_logits and objective.needs_ranker else lambda inputs: None
-    )
+    self._ranker_logits = ranker_logits if objective.needs_ranker else None
+    self._support = support
     self._health = PolicyHealth(objective)
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
@@ -50,17 +60,27 @@ class CandidateGenerator(tfrs.Model):
     return self.towers(user)
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-    """The mean loss of a batch; its diagnostics go to the model's metrics."""
-    logits = self.towers(inputs["user"])
+    """The mean loss of a batch and the penalty on the embeddings that it read, if there is one.
+
+    Diagnostics go to the model's metrics.
+    """
+    loss, penalty = self._loss_and_penalty(inputs)
+    return loss + penalty
+
+  def _loss_and_penalty(self, inputs: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    query, actions = self.towers.query(inputs["user"]), inputs["action"]
+    items, log_q, ranker_logits = None, None, None
+    if self._support is not None:
+      step = self.optimizer.iterations
+      items, log_q, actions = self._support(actions, query, self.towers, step)
+    logits = tf.matmul(query, self.towers.candidates(items), transpose_b=True)
+    if self._ranker_logits is not None:
+      ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
     terms = self.objective.terms(
-      logits,
-      inputs["action"],
-      inputs["propensity"],
-      inputs["reward"],
-      ranker_logits=self._ranker_logits(inputs),
+      logits, actions, inputs["propensity"], inputs["reward"], ranker_logits, log_q
     )
-    self._health.update(logits, terms)
-    return tf.reduce_mean(terms.loss)
+    self._health.update(logits, terms, log_q)
+    return tf.reduce_mean(terms.loss), self.towers.touched_penalty(inputs["user"], items)
 
   def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
     """A step along the gradient of the global batch's mean loss with the L2 penalty.
@@ -73,8 +93,8 @@ class CandidateGenerator(tfrs.Model):
       "total_loss": of the global batch before the step.
     """
     with tf.GradientTape() as tape:
-      loss = self.compute_loss(inputs, training=True)
-      penalty = tf.reduce_sum(self.losses)
+      loss, touched = self._loss_and_penalty(inputs)
+      penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
     gradients = tape.gradient(total_loss, self.trainable_variables)
     self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))

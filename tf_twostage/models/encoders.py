@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
+from tf_twostage.replicas import all_rows
 from tf_twostage.schema import (
   Bag,
   Categorical,
@@ -104,9 +106,18 @@ class FeatureEncoder(tf.keras.layers.Layer):
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1.
   """
 
-  def __init__(self, features: Sequence[Feature], config: EncoderConfig, l2: float, **kwargs):
+  def __init__(
+    self,
+    features: Sequence[Feature],
+    config: EncoderConfig,
+    l2: float,
+    *,
+    sparse_l2: bool = False,
+    **kwargs,
+  ):
     super().__init__(**kwargs)
     self._features = tuple(features)
+    self._touched_l2 = l2 if sparse_l2 else 0.0
     self._embeddings = {
       f.name: tf.keras.layers.Embedding(
         _special_rows(f) + (f.size if isinstance(f, SparseVector) else len(f.vocabulary)),
@@ -114,7 +125,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
         embeddings_initializer=_zero_rows_first(
           _special_rows(f), tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
         ),
-        embeddings_regularizer=l2_regularizer(l2),
+        embeddings_regularizer=None if sparse_l2 else l2_regularizer(l2),
         name=f.name,
       )
       for f in features
@@ -129,6 +140,22 @@ class FeatureEncoder(tf.keras.layers.Layer):
   def call(self, codes: Codes) -> tf.Tensor:
     """Args: codes of the features, from `FeatureLookup`. Returns: [B, width] float32."""
     return tf.concat([self._encode(f, codes) for f in self._features], axis=-1)
+
+  def touched_penalty(self, codes: Codes) -> tf.Tensor:
+    """l2/2 times the squared norm of the embeddings that `codes` read, each once however often."""
+    penalty = tf.constant(0.0)
+    if not self._touched_l2:
+      return penalty
+    for f in self._features:
+      if isinstance(f, Numeric):
+        continue
+      if isinstance(f, SparseVector):
+        read = tf.boolean_mask(codes[f.ids], codes[f.weights] != 0)
+      else:
+        read = tf.reshape(codes[f.name], [-1])
+      rows = tf.gather(self._embeddings[f.name].embeddings, tf.unique(read).y)
+      penalty += self._touched_l2 * tf.nn.l2_loss(rows)
+    return penalty
 
   def _encode(self, feature: Feature, codes: Codes) -> tf.Tensor:
     if isinstance(feature, Numeric):
@@ -156,6 +183,7 @@ class TwoTower(tf.keras.layers.Layer):
     config: EncoderConfig,
     *,
     l2: float,
+    sparse_l2: bool = False,
     use_context: bool = False,
     item_bias: bool = False,
     **kwargs,
@@ -164,6 +192,9 @@ class TwoTower(tf.keras.layers.Layer):
     tables: gives the schema and the catalogue.
     config: embedding widths and initialiser.
     l2: weight of half the squared norm of all weights.
+    sparse_l2: whether of embeddings (and item biases) it takes those that a batch reads, which
+      `touched_penalty` then tells, instead of whole tables: a step costs the same however large
+      they are. A row's weight then is l2 times the share of steps that read it.
     use_context: whether the user side also reads the context features.
     item_bias: whether every item has a number of its own, the same for all users; it is the
       last coordinate of the item's vector, and a user's last coordinate is 1.
@@ -171,17 +202,19 @@ class TwoTower(tf.keras.layers.Layer):
     super().__init__(**kwargs)
     schema = tables.schema
     self._item_codes = tables.items
-    self._items = FeatureEncoder(schema.item_inputs, config, l2, name="items")
+    encoder = functools.partial(FeatureEncoder, config=config, l2=l2, sparse_l2=sparse_l2)
+    self._items = encoder(schema.item_inputs, name="items")
     context = schema.context if use_context else ()
-    self._users = FeatureEncoder((*schema.user_inputs, *context), config, l2, name="users")
+    self._users = encoder((*schema.user_inputs, *context), name="users")
     self._projection = dense(self._users.width, self._items.width, l2, name="projection")
+    self._touched_l2 = l2 if sparse_l2 else 0.0
     self._bias = None
     if item_bias:
       self._bias = self.add_weight(
         name="item_bias",
         shape=[schema.num_items],
         initializer="zeros",
-        regularizer=l2_regularizer(l2),
+        regularizer=None if sparse_l2 else l2_regularizer(l2),
       )
 
   def query(self, user: Codes) -> tf.Tensor:
@@ -193,16 +226,41 @@ class TwoTower(tf.keras.layers.Layer):
 
   def candidates(self, actions: tf.Tensor | None = None) -> tf.Tensor:
     """Item vectors [N, D] of the whole catalogue, or [B, D] of `actions` [B]."""
-    codes, bias = self._item_codes, self._bias
-    if actions is not None:
-      codes = {name: tf.gather(values, actions) for name, values in codes.items()}
-      bias = None if bias is None else tf.gather(bias, actions)
-    return self._item_vectors(codes, bias)
+    bias = self._bias
+    if bias is not None and actions is not None:
+      bias = tf.gather(bias, actions)
+    return self._item_vectors(self._codes_of(actions), bias)
 
   def new_candidates(self, items: Codes) -> tf.Tensor:
     """Item vectors [M, D] of items from outside the catalogue, by their codes; unbiased."""
     bias = None if self._bias is None else tf.zeros([len(next(iter(items.values())))])
     return self._item_vectors(items, bias)
+
+  def touched_penalty(self, user: Codes, actions: tf.Tensor | None = None) -> tf.Tensor:
+    """What `sparse_l2` adds to the loss of a batch: a scalar; 0 without it.
+
+    Args:
+      user: codes of the rows that this replica has of the batch.
+      actions: the items that are read, [M] catalogue indices; None: all.
+
+    Returns:
+      The penalty of what the whole global batch reads, the same in every replica.
+    """
+    if not self._touched_l2:
+      return tf.constant(0.0)
+    user = {name: all_rows(values) for name, values in user.items()}
+    actions = None if actions is None else all_rows(actions)
+    penalty = self._users.touched_penalty(user)
+    penalty += self._items.touched_penalty(self._codes_of(actions))
+    if self._bias is not None:
+      rows = self._bias if actions is None else tf.gather(self._bias, tf.unique(actions).y)
+      penalty += self._touched_l2 * tf.nn.l2_loss(rows)
+    return penalty
+
+  def _codes_of(self, actions: tf.Tensor | None) -> Codes:
+    if actions is None:
+      return self._item_codes
+    return {name: tf.gather(values, actions) for name, values in self._item_codes.items()}
 
   def _item_vectors(self, codes: Codes, bias: tf.Tensor | None) -> tf.Tensor:
     vectors = self._items(codes)

@@ -76,9 +76,16 @@ class PolicyHealth(tf.keras.layers.Layer):
     if objective.uses_ranker_share:
       self.ranker_share = tf.keras.metrics.Mean("ranker_share")
 
-  def update(self, logits: tf.Tensor, terms: LossTerms) -> None:
+  def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
+    """Takes a batch into account.
+
+    Args:
+      logits: [B, N], the generator's.
+      terms: what the objective made of them.
+      log_q: [N], where the N items are a `losses.Support`.
+    """
     self.loss_mean.update_state(terms.loss)
-    self.entropy.update_state(SoftmaxPolicy(logits).entropy())
+    self.entropy.update_state(_entropy(logits, log_q))
     if self._objective.uses_weights:
       importance = self._objective.importance
       self.weight_mean.update_state(terms.ratio)
@@ -89,3 +96,13 @@ class PolicyHealth(tf.keras.layers.Layer):
       self.sample_share.update_state(terms.weights)
     if self._objective.uses_ranker_share:
       self.ranker_share.update_state(terms.ranker_share)
+
+
+def _entropy(logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:
+  """Of the policy over the catalogue, [B]; a support estimates it."""
+  if log_q is None:
+    return SoftmaxPolicy(logits).entropy()
+  policy = SoftmaxPolicy(logits - log_q)
+  # Each item has the log-probability of one of those that it stands for.
+  own = tf.where(tf.math.is_finite(log_q), log_q, 0.0)
+  return policy.entropy() - tf.linalg.matvec(policy.probabilities(), own)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tf_twostage.models.candidate_generator import Batch
+from tf_twostage.models.candidate_generator import Batch, RankerLogits
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
 
 
@@ -49,18 +47,20 @@ class Ranker(tfrs.Model):
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """Binary cross-entropy of the logged item's score against its reward."""
-    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"]) + self._prior
+    codes = self.codes(inputs)
+    logits = self.towers.pair_logits(codes, inputs["action"]) + self._prior
     loss = self._task(labels=inputs["reward"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
-    return loss
+    return loss + self.towers.touched_penalty(codes, inputs["action"])
 
-  def frozen(self) -> Callable[[Batch], tf.Tensor]:
+  def frozen(self) -> RankerLogits:
     """The fitted ranker as a function of a batch; item vectors are computed once, here."""
-    items = self._scale * self.towers.candidates()
+    vectors = self._scale * self.towers.candidates()
 
-    def ranker_logits(inputs: Batch) -> tf.Tensor:
-      query = self.towers.query(self.codes(inputs))
-      return tf.matmul(query, items, transpose_b=True) + self._prior
+    def ranker_logits(batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+      query = self.towers.query(self.codes(batch))
+      scored = vectors if items is None else tf.gather(vectors, items)
+      return tf.matmul(query, scored, transpose_b=True) + self._prior
 
     return ranker_logits
 
@@ -99,7 +99,7 @@ class ImitatingRanker(Ranker):
     ) / self._scale
     loss = tf.reduce_mean(tf.square(error))
     self._loss_mean.update_state(loss)
-    return loss
+    return loss + self.towers.touched_penalty(self.codes(inputs), inputs["action"])
 
   def scaled_towers(self) -> ScaledTowers:
     """Towers whose products are the scores less their mean."""

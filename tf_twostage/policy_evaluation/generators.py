@@ -24,7 +24,7 @@ from tf_twostage.tables import STAGES
 _log = logging.getLogger(__name__)
 
 # What generators of one environment may differ in.
-_SECTIONS = ("loss", "generator", "encoder")
+_SECTIONS = ("loss", "generator", "support", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)

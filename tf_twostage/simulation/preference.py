@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
@@ -25,12 +26,13 @@ class Simulator(tfrs.Model):
   a context's part. Labelling every pair computes each part once.
   """
 
-  def __init__(self, schema: Schema, config: EncoderConfig, l2: float):
+  def __init__(self, schema: Schema, config: EncoderConfig, l2: float, *, sparse_l2: bool = False):
     super().__init__()
-    self._users = FeatureEncoder(schema.user_inputs, config, l2, name="users")
-    self._items = FeatureEncoder(schema.item_inputs, config, l2, name="items")
+    encoder = functools.partial(FeatureEncoder, config=config, l2=l2, sparse_l2=sparse_l2)
+    self._users = encoder(schema.user_inputs, name="users")
+    self._items = encoder(schema.item_inputs, name="items")
     # None or one: a schema may have no context.
-    self._contexts = [FeatureEncoder(schema.context, config, l2)] if schema.context else []
+    self._contexts = [encoder(schema.context)] if schema.context else []
     encoders = [self._users, self._items, *self._contexts]
     self._first = dense(sum(e.width for e in encoders), HIDDEN[0], l2, name="first")
     self._second = dense(HIDDEN[0], HIDDEN[1], l2, name="second")
@@ -52,7 +54,9 @@ class Simulator(tfrs.Model):
     logits = self(inputs)
     loss = self._task(labels=inputs["label"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
-    return loss
+    read = [(self._users, inputs["user"]), (self._items, inputs["item"])]
+    read += [(encoder, inputs["context"]) for encoder in self._contexts]
+    return loss + tf.add_n([encoder.touched_penalty(codes) for encoder, codes in read])
 
   def user_part(self, user: Codes) -> tf.Tensor:
     """The first layer's share of the users, bias included: [U, 100]."""
@@ -122,7 +126,7 @@ def fit_simulator(
 
   label = tf.constant(data.rating > positive_above, tf.float32)
   fitted_rows = tf.constant(fitted)
-  simulator = Simulator(tables.schema, encoder, config.l2)
+  simulator = Simulator(tables.schema, encoder, config.l2, sparse_l2=config.sparse_l2)
   batches = shuffled_rows(len(fitted), config.batch_size, seed=seed).map(
     lambda i: examples(tf.gather(fitted_rows, i)), num_parallel_calls=tf.data.AUTOTUNE
   )

@@ -1,0 +1,126 @@
+"""What a generator trains against in place of a large catalogue, step by step."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_twostage.errors import InputError
+from tf_twostage.losses.sampled_catalogue import Draws, Support, sample_support
+from tf_twostage.models.encoders import TwoTower
+from tf_twostage.replicas import all_rows
+
+_USERS = 256  # of a batch, that say which candidates are hard
+_ITEMS_PER_CHUNK = 2**14  # 16 MB of logits
+
+
+class SampledSupport(tf.keras.layers.Layer):
+  """Logged items, hard candidates and draws, a function of seed and step.
+
+  Hard candidates are the items to which the current policy gives most probability, in the mean
+  over users of a batch: whatever of the softmax's denominator is large is then known, and not
+  drawn. They are chosen anew every so many steps, and are in the model's checkpoints, so that a
+  resumed run has those of an uninterrupted one.
+  """
+
+  def __init__(
+    self,
+    draws: Draws,
+    *,
+    num_items: int,
+    size: int,
+    seed: int,
+    hard_candidates: int = 0,
+    hard_refresh_steps: int = 100,
+  ):
+    """Args:
+    draws: what to draw from, see `losses.DRAWS`.
+    num_items: N.
+    size: S; more than batch and hard candidates together.
+    seed: draws of a step depend on it and the step.
+    hard_candidates: how many, at most N.
+    hard_refresh_steps: after how many steps they are chosen anew, which costs two products of
+      some users with the whole catalogue.
+    """
+    super().__init__(name="support")
+    if not 0 <= hard_candidates <= num_items:
+      raise InputError(
+        f"hard_candidates is {hard_candidates}, but the catalogue has {num_items} items: pick a"
+        " number up to that"
+      )
+    self._draws = draws
+    self._num_items = num_items
+    self._size = size
+    self._seed = seed
+    self._refresh_steps = hard_refresh_steps
+    self._hard = None
+    if hard_candidates:
+      self._hard = self.add_weight(
+        name="hard_candidates",
+        shape=[hard_candidates],
+        dtype=tf.int32,
+        initializer="zeros",
+        trainable=False,
+        # Every replica finds the same.
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+      )
+
+  def call(
+    self, actions: tf.Tensor, query: tf.Tensor, towers: TwoTower, step: tf.Tensor
+  ) -> Support:
+    """The support of a step.
+
+    Args:
+      actions: [B] integer, catalogue indices.
+      query: [B, D], the users' vectors.
+      towers: whose items to score.
+      step: scalar integer.
+    """
+    step = tf.cast(step, tf.int64)
+    seed = tf.stack([tf.constant(self._seed, tf.int64), step])
+    hard = None
+    if self._hard is not None:
+      hard = self._chosen(self._hard, query, towers, step)
+    return sample_support(actions, self._draws, size=self._size, seed=seed, hard=hard)
+
+  def _chosen(
+    self, hard: tf.Variable, query: tf.Tensor, towers: TwoTower, step: tf.Tensor
+  ) -> tf.Tensor:
+    users = all_rows(tf.stop_gradient(query))[:_USERS]
+
+    def choose() -> tf.Tensor:
+      chosen = most_probable(users, towers, self._num_items, hard.shape[0])
+      hard.assign(chosen)
+      return chosen
+
+    return tf.cond(step % self._refresh_steps == 0, choose, lambda: tf.identity(hard))
+
+
+def most_probable(users: tf.Tensor, towers: TwoTower, num_items: int, count: int) -> tf.Tensor:
+  """The items with the largest mean probability under softmax(users . items).
+
+  Args:
+    users: [U, D].
+    towers: whose items to score, a chunk at a time: no [U, N] is made.
+    num_items: N.
+    count: how many.
+
+  Returns:
+    [count] int32, the most probable first.
+  """
+  width = min(num_items, _ITEMS_PER_CHUNK)
+  starts = tf.range(0, num_items, width)
+
+  def logits(start: tf.Tensor) -> tf.Tensor:
+    items = start + tf.range(width)
+    vectors = towers.candidates(tf.minimum(items, num_items - 1))
+    scores = tf.cast(tf.matmul(users, vectors, transpose_b=True), tf.float32)
+    return tf.where(items < num_items, scores, -float("inf"))
+
+  def in_chunks(function, shape) -> tf.Tensor:
+    return tf.map_fn(function, starts, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+
+  log_sums = in_chunks(lambda start: tf.reduce_logsumexp(logits(start), 1), [users.shape[0]])
+  log_sum = tf.reduce_logsumexp(log_sums, 0)[:, tf.newaxis]
+  means = in_chunks(lambda start: tf.reduce_mean(tf.exp(logits(start) - log_sum), 0), [width])
+  return tf.math.top_k(tf.reshape(means, [-1])[:num_items], count).indices
