@@ -22,6 +22,10 @@ EPOCHS, BATCH_SIZE = 2, 16
 LOSSES = {
   "poem": ("poem", {"importance": {"self_normalize": True}}),
   "exact": ("two_stage_ips", {"sampling": "exact", "slate_size": 4}),
+  "support": (
+    "two_stage_ips",
+    {"sampling": "exact", "slate_size": 4, "hard_candidates": 3},  # and a sampled support
+  ),
 }
 
 

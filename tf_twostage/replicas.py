@@ -24,7 +24,16 @@ def all_rows(values: tf.Tensor) -> tf.Tensor:
   Returns:
     [B * replicas, ...], the same in every replica.
   """
-  return _across_replicas(values, lambda context: context.all_gather(values, axis=0))
+
+  def gathered(context: tf.distribute.ReplicaContext) -> tf.Tensor:
+    # A batch as it came from its pipeline is on no device, which several processes do not take.
+    rows = context.all_gather(tf.identity(values), axis=0)
+    if rows.shape.is_fully_defined() or not values.shape.is_fully_defined():
+      return rows
+    size, *width = values.shape  # which they forget, too
+    return tf.reshape(rows, [size * context.num_replicas_in_sync, *width])
+
+  return _across_replicas(values, gathered)
 
 
 def batch_sum(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
