@@ -116,6 +116,8 @@ CHANGES = [
   ("support", {"hard_candidates": 8}),
   ("support", {"hard_refresh_steps": 8}),
   ("encoder", {"id_width": 11}),
+  ("encoder", {"id_buckets": 100}),
+  ("generator", {"precision": "mixed_bfloat16"}),
   ("data", {"validation_users": 9}),
 ]
 

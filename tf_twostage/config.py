@@ -13,6 +13,7 @@ from typing import Any
 from tf_twostage.errors import InputError
 
 DRAWS = ("uniform", "log_uniform", "popularity")
+PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "parameter_server")
 
@@ -91,6 +92,12 @@ class EncoderConfig:
   id_width: int = _option(10, "embedding width of user and item ids")
   feature_width: int = _option(5, "embedding width of every other feature")
   embedding_stddev: float = _option(1.0, "embeddings start as N(0, stddev^2)")
+  id_buckets: int = _option(
+    0, "rows that the ids of a side share at most, by place modulo this; 0: each has its own"
+  )
+
+  def __post_init__(self):
+    _at_least(self, 0, "id_buckets")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +125,11 @@ class GeneratorConfig(FitConfig):
   """What only the candidate generator has."""
 
   positives_only: bool = _option(True, "learn from rewarded rows of the log only")
+  precision: str = _option(
+    "float32",
+    "of the product of users with items in training: float32, or mixed_bfloat16 (weights, losses"
+    " and all else stay float32)",
+  )
   item_bias: bool = _option(False, "add a learned number for each item to the logits")
   selection: str = _option(
     "two_stage",
@@ -128,6 +140,8 @@ class GeneratorConfig(FitConfig):
     super().__post_init__()
     if self.selection not in SELECTIONS:
       raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
+    if self.precision not in PRECISIONS:
+      raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -181,6 +181,7 @@ def fresh_generator(config: Config, environment: Environment) -> CandidateGenera
     make_objective(config),
     environment.ranker_logits,
     _make_support(config, environment),
+    config.generator.precision,
   )
 
 

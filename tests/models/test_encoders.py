@@ -178,3 +178,29 @@ def test_l2_counts_the_bias(tables):
   (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
   bias.assign([0.0, 1.0, 2.0, 2.0])
   np.testing.assert_allclose(tf.add_n(towers.losses) - before, 0.3 / 2 * 9, rtol=1e-4)
+
+
+class TestIdBuckets:
+  CONFIG = EncoderConfig(id_width=4, feature_width=3, id_buckets=3)
+
+  def test_ids_that_are_as_far_apart_share_a_row(self, tables):
+    items = FeatureEncoder(SCHEMA.item[:1], self.CONFIG, l2=0.0)(tables.items).numpy()
+    np.testing.assert_array_equal(items[0], items[3])
+    assert len(np.unique(items, axis=0)) == 3
+
+  def test_bound_the_tables_of_ids_alone(self):
+    encoder = FeatureEncoder(SCHEMA.item, self.CONFIG, l2=0.0)
+    assert [v.shape.as_list() for v in encoder.trainable_variables] == [[1 + 3, 4], [2 + 3, 3]]
+
+  def test_leave_a_small_vocabulary_and_unknown_ids_alone(self, tables):
+    users = FeatureEncoder(SCHEMA.user, self.CONFIG, l2=0.0)
+    assert len(np.unique(users(tables.users).numpy()[:, :4], axis=0)) == 3
+    unknown = FeatureLookup(SCHEMA.item)({"item": ["?"], "tags": [["", ""]]})
+    items = FeatureEncoder(SCHEMA.item, self.CONFIG, l2=0.0)
+    np.testing.assert_array_equal(items(unknown), np.zeros((1, 7)))
+
+  def test_the_penalty_is_of_shared_rows_once(self, tables):
+    encoder = FeatureEncoder(SCHEMA.item[:1], self.CONFIG, l2=2.0, sparse_l2=True)
+    row = encoder.trainable_variables[0].numpy()[1]
+    ends = {"item": tf.gather(tables.items["item"], [0, 3])}
+    np.testing.assert_allclose(encoder.touched_penalty(ends), np.sum(row**2), rtol=1e-6)

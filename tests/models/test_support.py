@@ -101,6 +101,18 @@ def test_entropy_is_that_of_the_catalogue_and_not_of_the_support():
   assert float(entropy) == pytest.approx(np.log(ITEMS), abs=0.1)  # not log 34, nor with log Q
 
 
+def test_half_precision_is_of_the_product_alone():
+  model = make_model()
+  half = CandidateGenerator(
+    model.towers, model.objective, None, model._support, precision="mixed_bfloat16"
+  )
+  half.compile(optimizer=tf.keras.optimizers.Adagrad(0.1))
+  loss, rounded = (float(m.compute_loss(batch())) for m in (model, half))
+  assert rounded != loss
+  assert rounded == pytest.approx(loss, rel=2**-6)
+  assert all(v.dtype == tf.float32 for v in half.trainable_variables)
+
+
 class TestHardCandidates:
   @pytest.mark.parametrize("width", [7, 40, 64])
   def test_are_the_most_probable_items_in_chunks_of_any_size(self, monkeypatch, width):

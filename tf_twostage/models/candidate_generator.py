@@ -37,6 +37,7 @@ class CandidateGenerator(tfrs.Model):
     objective: OffPolicyLoss,
     ranker_logits: RankerLogits | None = None,
     support: SampledSupport | None = None,
+    precision: str = "float32",
   ):
     """Args:
     towers: users and items.
@@ -44,6 +45,7 @@ class CandidateGenerator(tfrs.Model):
     ranker_logits: objectives with `needs_ranker` read it. A function, not a layer: the ranker
       is fixed and no part of this model's weights.
     support: what stands for the catalogue in training; None: all of it does.
+    precision: of the product of users with items in training, "float32" or "mixed_bfloat16".
     """
     super().__init__()
     if objective.needs_ranker and ranker_logits is None:
@@ -52,6 +54,7 @@ class CandidateGenerator(tfrs.Model):
     self.objective = objective
     self._ranker_logits = ranker_logits if objective.needs_ranker else None
     self._support = support
+    self._factor_dtype = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32
     self._health = PolicyHealth(objective)
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
@@ -73,7 +76,8 @@ class CandidateGenerator(tfrs.Model):
     if self._support is not None:
       step = self.optimizer.iterations
       items, log_q, actions = self._support(actions, query, self.towers, step)
-    logits = tf.matmul(query, self.towers.candidates(items), transpose_b=True)
+    factors = [tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items))]
+    logits = tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32)
     if self._ranker_logits is not None:
       ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
     terms = self.objective.terms(

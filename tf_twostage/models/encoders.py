@@ -104,6 +104,10 @@ class FeatureEncoder(tf.keras.layers.Layer):
   matrix; a sparse vector is the weighted sum of its positions'. Every embedding starts from the
   same normal distribution, except out-of-vocabulary and padding rows, which start (and, untrained,
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1.
+
+  Where ids are bounded (`EncoderConfig.id_buckets`), those that are a multiple of it apart in the
+  vocabulary share an embedding: no bucket holds more than its part, and the first ids, in an
+  ordered vocabulary the usual ones, do not share with each other.
   """
 
   def __init__(
@@ -118,9 +122,14 @@ class FeatureEncoder(tf.keras.layers.Layer):
     super().__init__(**kwargs)
     self._features = tuple(features)
     self._touched_l2 = l2 if sparse_l2 else 0.0
+    self._buckets = {
+      f.name: config.id_buckets
+      for f in features
+      if isinstance(f, Id) and 0 < config.id_buckets < len(f.vocabulary)
+    }
     self._embeddings = {
       f.name: tf.keras.layers.Embedding(
-        _special_rows(f) + (f.size if isinstance(f, SparseVector) else len(f.vocabulary)),
+        _special_rows(f) + self._num_values(f),
         config.id_width if isinstance(f, Id) else config.feature_width,
         embeddings_initializer=_zero_rows_first(
           _special_rows(f), tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
@@ -152,10 +161,20 @@ class FeatureEncoder(tf.keras.layers.Layer):
       if isinstance(f, SparseVector):
         read = tf.boolean_mask(codes[f.ids], codes[f.weights] != 0)
       else:
-        read = tf.reshape(codes[f.name], [-1])
+        read = tf.reshape(self._rows(f, codes), [-1])
       rows = tf.gather(self._embeddings[f.name].embeddings, tf.unique(read).y)
       penalty += self._touched_l2 * tf.nn.l2_loss(rows)
     return penalty
+
+  def _num_values(self, feature: Categorical | SparseVector) -> int:
+    if isinstance(feature, SparseVector):
+      return feature.size
+    return self._buckets.get(feature.name, len(feature.vocabulary))
+
+  def _rows(self, feature: Categorical, codes: Codes) -> tf.Tensor:
+    """Of the embedding, by code."""
+    code, buckets = codes[feature.name], self._buckets.get(feature.name)
+    return code if buckets is None else tf.where(code > 0, 1 + (code - 1) % buckets, 0)
 
   def _encode(self, feature: Feature, codes: Codes) -> tf.Tensor:
     if isinstance(feature, Numeric):
@@ -163,7 +182,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
     embedding = self._embeddings[feature.name]
     if isinstance(feature, SparseVector):
       return _weighted_sum(codes[feature.ids], codes[feature.weights], embedding.embeddings)
-    vectors = embedding(codes[feature.name])
+    vectors = embedding(self._rows(feature, codes))
     if not isinstance(feature, Bag):
       return vectors
     present = tf.cast(codes[feature.name] > 0, tf.float32)[..., tf.newaxis]
