@@ -7,6 +7,28 @@ import pytest
 
 import tf_twostage  # noqa: F401  (selects Keras 2 before anything else can touch tf.keras)
 
+# What takes longest, in descending order: begun first, it is not left for one process at the end.
+LONGEST = (
+  "test_launch",
+  "test_launch_movielens",
+  "test_launch_interrupted",
+  "test_launch_xmc",
+  "test_training",
+  "test_loop",
+  "test_kill",
+  "test_every_loss",
+  "test_policy_evaluation",
+  "test_distribution",
+  "test_environment_own_log",
+  "test_launch_own_log",
+  "test_exporting",
+)
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
 
 @pytest.fixture(scope="session")
 def test_data() -> pathlib.Path:

@@ -18,7 +18,7 @@ CONFIG = Config(
   generator=GeneratorConfig(epochs=10),
   loss=LossConfig(sampling="systematic", num_slates=50),
 )
-ROUNDS = 4
+ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
