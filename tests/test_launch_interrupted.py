@@ -55,9 +55,7 @@ def test_a_job_whose_worker_is_killed_goes_on_to_the_end_of_one_process(whole, t
   for task, (code, out, said) in workers.ended(workers.start(command, {"worker": 2})).items():
     assert code == 0, said
     assert "going on after" in said
-    assert ("Best epoch" in out) == (
-      task == "worker 0"
-    )  # the chief tells, the other has nothing to
+    assert ("Best epoch" in out) == (task == "worker 0")  # the chief
   assert [p.name for p in (several / "export").iterdir() if p.is_dir()] == ["1"]
   metrics = json.loads((several / "run" / "metrics.json").read_text())
   assert {name: metrics[name] for name in expected} == expected
