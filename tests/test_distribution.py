@@ -26,22 +26,22 @@ def job(monkeypatch, distribution, cluster=None, kind="worker", index=0, batch_s
 
 
 @pytest.mark.parametrize(
-  ("distribution", "cluster", "kind", "index", "chief", "serves"),
+  ("distribution", "cluster", "kind", "index", "chief", "serves", "rank"),
   [
-    ("none", None, "worker", 0, True, False),
-    ("mirrored", WORKERS, "worker", 1, True, False),  # which reads no TF_CONFIG
-    ("multi_worker", WORKERS, "worker", 0, True, False),
-    ("multi_worker", WORKERS, "worker", 1, False, False),
-    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "worker", 0, False, False),
-    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "chief", 0, True, False),
-    ("parameter_server", SERVERS, "chief", 0, True, False),
-    ("parameter_server", SERVERS, "worker", 0, False, True),
-    ("parameter_server", SERVERS, "ps", 0, False, True),
+    ("none", None, "worker", 0, True, False, 0),
+    ("mirrored", WORKERS, "worker", 1, True, False, 0),  # which reads no TF_CONFIG
+    ("multi_worker", WORKERS, "worker", 0, True, False, 0),
+    ("multi_worker", WORKERS, "worker", 1, False, False, 1),
+    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "worker", 0, False, False, 1),
+    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "chief", 0, True, False, 0),
+    ("parameter_server", SERVERS, "chief", 0, True, False, 0),
+    ("parameter_server", SERVERS, "worker", 0, False, True, 1),
+    ("parameter_server", SERVERS, "ps", 0, False, True, 0),
   ],
 )
-def test_a_task_has_its_part(monkeypatch, distribution, cluster, kind, index, chief, serves):
+def test_a_task_has_its_part(monkeypatch, distribution, cluster, kind, index, chief, serves, rank):
   found = job(monkeypatch, distribution, cluster, kind, index)
-  assert (found.is_chief, found.serves) == (chief, serves)
+  assert (found.is_chief, found.serves, found.rank) == (chief, serves, rank)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ class Job:
     return self.task == ("chief" if "chief" in self.cluster else "worker", 0)
 
   @property
+  def rank(self) -> int:
+    """A number of its own for every task that runs the program; the chief's is 0."""
+    kind, index = self.task
+    return index + (len(self.cluster.get("chief", ())) if kind == "worker" else 0)
+
+  @property
   def serves(self) -> bool:
     """Whether this process does nothing but what the chief asks of it."""
     return self.kind == "parameter_server" and not self.is_chief
@@ -154,10 +160,12 @@ class Workers:
 
   Attributes:
     is_chief: whether this process evaluates, saves and exports.
+    rank: a number of its own for every process that trains; the chief's is 0.
     alone: whether nothing is distributed.
   """
 
   is_chief = True
+  rank = 0
 
   def __init__(self, strategy: tf.distribute.Strategy | None = None):
     """Args:
@@ -271,6 +279,7 @@ class _Peers(_Cluster):
 
     super().__init__(tf.distribute.MultiWorkerMirroredStrategy())
     self.is_chief = job.is_chief
+    self.rank = job.rank
 
   def any(self, wish: bool) -> bool:
     import tensorflow as tf

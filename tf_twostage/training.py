@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 _HISTORY = "history.json"
 _BEST = "best"
 _CHECKPOINTS = CheckpointConfig()
+_SEEDS_APART = 1_000_003  # more than a worker has steps, most likely
 
 # One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
 # what the scores come to when the best epoch is chosen}
@@ -196,12 +197,13 @@ class _Run:
 
   def restore(self) -> None:
     found = self._last.restore()
-    if found is None:
-      return
-    self.step, self.history = found
-    # Draws that are counted in no checkpoint shall not be those of the first steps again.
-    tf.random.set_seed(self.step)
-    if self.step < self.last_step:
+    if found is not None:
+      self.step, self.history = found
+    # Draws that are counted in no checkpoint shall be neither those of the first steps again, nor
+    # another worker's.
+    if found is not None or self._workers.rank:
+      tf.random.set_seed(self.step + _SEEDS_APART * self._workers.rank)
+    if found is not None and self.step < self.last_step:
       epochs, steps = divmod(self.step, self.steps)
       more = f" and {steps} of {self.steps} steps of the next" if steps else ""
       _log.info("going on after epoch %d of %d%s", epochs, self.epochs, more)
