@@ -57,7 +57,7 @@ with strategy.scope():
 
 def step(rows):
   features = rows.pop("features")
-  result = {"rows": (all_rows(rows["actions"]), tf.constant(num_replicas()))}
+  result = {"rows": (all_rows(rows["actions"][: ROWS - FIRST]), tf.constant(num_replicas()))}
   for name, loss in made.items():
     with tf.GradientTape() as tape:
       value = loss(logits=features @ tf.convert_to_tensor(items), **rows)
@@ -82,7 +82,7 @@ halves = distributed(first, second)
 whole = step(dict(x))
 gathered, replicas = halves.pop("rows")
 report = {
-  "actions": x["actions"].numpy().tolist(),
+  "actions": tf.gather(x["actions"], [0, 1, FIRST, FIRST + 1]).numpy().tolist(),
   "gathered": [rows.numpy().tolist() for rows in gathered],
   "replicas": [int(number) for number in replicas],
 }
