@@ -534,7 +534,10 @@ def test_a_damaged_shard_is_named_with_the_row_it_breaks_at(tmp_path, cut):
   assert len(content) == 5 * size
   content[3 * size + 20] ^= 0xFF
   shard.write_bytes(content[: 3 * size + 20] if cut else content)
-  message = r"log-00001-of-00002.tfrecord: truncated or corrupt from row 3 on"
+  message = (
+    r"log-00001-of-00002.tfrecord: truncated or corrupt (record|to its end); 1 of \d rows break"
+    rf" this \(first: row 3, value 'byte offset {3 * size}: "
+  )
   with pytest.raises(InputError, match=message):
     bandit_log.read(path, SCHEMA)
 

@@ -54,6 +54,7 @@ class BadRows:
   def __init__(self):
     self.rows = 0
     self.bad = 0
+    self.cut: list[str] = []  # files that cannot be read to their ends, and from where on
     self._faults: dict[tuple[str | None, str], Fault] = {}
 
   @property
@@ -66,7 +67,9 @@ class BadRows:
     self.bad += len(chunk.broken)
     for broken in chunk.broken:
       place = (str(chunk.file), broken.row, broken.line)
-      self._fault(broken.column, broken.rule, _REMEDY, place, broken.value).count += 1
+      self._fault(broken.column, broken.rule, broken.remedy, place, broken.value).count += 1
+      if broken.ends:
+        self.cut.append(f"{chunk.file}: nothing from row {broken.row} on ({broken.value})")
 
   def require(
     self,

@@ -20,6 +20,8 @@ class Broken(NamedTuple):
     column: the column that broke it, or None.
     rule: what it must do.
     value: what was found.
+    remedy: what to do.
+    ends: whether nothing of the file behind it can be read.
   """
 
   row: int
@@ -27,6 +29,8 @@ class Broken(NamedTuple):
   column: str | None
   rule: str
   value: str
+  remedy: str = "mend or drop these rows"
+  ends: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from tf_twostage.errors import InputError
-from tf_twostage.logs import csv_format, parquet_format, tfrecord_format
+from tf_twostage.logs import csv_format, framing, parquet_format, tfrecord_format
 from tf_twostage.logs.chunk import Chunk
 
 DESCRIPTION = "log.json"
@@ -61,6 +61,20 @@ class LogFiles:
   def count_rows(self) -> int:
     """About how many rows there are, never fewer; a fast look at the files."""
     return sum(map(self.format.count_rows, self.paths))
+
+  def check_ends(self) -> None:
+    """Refuses TFRecord files that were cut before all of the others have been read.
+
+    Raises:
+      InputError: one ends within a record.
+    """
+    for path in self.paths:
+      damage = framing.cut(path) if suffix(path) == ".tfrecord" else None
+      if damage is not None:
+        raise InputError(
+          f"{path}: truncated or corrupt to its end: {damage}; write the file again, or go on with"
+          " what can be read (on_bad_rows: skip)"
+        )
 
   def check_rows(self, rows: int) -> None:
     """A shard cut between two records reads without complaint; the description tells.

@@ -9,12 +9,16 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from tf_twostage.errors import InputError
 from tf_twostage.logs.files import DESCRIPTION
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 COLUMNS = {
   "user_id": ("string", "raw id of the user, as in the users' table"),
@@ -85,7 +89,7 @@ def write(
     ]
     for table in _slices(tables):
       columns = {field.name: str(field.type) for field in table.schema}
-      records = serialize({name: table[name].to_numpy() for name in columns})
+      records = serialize({name: table[name].to_numpy() for name in columns}).numpy()
       # The last shard takes what is left, should there be more rows than was thought.
       parts = np.split(records, np.clip(ends - written, 0, len(records)))
       for writer, part in zip(writers, parts, strict=True):
@@ -115,8 +119,8 @@ def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
       yield table.slice(start, _ROWS)
 
 
-def serialize(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The rows as serialized tf.train.Example, [n] bytes: whole columns, from the inside out."""
+def serialize(columns: Mapping[str, np.ndarray]) -> tf.Tensor:
+  """The rows as serialized tf.train.Example, [n] string: whole columns, from the inside out."""
   import tensorflow as tf
 
   n = len(next(iter(columns.values())))
@@ -136,7 +140,7 @@ def serialize(columns: Mapping[str, np.ndarray]) -> np.ndarray:
   entries = tf.stack([entry(name, values) for name, values in columns.items()], axis=1)
   sizes = tf.fill([n, 1], len(columns))
   features = tf.io.encode_proto(sizes, [entries], ["feature"], "tensorflow.Features")
-  return encode("Example", features=features).numpy()
+  return encode("Example", features=features)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ TensorFlow is imported when there is something to read: it takes seconds.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tf_twostage.errors import InputError
+from tf_twostage.logs import framing
 from tf_twostage.logs.chunk import Broken, Chunk
 
 _ROWS = 1 << 16
@@ -32,28 +34,22 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
     path: a TFRecord file; gzipped if its name ends in .gz.
     columns: features to read. The first record decides whether one holds text or numbers.
 
-  Raises:
-    InputError: the file is truncated or corrupt; records that do not fit are `broken`.
-  """
-  import tensorflow as tf
+  Records that do not fit or are damaged are `broken`. Damage to a payload costs its record; behind
+  a cut, or damage to a length, nothing can be read.
 
+  Raises:
+    InputError: the file is damaged, and no record of it can be read.
+  """
   kinds = _kinds(path)
   wanted = {column: kinds.get(column, "bytes_list") for column in columns}
-  row = 0
-  try:
-    for records in _dataset(path).batch(_ROWS).as_numpy_iterator():
-      chunk = _parse(path, records, wanted, row)
-      yield chunk
-      row += len(records)
-  except tf.errors.OpError:
-    raise InputError(
-      f"{path}: truncated or corrupt from row {_readable(path)} on; write the file again"
-    ) from None
+  for rows, records, damaged in _records(path):
+    chunk = _parse(path, records, wanted, rows)
+    yield dataclasses.replace(chunk, broken=[*chunk.broken, *map(_broken, damaged)])
 
 
 def count_rows(path: pathlib.Path) -> int:
-  """Number of records that can be read."""
-  return _readable(path)
+  """Number of records that begin in the file."""
+  return framing.count(path)
 
 
 def _dataset(path: pathlib.Path) -> Any:
@@ -62,19 +58,53 @@ def _dataset(path: pathlib.Path) -> Any:
   return tf.data.TFRecordDataset(str(path), "GZIP" if path.suffix == ".gz" else "")
 
 
-def _kinds(path: pathlib.Path) -> dict[str, str]:
-  """What the first record that can be read has: feature -> the list that holds it."""
+def _records(
+  path: pathlib.Path,
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[framing.Damage]]]:
+  """Yields rows [k], records [k], and what is damaged among them, in the order of the file."""
   import tensorflow as tf
 
+  row = octets = 0
   try:
-    for record in _dataset(path).take(_ROWS).as_numpy_iterator():
+    for records in _dataset(path).batch(_ROWS).as_numpy_iterator():
+      yield row + np.arange(len(records)), records, []
+      row += len(records)
+      octets += framing.size(records)
+    # A file may end within the length of a record without a word from TensorFlow.
+    if path.suffix == ".gz" or octets == path.stat().st_size:
+      return
+  except tf.errors.OpError:
+    pass  # the reader of frames says what is wrong, and reads around it
+  for part in framing.read(path, row):
+    yield part.rows, part.records, part.damages
+
+
+def _broken(damage: framing.Damage) -> Broken:
+  return Broken(
+    row=damage.row,
+    line=None,
+    column=None,
+    rule="truncated or corrupt to its end" if damage.ends else "truncated or corrupt record",
+    value=f"byte offset {damage.offset}: {damage.what}",
+    remedy="write the file again, or go on with what can be read (on_bad_rows: skip)",
+    ends=damage.ends,
+  )
+
+
+def _kinds(path: pathlib.Path) -> dict[str, str]:
+  """What the first record that can be read has: feature -> the list that holds it."""
+  damages: list[framing.Damage] = []
+  for _, records, damaged in _records(path):
+    damages += damaged
+    for record in records:
       kinds = _features(record)
       if kinds is not None:
         return kinds
-  except tf.errors.OpError:
+  if damages:
     raise InputError(
-      f"{path}: truncated or corrupt from row {_readable(path)} on; write the file again"
-    ) from None
+      f"{path}: truncated or corrupt, no record can be read: {damages[0]}; write the file again, or"
+      " name the others"
+    )
   return {}
 
 
@@ -92,16 +122,15 @@ def _features(record: bytes) -> dict[str, str] | None:
 
 
 def _parse(
-  path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], first_row: int
+  path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], rows: np.ndarray
 ) -> Chunk:
   import tensorflow as tf
 
   dtypes = {"bytes_list": tf.string, "float_list": tf.float32, "int64_list": tf.int64}
   spec = {name: tf.io.RaggedFeature(dtypes[kind]) for name, kind in wanted.items()}
-  rows = first_row + np.arange(len(records))
   broken: list[Broken] = []
   try:
-    parsed = tf.io.parse_example(records, spec)
+    parsed = tf.io.parse_example(tf.constant(records, tf.string), spec)
   # TensorFlow quotes a record it cannot parse, and stumbles over its bytes.
   except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
     problems = [_problem(record, wanted) for record in records]
@@ -111,7 +140,7 @@ def _parse(
     ]  # fmt: skip
     whole = np.array([problem is None for problem in problems])
     rows = rows[whole]
-    parsed = tf.io.parse_example(records[whole], spec)
+    parsed = tf.io.parse_example(tf.constant(records[whole], tf.string), spec)
   lengths = {name: column.row_lengths().numpy() for name, column in parsed.items()}
   single = np.ones(len(rows), bool)
   for name, length in lengths.items():
@@ -146,18 +175,3 @@ def _problem(record: bytes, wanted: Mapping[str, str]) -> tuple[str | None, str,
     if name in found and found[name] != kind:
       return name, f"must be a {kind}, as in the first row, not a {found[name]}", found[name]
   return None
-
-
-def _readable(path: pathlib.Path) -> int:
-  """How many records stand before the damage."""
-  import tensorflow as tf
-
-  rows = 0
-  for size in (_ROWS, 1 << 8, 1):  # a batch that holds the damage is lost whole
-    try:
-      for batch in _dataset(path).skip(rows).batch(size):
-        rows += len(batch)
-      return rows
-    except tf.errors.OpError:
-      continue
-  return rows
