@@ -22,6 +22,11 @@ def random_scores(rng):
   }
 
 
+def timeless(history):
+  """A history without what a clock said."""
+  return [{k: v for k, v in epoch.items() if k != "input_wait_share"} for epoch in history]
+
+
 def history(*epochs):
   """The history of a run with these scores by epoch, of which two-stage precision selects."""
   select = MEASURES.selection("two_stage")

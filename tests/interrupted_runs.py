@@ -16,6 +16,7 @@ import tempfile
 import time
 
 from tests import commands
+from tests.histories import timeless
 
 SETTINGS = (
   "--flagfile=launch/synthetic.flags",
@@ -46,7 +47,8 @@ def finish(root: pathlib.Path, *arguments: str) -> dict:
 
 
 def histories(root: pathlib.Path) -> list:
-  return [json.loads(file.read_text()) for file in root.glob("run/generators/*/history.json")]
+  files = root.glob("run/generators/*/history.json")
+  return [timeless(json.loads(file.read_text())) for file in files]
 
 
 def share_environment(source: pathlib.Path, root: pathlib.Path) -> None:

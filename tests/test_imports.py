@@ -16,6 +16,7 @@ ORDER = [
   ("splits", "drawing"),
   ("logs",),
   ("bandit_log",),
+  ("sharded_log",),
   ("datasets", "distribution"),
   ("policies", "replicas"),
   ("losses",),

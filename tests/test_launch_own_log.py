@@ -57,6 +57,33 @@ def test_open_bandit_goes_the_whole_way(open_bandit, tmp_path):
   assert answer["item_id"].shape == (1, 10)
 
 
+def test_a_log_can_stay_on_disk(tmp_path):
+  written = own_logs.make(600).write(tmp_path / "log")
+  arguments = (
+    FLAGS,
+    *SHORT,
+    *files(written),
+    "--stream",
+    "--batch_size=48",
+    *directories(tmp_path),
+  )
+  done = run(*arguments)
+  assert done.returncode == 0, done.stderr
+  assert re.search(
+    r"generator \d+\.\d s \(\d+\.\d% of its steps' time waiting for batches", done.stdout
+  )
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert metrics["rows"] == {"train": 420, "validation": 90, "test": 90}
+  assert not metrics["timings"]["streamed_log"]["reused"]
+  again = run(*arguments)
+  assert "streamed_log reused" in again.stdout
+  (path, *_) = (tmp_path / "run" / "stages").glob("streamed_log-*/rows/rewarded-lane00*")
+  path.write_bytes(path.read_bytes()[:60])
+  broken = run(*arguments, "--seed=1")
+  assert broken.returncode == 1
+  assert re.search(f"{path}: damaged at row .* byte offset .*; delete", broken.stderr)
+
+
 @pytest.mark.parametrize(
   ("flags", "message"),
   [

@@ -3,12 +3,14 @@
 import logging
 import resource
 import signal
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.histories import timeless
 from tf_twostage import losses, training
 from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import CheckpointConfig, EncoderConfig, FitConfig
@@ -178,7 +180,7 @@ def test_a_run_killed_within_an_epoch_goes_on_to_the_same_end_bit_for_bit(
   resumed, history = train(tmp_path / "cut", 3, Evaluation([1, 2]), make_model(loss, **options))
   assert "going on after epoch 1 of 3 and 2 of 4 steps of the next" in caplog.text
   np.testing.assert_array_equal(weights(resumed), weights(whole))
-  assert history == whole_history
+  assert timeless(history) == timeless(whole_history)
 
 
 def test_checkpoints_come_by_time(tmp_path, monkeypatch):
@@ -277,7 +279,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog
   assert "\n" not in lines[0]
   assert lines[1] == "going on after epoch 1 of 3"
   whole, whole_history = train(tmp_path / "whole", 3)
-  assert history == whole_history
+  assert timeless(history) == timeless(whole_history)
   np.testing.assert_array_equal(weights(resumed), weights(whole))
 
 
@@ -288,7 +290,7 @@ def test_without_a_readable_checkpoint_training_starts_anew(tmp_path, caplog):
   resumed, history = train(tmp_path, 3)
   assert "none is left, starting anew" in caplog.text
   whole, whole_history = train(tmp_path / "whole", 3)
-  assert history == whole_history
+  assert timeless(history) == timeless(whole_history)
   np.testing.assert_array_equal(weights(resumed), weights(whole))
 
 
@@ -327,7 +329,7 @@ def test_a_full_disk_ends_in_one_message_and_leaves_what_was_saved(tmp_path):
   assert not (tmp_path / "checkpoints" / ".partial").exists()
   resumed, history = train(tmp_path, 3, Evaluation([1, 2]))
   whole, whole_history = train(tmp_path / "whole", 3)
-  assert history == whole_history
+  assert timeless(history) == timeless(whole_history)
   np.testing.assert_array_equal(weights(resumed), weights(whole))
 
 
@@ -430,3 +432,24 @@ def test_tensorboard_gets_epoch_means_health_and_validation(tmp_path):
   assert "validation_two_stage/precision@10" in tags
   losses_written = [tf.make_ndarray(e.tensor_proto) for e in events.Tensors("loss/mean_loss")]
   np.testing.assert_allclose(losses_written, [e["training"]["mean_loss"] for e in history])
+
+
+def test_the_share_of_time_spent_waiting_is_told(tmp_path, monkeypatch):
+  """Batches that take a tenth of a second each, against none that do."""
+  batches = BanditLog.batches
+
+  def slow(log, *arguments, **options):
+    def wait(batch):
+      with tf.control_dependencies([tf.py_function(lambda: time.sleep(0.1), [], [])]):
+        return tf.nest.map_structure(tf.identity, batch)
+
+    return batches(log, *arguments, **options).map(wait)
+
+  _, fast_history = train(tmp_path / "fast", epochs=2)
+  monkeypatch.setattr(BanditLog, "batches", slow)
+  _, history = train(tmp_path / "slow", epochs=2)
+  assert timeless(history) == timeless(fast_history)
+  assert fast_history[1]["input_wait_share"] < 0.5 < history[1]["input_wait_share"] < 1
+  events = EventAccumulator(str(tmp_path / "slow" / "events")).Reload()
+  (_, last) = events.Tensors("input/wait_share")
+  assert tf.make_ndarray(last.tensor_proto) == pytest.approx(history[1]["input_wait_share"])

@@ -9,10 +9,12 @@ names.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +72,42 @@ class Slices:
 WHOLE = Slices(0, 1, 1)
 
 
+class Rewards(NamedTuple):
+  """What the rewards of a log come to: their sum, and the largest."""
+
+  total: float
+  largest: float
+
+
+class TrainingLog(Protocol):
+  """What training asks of a log, in memory or on disk; see `BanditLog` and `ShardedLog`."""
+
+  def __len__(self) -> int: ...
+
+  def positives(self) -> TrainingLog:
+    """The rows with reward > 0."""
+
+  def rewards(self) -> Rewards:
+    """The sum and the largest of all rewards."""
+
+  def shown(self, num_items: int) -> np.ndarray:
+    """How many rows show each item of a catalogue, [N] int."""
+
+  def batches(
+    self,
+    user_features: Mapping[str, tf.Tensor | np.ndarray],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    slices: Slices = WHOLE,
+  ) -> tf.data.Dataset:
+    """Endless batches; see `BanditLog.batches`."""
+
+  def reading(self) -> AbstractContextManager[None]:
+    """Wherever batches are drawn: says what is wrong with the log if they cannot be."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class BanditLog:
   """Logged actions with their propensities and rewards; n rows.
@@ -123,6 +161,18 @@ class BanditLog:
     """The rows with reward > 0."""
     return self.select(self.reward > 0)
 
+  def rewards(self) -> Rewards:
+    """The sum and the largest of all rewards."""
+    return Rewards(float(self.reward.sum()), float(self.reward.max()))
+
+  def shown(self, num_items: int) -> np.ndarray:
+    """How many rows show each item of a catalogue, [N] int."""
+    return np.bincount(self.action, minlength=num_items)
+
+  def reading(self) -> AbstractContextManager[None]:
+    """Nothing can go wrong in memory."""
+    return contextlib.nullcontext()
+
   def batches(
     self,
     user_features: Mapping[str, tf.Tensor | np.ndarray],
@@ -158,29 +208,68 @@ class BanditLog:
     import tensorflow as tf  # takes seconds, which reading a CSV can do without
 
     n = len(self)
-    if not n:
-      raise InputError("bandit log: no rows to train on; were there any with reward > 0?")
-    if start_step < 0:
-      raise InputError(f"start_step must be >= 0, got {start_step}")
-    users = {name: tf.convert_to_tensor(table) for name, table in user_features.items()}
-    last = int(self.user_index.max())
-    short = {name: len(table) for name, table in users.items() if len(table) <= last}
-    if short:
-      raise InputError(
-        f"user features: tables of {short} rows end before user {last} of the log; encode every"
-        " user of the schema"
-      )
+    last_user = int(self.user_index.max(initial=-1))
+    users = checked_users(user_features, rows=n, last_user=last_user, start_step=start_step)
     columns: dict[str, Any] = {**self.columns(), "context": dict(self.context)}
     columns.pop("position", None)
     columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
 
     def example(rows):
-      batch = tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
-      batch["user"] = {k: tf.gather(table, batch["user_index"]) for k, table in users.items()}
-      return batch
+      return with_users(tf.nest.map_structure(lambda c: tf.gather(c, rows), columns), users)
 
     rows = shuffled_rows(n, batch_size, seed=seed, start_step=start_step, slices=slices)
     return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def joined(logs: Sequence[BanditLog]) -> BanditLog:
+  """The rows of all, in order, with the columns that all have."""
+  columns = [log.columns() for log in logs]
+  return BanditLog(
+    **{n: np.concatenate([c[n] for c in columns]) for n in _FIELDS if all(n in c for c in columns)},
+    context={n: np.concatenate([log.context[n] for log in logs]) for n in logs[0].context},
+  )
+
+
+def checked_users(
+  user_features: Mapping[str, tf.Tensor | np.ndarray],
+  *,
+  rows: int,
+  last_user: int,
+  start_step: int,
+) -> dict[str, tf.Tensor]:
+  """The tables of users as tensors, if batches can be made of a log and them.
+
+  Args:
+    user_features: [U, ...] each, by name.
+    rows: of the log.
+    last_user: the highest user index of the log.
+    start_step: number of batches already taken.
+
+  Raises:
+    InputError: they cannot.
+  """
+  import tensorflow as tf
+
+  if not rows:
+    raise InputError("bandit log: no rows to train on; were there any with reward > 0?")
+  if start_step < 0:
+    raise InputError(f"start_step must be >= 0, got {start_step}")
+  users = {name: tf.convert_to_tensor(table) for name, table in user_features.items()}
+  short = {name: len(table) for name, table in users.items() if len(table) <= last_user}
+  if short:
+    raise InputError(
+      f"user features: tables of {short} rows end before user {last_user} of the log; encode every"
+      " user of the schema"
+    )
+  return users
+
+
+def with_users(batch: dict[str, Any], users: Mapping[str, tf.Tensor]) -> dict[str, Any]:
+  """The batch and under "user" the features of its users."""
+  import tensorflow as tf
+
+  index = batch["user_index"]
+  return {**batch, "user": {name: tf.gather(table, index) for name, table in users.items()}}
 
 
 def write(
@@ -265,23 +354,30 @@ def shuffled_rows(
   def batch(count):
     step, taken = count // (end - begin), begin + count % (end - begin)
     place = step * batch_size + taken * size + tf.range(size, dtype=tf.int64)
-    return _shuffled(place % num_rows, place // num_rows, num_rows, seed)
+    epoch = place // num_rows
+    key = tf.stack([tf.fill(epoch.shape, tf.constant(seed, tf.int64)), epoch, epoch], axis=1)
+    return shuffled(place % num_rows, key, num_rows)
 
   options = tf.data.Options()
   options.deterministic = True
   return tf.data.Dataset.counter(start_step * (end - begin)).map(batch).with_options(options)
 
 
-def _shuffled(index: tf.Tensor, epoch: tf.Tensor, n: int, seed: int) -> tf.Tensor:
-  """The rows at `index` [B] of the shuffled passes `epoch` [B] over n rows."""
+def shuffled(index: tf.Tensor, key: tf.Tensor, n: int | tf.Tensor) -> tf.Tensor:
+  """Where numbers below n come to stand in a shuffle: a function of the key, each once.
+
+  Args:
+    index: [] or [B] int64, in [0, n).
+    key: [3] or [B, 3] int64, of each index; one key is one order.
+    n: how many numbers there are.
+  """
   import tensorflow as tf
 
   # The raw op, because tf.random.experimental.index_shuffle takes no seed per row and its four
   # rounds leave the orders of successive passes alike: their correlation is 0.4 at 30,000 rows
   # and 0.95 at a million.
-  key = tf.stack([tf.fill(epoch.shape, tf.constant(seed, tf.int64)), epoch, epoch], axis=1)
   return tf.raw_ops.RandomIndexShuffle(
-    index=index, seed=key, max_index=tf.constant(n - 1, tf.int64), rounds=16
+    index=index, seed=key, max_index=tf.cast(n - 1, tf.int64), rounds=16
   )
 
 

@@ -83,6 +83,20 @@ class OwnLogConfig:
   validation_share: float = _option(0.1, "share held out that chooses the epoch")
   test_share: float = _option(0.1, "share held out that is reported")
   on_bad_rows: str = _option("fail", "rows that break the contract: fail, or skip")
+  stream: bool = _option(
+    False, "keep training rows in files and read them while training: for logs beyond memory"
+  )
+  held_out_rows: int = _option(
+    200_000, "with --stream: of validation and of test rows keep this many, drawn at random"
+  )
+  data_service: str | None = _option(
+    None, "with --stream: grpc://HOST:PORT of a tf.data service that reads the files"
+  )
+
+  def __post_init__(self):
+    _at_least(self, 1, "held_out_rows")
+    if self.data_service and not self.stream:
+      raise InputError(f"data_service={self.data_service} reads files: add --stream")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tf_twostage.bandit_log import BanditLog, Slices
+from tf_twostage.bandit_log import Slices, TrainingLog
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError, RunError
 
@@ -187,7 +187,7 @@ class Workers:
 
   def batches(
     self,
-    log: BanditLog,
+    log: TrainingLog,
     user_features: Mapping[str, Any],
     *,
     batch_size: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -14,6 +15,40 @@ def make_optimizer(config: FitConfig) -> tf.keras.optimizers.Optimizer:
   return tf.keras.optimizers.Adagrad(
     learning_rate=config.learning_rate, initial_accumulator_value=config.adagrad_accumulator
   )
+
+
+class InputWait:
+  """How long those who read a dataset wait for it; they read it from here.
+
+  The clock is read before and after each element, on the way: nothing is added to a step but that.
+  """
+
+  def __init__(self):
+    self._seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)
+    self.reset()
+
+  def reset(self) -> None:
+    """Counts from now on."""
+    self._seconds.assign(0.0)
+    self._since = time.perf_counter()
+
+  def share(self) -> float:
+    """Of the time that has passed, the part that was spent waiting."""
+    return float(self._seconds) / max(time.perf_counter() - self._since, 1e-9)
+
+  def watched(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The same elements."""
+    clock = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+
+    def count(asked, element):
+      self._seconds.assign_add(tf.timestamp() - asked)
+      return element
+
+    # Elements of a zip are fetched one after the other, and only when they are asked for.
+    watched = tf.data.Dataset.zip((clock, dataset)).map(count)
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # it would wait for itself
+    return watched.with_options(options)
 
 
 def steps_per_epoch(rows: int, config: FitConfig) -> int:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tf_twostage import datasets, pipeline, policies
 from tf_twostage import environment as environments
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import BanditLog, joined
 from tf_twostage.config import Config
 from tf_twostage.datasets.ratings import RatingsData
 from tf_twostage.distribution import only_here
@@ -100,6 +100,7 @@ class Loop:
       keep: versions that stay.
     """
     training, held_out = self._environment.log, self._evaluation.log
+    assert isinstance(training, BanditLog)  # users are simulated
     for number in range(rounds):
       towers = self._trained(training)
       estimate = self._estimate(towers, held_out)
@@ -109,7 +110,7 @@ class Loop:
       yield Round(len(training), estimate, self._truth(towers), logged)
       chosen = np.random.default_rng([self._config.seed, number]).random(len(log)) < _HELD_OUT
       held_out = log.select(chosen)
-      training = _joined(training, log.select(~chosen))
+      training = joined([training, log.select(~chosen)])
 
   def _trained(self, log: BanditLog) -> TwoTower:
     """The generator after its last epoch: no truth chooses one."""
@@ -204,12 +205,3 @@ def _percent(estimate: Estimate) -> str:
 
 def _chunks(rows: int) -> Iterator[slice]:
   return (slice(start, start + _ROWS_PER_CALL) for start in range(0, rows, _ROWS_PER_CALL))
-
-
-def _joined(first: BanditLog, second: BanditLog) -> BanditLog:
-  """The rows of both, with the columns that both have."""
-  columns, more = first.columns(), second.columns()
-  return BanditLog(
-    **{n: np.concatenate([values, more[n]]) for n, values in columns.items() if n in more},
-    context={n: np.concatenate([v, second.context[n]]) for n, v in first.context.items()},
-  )

@@ -77,6 +77,8 @@ class Monitor:
       for name, value in entry["training"].items():
         group = "health" if name in HEALTH else "loss"
         tf.summary.scalar(f"{group}/{name}", value)
+      if "input_wait_share" in entry:
+        tf.summary.scalar("input/wait_share", entry["input_wait_share"])
       for stage, scores in entry["scores"]["validation"].items():
         for metric, value in scores.items():
           tf.summary.scalar(f"validation_{stage}/{metric}", value)

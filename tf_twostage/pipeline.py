@@ -9,12 +9,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tf_twostage import environment as environments
 from tf_twostage import figures, losses, reporting, serving, training
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import TrainingLog
 from tf_twostage.config import Config
 from tf_twostage.distribution import Job, Workers
 from tf_twostage.environment import Environment
@@ -79,6 +78,9 @@ def _run(
     towers, history = fit_generator(config, environment, workdir, workers=workers)
   if not workers.is_chief:
     return None
+  waits = [epoch["input_wait_share"] for epoch in history if "input_wait_share" in epoch]
+  if waits:
+    stages.timings["generator"]["input_wait_share"] = sum(waits) / len(waits)
   with stages.timed("export"):
     exported = export(config, environment, towers, export_dir, keep=keep)
   stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
@@ -189,7 +191,7 @@ def _make_support(config: Config, environment: Environment) -> SampledSupport | 
   settings, num_items = config.support, environment.tables.schema.num_items
   if not settings.support_size:
     return None
-  counts = np.bincount(rows_to_learn(config, environment.log).action, minlength=num_items)
+  counts = rows_to_learn(config, environment.log).shown(num_items)
   return SampledSupport(
     losses.DRAWS[settings.support_draws](counts),
     num_items=num_items,
@@ -217,7 +219,7 @@ def check(config: Config) -> None:
     )
 
 
-def rows_to_learn(config: Config, log: BanditLog) -> BanditLog:
+def rows_to_learn(config: Config, log: TrainingLog) -> TrainingLog:
   """The rows of a log that the generator is fitted to."""
   return log.positives() if config.generator.positives_only else log
 

@@ -51,10 +51,11 @@ def flat_csv(table: pd.DataFrame) -> str:
 
 def format_timings(timings: Mapping[str, Mapping[str, Any]]) -> str:
   """One line: what each stage cost, and what was reused."""
-  parts = [
-    f"{name} {'reused' if t['reused'] else format(t['seconds'], '.1f') + ' s'}"
-    for name, t in timings.items()
-  ]
+  parts = []
+  for name, t in timings.items():
+    parts.append(f"{name} {'reused' if t['reused'] else format(t['seconds'], '.1f') + ' s'}")
+    if "input_wait_share" in t:
+      parts[-1] += f" ({t['input_wait_share']:.1%} of its steps' time waiting for batches)"
   return "Time: " + ", ".join(parts)
 
 

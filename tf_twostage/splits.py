@@ -131,6 +131,23 @@ def by_column(labels: np.ndarray) -> Splits:
   Raises:
     InputError: a label is none of these.
   """
+  return by_code(codes(labels))
+
+
+def by_code(code: np.ndarray) -> Splits:
+  """Rows say where they belong, by places in `NAMES`: [n] int."""
+  return Splits(**{name: code == place for place, name in enumerate(NAMES)})
+
+
+def codes(labels: np.ndarray) -> np.ndarray:
+  """Places of labels in `NAMES`, [n] int8.
+
+  Args:
+    labels: [n] str: train, validation (or valid, val, dev) or test, in any case.
+
+  Raises:
+    InputError: a label is none of these.
+  """
   values, row_value = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
   named = np.array([_SYNONYMS.get(value.strip().lower(), "") for value in values])
   unknown = values[named == ""]
@@ -140,7 +157,7 @@ def by_column(labels: np.ndarray) -> Splits:
       f"splits: the split column holds {list(map(str, unknown[:5]))} (first: row {row}); write"
       f" {', '.join(NAMES)}"
     )
-  return Splits(**{name: (named == name)[row_value] for name in NAMES})
+  return np.array([NAMES.index(name) for name in named], np.int8)[row_value]
 
 
 METHODS: dict[str, str] = {

@@ -18,14 +18,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import TrainingLog
 from tf_twostage.checkpoints import Checkpoints, reason
 from tf_twostage.config import CheckpointConfig, FitConfig
 from tf_twostage.distribution import Workers
 from tf_twostage.errors import RunError
 from tf_twostage.evaluation.judge import Measures, Scores
 from tf_twostage.evaluation.protocol import MEASURES
-from tf_twostage.fitting import make_optimizer, progress_bar, show_loss, steps_per_epoch
+from tf_twostage.fitting import InputWait, make_optimizer, progress_bar, show_loss, steps_per_epoch
 from tf_twostage.interrupts import Stopped, deferred
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import Codes, TwoTower
@@ -40,7 +40,8 @@ _CHECKPOINTS = CheckpointConfig()
 _SEEDS_APART = 1_000_003  # more than a worker has steps, most likely
 
 # One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
-# what the scores come to when the best epoch is chosen}
+# what the scores come to when the best epoch is chosen, "input_wait_share": how much of the time of
+# its steps they waited for their batches}. But for this share, interruptions change nothing.
 History = list[dict[str, Any]]
 
 
@@ -71,7 +72,7 @@ def restore_best(towers: TwoTower, directory: pathlib.Path, history: History) ->
 
 def train_generator(
   model: CandidateGenerator,
-  log: BanditLog,
+  log: TrainingLog,
   user_codes: Codes,
   evaluate: Callable[[], Scores],
   select: Callable[[Scores], float],
@@ -124,25 +125,36 @@ def train_generator(
   run = _Run(model, directory, workers, epochs=config.epochs, steps=steps)
   run.restore()
 
+  wait = InputWait()
+
   def batches(readers: Workers, start_step: int) -> Iterator[Any]:
-    options = {"batch_size": config.batch_size, "seed": seed, "start_step": start_step}
+    options: dict[str, Any] = {
+      "batch_size": config.batch_size,
+      "seed": seed,
+      "start_step": start_step,
+    }
+    if readers.alone:  # else devices have buffers, and nobody sees how long they wait for these
+      return iter(wait.watched(log.batches(user_codes, **options)))
     return readers.batches(log, user_codes, **options)
 
   if run.step < run.last_step and not workers.is_chief:
-    _train(model, batches, lambda metrics: run.save(), run, workers, checkpoints, False)
+    with log.reading():
+      _train(model, batches, lambda metrics: run.save(), run, workers, checkpoints, False)
   elif run.step < run.last_step:
     with run.saving():
       monitor = Monitor(tensorboard, hyper_parameters, measures, notes)
 
     def finish_epoch(metrics: dict[str, float]) -> None:
+      waited = {"input_wait_share": wait.share()} if workers.alone else {}
       scores = evaluate()
-      entry = {"epoch": run.step // run.steps, "training": metrics, "scores": scores}
+      entry = {"epoch": run.step // run.steps, "training": metrics, "scores": scores, **waited}
       entry["selected"] = select(scores)
       with run.saving():
         monitor.write(entry)
         run.finish_epoch(entry)
+      wait.reset()
 
-    with monitor:
+    with monitor, log.reading():
       _train(model, batches, finish_epoch, run, workers, checkpoints, progress)
   if not workers.is_chief:
     return []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -51,76 +52,133 @@ def load(
     InputError: files cannot be read, columns are missing, or nothing is left.
     BadRowsError: rows are bad and shall not be skipped, or all are; names each kind of fault.
   """
-  schema = load_schema(schema)
-  bad_rows = BadRows() if bad_rows is None else bad_rows
-  if users is not None and schema.user_id is None:
-    raise InputError(
-      f"{users}: a users file needs ids to look up, but the schema says `user_id: null`; name the"
-      " column of the user ids, or leave the file out"
-    )
-  if items is None and (schema.item_features or schema.title):
-    raise InputError(
-      "the schema has item features or a title, which stand in an items file; name the file, or"
-      " leave them out"
-    )
-  catalogue = _Catalogue(schema, items)
-  people = _LoggedUsers(schema, bad_rows) if users is None else _ListedUsers(schema, users)
+  source = Source(log, items, schema, users, on_bad_rows=on_bad_rows, bad_rows=bad_rows)
   beside: dict[str, list[np.ndarray]] = {}
-  known = catalogue.known | people.known
-  found = files.find(log)
-  for part in rows.read(found, schema, bad_rows, user_features=users is None, known=known):
-    user_index, consistent = people.index(part)
-    columns = {"user_index": user_index, "action": catalogue.index(part)}
-    names = [*_BESIDE, *(feature.name for feature in schema.context_features)]
-    columns |= {name: part.column(name) for name in names if name in part.table.column_names}
-    if schema.split:
-      columns["split"] = strings(part.table["split"].combine_chunks())
-    for name, values in columns.items():
-      beside.setdefault(name, []).append(values[consistent])
-  bad_rows.settle(on_bad_rows)
-  arrays = {name: np.concatenate(values) for name, values in beside.items()}
-  item_table, item_rank = catalogue.table()
-  user_table, user_rank = people.table()
-  context = {f.name: arrays[f.name] for f in schema.context_features}
-  item_features, item_columns = feature_tables.build(schema.item_features, item_table.columns)
-  user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
-  user_ids, item_ids = strings(user_table.ids), strings(item_table.ids)
-  return LoggedData(
-    name=found.place,
-    schema=Schema(
-      user=(
-        # Combinations of features have no identity beyond them.
-        Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None),
-        *user_features,
+  for part in source.parts():
+    for name, values in part.items():
+      beside.setdefault(name, []).append(values)
+  return source.data({name: np.concatenate(values) for name, values in beside.items()})
+
+
+class Source:
+  """A log that is read part by part, while its users and items are met; see `load`.
+
+  Until all parts have passed, users and items go by numbers in the order in which they came.
+  """
+
+  def __init__(
+    self,
+    log: str | os.PathLike | Sequence[str | os.PathLike],
+    items: str | os.PathLike | None,
+    schema: str | os.PathLike | LogSchema,
+    users: str | os.PathLike | None = None,
+    *,
+    on_bad_rows: str = "fail",
+    bad_rows: BadRows | None = None,
+  ):
+    self.schema = schema = load_schema(schema)
+    self._bad_rows = BadRows() if bad_rows is None else bad_rows
+    self._on_bad_rows = on_bad_rows
+    self._has_users, self._has_items = users is not None, items is not None
+    if users is not None and schema.user_id is None:
+      raise InputError(
+        f"{users}: a users file needs ids to look up, but the schema says `user_id: null`; name the"
+        " column of the user ids, or leave the file out"
+      )
+    if items is None and (schema.item_features or schema.title):
+      raise InputError(
+        "the schema has item features or a title, which stand in an items file; name the file, or"
+        " leave them out"
+      )
+    self._catalogue = _Catalogue(schema, items)
+    self._people = (
+      _LoggedUsers(schema, self._bad_rows) if users is None else _ListedUsers(schema, users)
+    )
+    self._files = files.find(log)
+    self._ranks: dict[str, np.ndarray] = {}
+
+  def parts(self) -> Iterator[dict[str, np.ndarray]]:
+    """Yields columns of good rows, [m] each: `user_index` and `action` as numbers of their own.
+
+    Raises:
+      InputError: as `load`, after the last part.
+    """
+    known = self._catalogue.known | self._people.known
+    context = [feature.name for feature in self.schema.context_features]
+    if self._on_bad_rows == "fail":
+      self._files.check_ends()
+    for part in rows.read(
+      self._files, self.schema, self._bad_rows, user_features=not self._has_users, known=known
+    ):
+      user_index, consistent = self._people.index(part)
+      columns = {"user_index": user_index, "action": self._catalogue.index(part)}
+      names = [name for name in (*_BESIDE, *context) if name in part.table.column_names]
+      columns |= {name: part.column(name) for name in names}
+      if self.schema.split:
+        columns["split"] = strings(part.table["split"].combine_chunks())
+      yield {name: values[consistent] for name, values in columns.items()}
+    self._bad_rows.settle(self._on_bad_rows)
+
+  def data(
+    self, columns: Mapping[str, np.ndarray], chosen: np.ndarray | slice = slice(None)
+  ) -> LoggedData:
+    """Users and items with some rows of the log, after the last part.
+
+    Args:
+      columns: those of all parts, joined; [n] each.
+      chosen: the rows, a mask [n], indices, or a slice.
+    """
+    schema = self.schema
+    item_table, self._ranks["action"] = self._catalogue.table()
+    user_table, self._ranks["user_index"] = self._people.table()
+    item_features, item_columns = feature_tables.build(schema.item_features, item_table.columns)
+    user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
+    user_ids, item_ids = strings(user_table.ids), strings(item_table.ids)
+    beside: dict[str, Any] = {
+      name: columns[name][chosen] for name in ("time", "ranker_score", "split") if name in columns
+    }
+    return LoggedData(
+      name=self._files.place,
+      schema=Schema(
+        user=(
+          # Combinations of features have no identity beyond them.
+          Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None),
+          *user_features,
+        ),
+        item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
+        context=tuple(unit_range(f.name, columns[f.name]) for f in schema.context_features),
       ),
-      item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
-      context=tuple(unit_range(name, values) for name, values in context.items()),
-    ),
-    users={"user_id": user_ids, **user_columns},
-    items={"item_id": item_ids, **item_columns},
-    titles=item_table.columns.get("title", item_ids),
-    log=BanditLog(
-      user_index=user_rank[arrays["user_index"]],
-      action=item_rank[arrays["action"]],
-      propensity=arrays.get("propensity"),
-      reward=arrays["reward"],
-      context=context,
-      position=arrays.get("position"),
-    ),
-    time=arrays.get("time"),
-    ranker_score=arrays.get("ranker_score"),
-    split=arrays.get("split"),
-    notes=tuple(_notes(schema, items, bad_rows, len(item_ids))),
-  )
+      users={"user_id": user_ids, **user_columns},
+      items={"item_id": item_ids, **item_columns},
+      titles=item_table.columns.get("title", item_ids),
+      log=self.log(columns, chosen),
+      notes=tuple(self._notes(len(item_ids))),
+      **beside,
+    )
 
+  def users(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The user of every row, [n] int32, once `data` has been made."""
+    return self._ranks["user_index"][columns["user_index"]]
 
-def _notes(schema: LogSchema, items: object, bad_rows: BadRows, num_items: int):
-  if bad_rows.bad:
-    yield f"{bad_rows.bad} of {bad_rows.rows} rows are bad and were left out"
-  if items is None:
-    yield f"no items file: the catalogue is the {num_items} items that were logged"
-  if not schema.has_propensities:
-    yield "the log has no propensities; they have to be estimated"
+  def log(self, columns: Mapping[str, np.ndarray], chosen: np.ndarray | slice) -> BanditLog:
+    """Some rows of the log, once `data` has been made; arguments are as there."""
+    return BanditLog(
+      **{name: rank[columns[name][chosen]] for name, rank in self._ranks.items()},
+      propensity=columns["propensity"][chosen] if "propensity" in columns else None,
+      reward=columns["reward"][chosen],
+      context={f.name: columns[f.name][chosen] for f in self.schema.context_features},
+      position=columns["position"][chosen] if "position" in columns else None,
+    )
+
+  def _notes(self, num_items: int) -> Iterator[str]:
+    if self._bad_rows.bad:
+      yield f"{self._bad_rows.bad} of {self._bad_rows.rows} rows are bad and were left out"
+    for cut in self._bad_rows.cut:
+      yield f"{cut} could be read; how many rows those were is not known"
+    if not self._has_items:
+      yield f"no items file: the catalogue is the {num_items} items that were logged"
+    if not self.schema.has_propensities:
+      yield "the log has no propensities; they have to be estimated"
 
 
 class _Catalogue:

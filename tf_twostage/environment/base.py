@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import TrainingLog
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.judge import Judge, Scorer, Scores
@@ -45,7 +45,7 @@ class Environment:
 
   tables: EncodedTables
   titles: np.ndarray
-  log: BanditLog
+  log: TrainingLog
   judge: Judge
   ranker_logits: RankerLogits
   slate_ranker: SlateRanker

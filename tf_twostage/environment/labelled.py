@@ -32,7 +32,12 @@ def labelled(config: Config, data: XmcData, stages: Stages) -> Environment:
   recording = log_labels(config, data, tables, stages)
   log = recording.log
   ranker, stage = fitted_ranker(
-    config, tables, log, stages, depends_on=recording.stage, prior=usual_logit(log.reward)
+    config,
+    tables,
+    log,
+    stages,
+    depends_on=recording.stage,
+    prior=usual_logit(log.rewards().total, len(log)),
   )
   # The policy shows a rare label only where it expects it: that it is right then does not make
   # the label popular, as a mean would have it.

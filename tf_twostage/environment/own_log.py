@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from tf_twostage import propensities, splits
-from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import Config, DataConfig
 from tf_twostage.datasets import own_log as files
 from tf_twostage.datasets.logged import LoggedData
 from tf_twostage.environment import rankers
 from tf_twostage.environment.base import Environment, requests
+from tf_twostage.environment.log_parts import LogParts
+from tf_twostage.environment.streaming import FIRST, streamed
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import protocol
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
@@ -35,27 +36,38 @@ def own_log(config: Config, stages: Stages) -> Environment:
   """
   settings = config.own_log
   _check_settings(config)
-  with stages.timed("data"):
-    data = files.load(
-      str(settings.log),
-      settings.items,
-      settings.schema,
-      settings.users,
-      on_bad_rows=settings.on_bad_rows,
-    )
-    held_out = _held_out(config, data)
-    _check_rows(config, data, held_out)
-    given = rankers.given(settings.ranker, data)
-  facts: dict[str, Any] = {"rows": held_out.sizes(), "propensities": {"estimated": False}}
-  notes = [note for note in data.notes if "have to be estimated" not in note]
-  log_stage = data.fingerprint()
-  if not data.has_propensities:
-    estimated, log_stage = propensities.estimate(config, data, stages)
-    data = data.with_propensities(estimated.values)
-    facts["propensities"] = {"estimated": True, **estimated.facts()}
-    notes.append(estimated.note())
-  parts = {name: data.log.select(mask) for name, mask in held_out.masks().items()}
-  train = parts["train"]
+  facts: dict[str, Any] = {"propensities": {"estimated": False}}
+  held_out = None
+  if settings.stream:
+    with stages.timed("data"):
+      found = streamed(config, stages)
+      data, parts, notes, log_stage = found.data, found.parts, list(found.notes), found.digest
+      facts["rows"] = found.sizes
+      _check_rows(config, data, found.sizes, len(parts.train.positives()))
+      given = rankers.given(settings.ranker, data)
+  else:
+    with stages.timed("data"):
+      data = files.load(
+        str(settings.log),
+        settings.items,
+        settings.schema,
+        settings.users,
+        on_bad_rows=settings.on_bad_rows,
+      )
+      held_out = _held_out(config, data)
+      facts["rows"] = held_out.sizes()
+      rewarded = int((data.log.reward[held_out.train] > 0).sum())
+      _check_rows(config, data, held_out.sizes(), rewarded)
+      given = rankers.given(settings.ranker, data)
+    notes = [note for note in data.notes if "have to be estimated" not in note]
+    log_stage = data.fingerprint()
+    if not data.has_propensities:
+      estimated, log_stage = propensities.estimate(config, data, stages)
+      data = data.with_propensities(estimated.values)
+      facts["propensities"] = {"estimated": True, **estimated.facts()}
+      notes.append(estimated.note())
+    parts = _parts(data, held_out)
+  train = parts.train
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   rows = fingerprint(
     {
@@ -67,7 +79,7 @@ def own_log(config: Config, stages: Stages) -> Environment:
   reward_model = rankers.reward_model(config, tables, train, stages, depends_on=rows)
   if given is not None:
     ranker = rankers.ready_given(given, data, stages)
-  elif data.ranker_score is not None:
+  elif data.ranker_score is not None and held_out is not None:
     ranker = rankers.imitated(config, tables, data, held_out, stages, depends_on=rows)
   else:
     ranker = reward_model.as_ranker()
@@ -76,7 +88,7 @@ def own_log(config: Config, stages: Stages) -> Environment:
   grouped = data.schema.user_id.embedded
   logs = {
     split: EvaluationLog(
-      parts[split],
+      getattr(parts, split),
       data.num_items,
       f"{name}-{split}",
       (*notes, f"The log is the {split} rows of your own, which nothing was fitted on."),
@@ -96,11 +108,11 @@ def own_log(config: Config, stages: Stages) -> Environment:
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
-    policies=_policies(config, train, data.num_items, ranker.logits),
+    policies=_policies(config, parts, ranker.logits),
     requests=requests(
       data.schema,
-      {feature: values[train.user_index[:100]] for feature, values in data.users.items()},
-      train.context,
+      {feature: values[parts.first.user_index] for feature, values in data.users.items()},
+      parts.first.context,
     ),
     name=name,
     facts={**facts, **ranker.facts},
@@ -109,15 +121,24 @@ def own_log(config: Config, stages: Stages) -> Environment:
   )
 
 
-def _policies(
-  config: Config, log: BanditLog, num_items: int, ranker_logits: Scorer
-) -> dict[str, Scorer]:
+def _parts(data: LoggedData, held_out: Splits) -> LogParts:
+  logs = {name: data.log.select(mask) for name, mask in held_out.masks().items()}
+  train = logs["train"]
+  return LogParts(
+    **logs,
+    first=train.select(slice(0, FIRST)),
+    earned=protocol.total_reward(train, data.num_items),
+  )
+
+
+def _policies(config: Config, parts: LogParts, ranker_logits: Scorer) -> dict[str, Scorer]:
   """What the generator is compared with, besides the logging policy.
 
   Popularity is one of the K items of the highest smoothed mean reward, at random: a list for
   everyone as a generator hands it on. Its best item alone would be shown by few rows.
   """
-  means = protocol.popularity(log, num_items)
+  num_items = len(parts.earned)
+  means = protocol.smoothed_means(parts.train.shown(num_items), parts.earned)
   top = np.full(num_items, -np.inf)
   top[np.argsort(-means, kind="stable")[: config.slate_size]] = 0.0
   return {
@@ -154,16 +175,14 @@ def _check_settings(config: Config) -> None:
       raise InputError(f"--{flag}={value} has no part in learning from --log; leave it out")
 
 
-def _check_rows(config: Config, data: LoggedData, held_out: Splits) -> None:
-  sizes = held_out.sizes()
+def _check_rows(config: Config, data: LoggedData, sizes: dict[str, int], rewarded: int) -> None:
   empty = [name for name, size in sizes.items() if not size]
   if empty:
     raise InputError(
-      f"{data.name}: the split leaves no rows for {' and '.join(empty)}, of {len(data.log)}"
+      f"{data.name}: the split leaves no rows for {' and '.join(empty)}, of {sum(sizes.values())}"
       " (validation chooses the epoch, test is reported); raise --validation_share and"
       " --test_share, split otherwise, or label such rows"
     )
-  rewarded = int((data.log.reward[held_out.train] > 0).sum())
   if not rewarded:
     raise InputError(
       f"{data.name}: none of the {sizes['train']} training rows has a reward above 0, so there is"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.bandit_log import BanditLog, TrainingLog
 from tf_twostage.config import Config
 from tf_twostage.datasets.logged import LoggedData
 from tf_twostage.evaluation.judge import Scorer
@@ -31,11 +31,12 @@ _ROWS_PER_CHUNK = 8192
 def fitted_ranker(
   config: Config,
   tables: EncodedTables,
-  log: BanditLog,
+  log: TrainingLog,
   stages: Stages,
   *,
   depends_on: str,
   prior: float = 0.0,
+  scale: float = 1.0,
   stage: str = "ranker",
 ) -> tuple[Ranker, str]:
   """A ranker fitted on the rewards of a log, and the name of its stage.
@@ -47,6 +48,7 @@ def fitted_ranker(
     stages: keep what is built.
     depends_on: what the log follows from.
     prior: logit of the usual reward.
+    scale: what rewards are divided by.
     stage: what the stage is called.
   """
   seed = config.environment_seed
@@ -56,7 +58,10 @@ def fitted_ranker(
 
   def build(directory: pathlib.Path) -> None:
     batches = log.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
-    fit(ranker, batches, config.ranker, len(log), stage.replace("_", " "))
+    if scale != 1:
+      batches = batches.map(lambda batch: {**batch, "reward": batch["reward"] / scale})
+    with log.reading():
+      fit(ranker, batches, config.ranker, len(log), stage.replace("_", " "))
     save_weights(towers, directory)
 
   inputs = {
@@ -130,7 +135,7 @@ class RewardModel(NamedTuple):
 
 
 def reward_model(
-  config: Config, tables: EncodedTables, log: BanditLog, stages: Stages, *, depends_on: str
+  config: Config, tables: EncodedTables, log: TrainingLog, stages: Stages, *, depends_on: str
 ) -> RewardModel:
   """A pointwise ranker of a log whose rewards may be any numbers >= 0, and rare.
 
@@ -141,15 +146,16 @@ def reward_model(
     stages: keep what is built.
     depends_on: what the log follows from.
   """
-  scale = float(max(1.0, log.reward.max()))
-  log = dataclasses.replace(log, reward=log.reward / np.float32(scale))
+  rewards = log.rewards()
+  scale = max(1.0, rewards.largest)
   ranker, stage = fitted_ranker(
     config,
     tables,
     log,
     stages,
     depends_on=depends_on,
-    prior=usual_logit(log.reward),
+    prior=usual_logit(rewards.total / scale, len(log)),
+    scale=scale,
     stage="reward_model",
   )
   return RewardModel(ranker, scale, stage)

@@ -178,8 +178,13 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
 
 def popularity(log: BanditLog, num_items: int) -> np.ndarray:
   """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
-  count = np.bincount(log.action, minlength=num_items)
-  return (total_reward(log, num_items) + 1) / (count + 2)
+  shown = np.bincount(log.action, minlength=num_items)
+  return smoothed_means(shown, total_reward(log, num_items))
+
+
+def smoothed_means(shown: np.ndarray, earned: np.ndarray) -> np.ndarray:
+  """(earned + 1) / (shown + 2) of each item: [N], of numbers of rows and sums of rewards."""
+  return (earned + 1) / (shown + 2)
 
 
 def total_reward(log: BanditLog, num_items: int) -> np.ndarray:

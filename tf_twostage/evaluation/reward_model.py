@@ -115,7 +115,7 @@ def fit_reward_model(
         use_context=True,
         item_bias=True,
       )
-      priors.append(usual_logit(seen.reward))
+      priors.append(usual_logit(seen.rewards().total, len(seen)))
       ranker = Ranker(towers, tables.context_lookup, priors[-1])
       batches = seen.batches(users, batch_size=config.batch_size, seed=seed)
       fit(ranker, batches, config, len(seen), f"reward model {fold + 1} of {_FOLDS}")

@@ -10,9 +10,9 @@ from tf_twostage.models.candidate_generator import Batch, RankerLogits
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
 
 
-def usual_logit(rewards: np.ndarray) -> float:
-  """Logit of the mean of rewards [n] in [0, 1], smoothed: never infinite."""
-  usual = (rewards.sum() + 1) / (len(rewards) + 2)
+def usual_logit(total: float, rows: int) -> float:
+  """Logit of the mean of rewards in [0, 1] that come to `total`, smoothed: never infinite."""
+  usual = (total + 1) / (rows + 2)
   return float(np.log(usual / (1 - usual)))
 
 

@@ -1,0 +1,28 @@
+"""The rows of a log of one's own, by what they are for."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tf_twostage.bandit_log import BanditLog, TrainingLog
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LogParts:
+  """What was held out, and what was not.
+
+  Attributes:
+    train: what models are fitted to.
+    validation: chooses the epoch.
+    test: is reported.
+    first: some training rows, in memory.
+    earned: the sum of the rewards of the training rows that show an item, [N].
+  """
+
+  train: TrainingLog
+  validation: BanditLog
+  test: BanditLog
+  first: BanditLog
+  earned: np.ndarray
