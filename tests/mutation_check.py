@@ -344,7 +344,9 @@ MUTATIONS = [
   *mutations(
     "policies.py",
     (POLICIES,),
-    ("return -tf.nn.sparse_softmax", "return tf.nn.sparse_softmax"),
+    ("_add_at(-d_log_p[:, None] * p, actions, d_log_p)", "-d_log_p[:, None] * p"),
+    ("_add_at(-d_log_p[:, None] * p, actions, d_log_p)", "_add_at(0 * p, actions, d_log_p)"),
+    ("tf.reduce_max(logits, 1) + log_largest", "tf.reduce_max(logits, 1)"),
     ('_matrix("logits", logits) / temperature', '_matrix("logits", logits) * temperature'),
     (
       "while the others are silent.\n    log_terms = race.log_density + others * log_silent",
@@ -358,7 +360,7 @@ MUTATIONS = [
     ("mean = d_log_p + others * d_log_share", "mean = d_log_p"),
     ("mean = d_log_p + others * d_log_share", "mean = d_log_p - others * d_log_share"),
     ("bins.read(value - mean[:, None], slope)", "bins.read(value + mean[:, None], slope)"),
-    ("return tf.tensor_scatter_nd_add(d_logits, logged, d_log_p)", "return d_logits"),
+    ("return _add_at(d_logits, actions, d_log_p)", "return d_logits"),
     ("ringing = slate_size * race.density", "ringing = race.density"),
     (
       "others * tf.exp((others - 1) * log_silent) * ringing",

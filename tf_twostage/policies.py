@@ -77,7 +77,20 @@ class SoftmaxPolicy:
 
   def log_prob(self, actions: Any) -> tf.Tensor:
     """log π(a_i) for one action a row: [B] to [B]."""
-    return -tf.nn.sparse_softmax_cross_entropy_with_logits(actions, self.logits)
+    logits, actions = self.logits, tf.cast(actions, tf.int32)
+
+    # TensorFlow's sparse cross-entropy compares every item with the label, twice: on CPUs this
+    # takes half its time, and less for large catalogues.
+    @tf.custom_gradient
+    def log_prob(logits):
+      p = tf.nn.softmax(logits)
+
+      def gradient(d_log_p):
+        return _add_at(-d_log_p[:, None] * p, actions, d_log_p)
+
+      return _log_p(logits, p, actions), gradient
+
+    return log_prob(logits)
 
   def probabilities(self) -> tf.Tensor:
     """π of every action: [B, N], rows sum to 1."""
@@ -202,9 +215,7 @@ def two_stage_log_prob(
   @tf.custom_gradient
   def log_probs(logits):
     p = tf.nn.softmax(logits)
-    # The largest probability is one over the softmax's denominator.
-    log_p = tf.gather(logits, actions, batch_dims=1) - tf.reduce_max(logits, 1)
-    log_p += tf.math.log(tf.reduce_max(p, 1))
+    log_p = _log_p(logits, p, actions)
     bins = _Bins.fill(p, ranker_logits, reference, race)
     log_silent = bins.log_survival(race)
     # Node by node: the action's clock rings while the others are silent.
@@ -217,8 +228,7 @@ def two_stage_log_prob(
       value, slope = race.survival.to_bins(others * d_log_share[:, None] * by_node)
       mean = d_log_p + others * d_log_share  # under p, of all that p(b) multiplies
       d_logits = bins.read(value - mean[:, None], slope)
-      logged = tf.stack([tf.range(tf.size(actions)), actions], 1)
-      return tf.tensor_scatter_nd_add(d_logits, logged, d_log_p)
+      return _add_at(d_logits, actions, d_log_p)
 
     return (log_p, log_share), gradient
 
@@ -435,6 +445,19 @@ def _two_stages(logits: Any, ranker_logits: Any, slate_size: int) -> tuple[tf.Te
   if slate_size < 1:
     raise InputError(f"two-stage policy: slate_size must be at least 1, got {slate_size}")
   return logits, tf.stop_gradient(ranker_logits)
+
+
+def _log_p(logits: tf.Tensor, p: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
+  """log p(a_i), [B], of p = softmax(logits), [B, N]."""
+  # The largest probability is one over the softmax's denominator.
+  log_largest = tf.math.log(tf.reduce_max(p, 1))
+  return tf.gather(logits, actions, batch_dims=1) - tf.reduce_max(logits, 1) + log_largest
+
+
+def _add_at(values: tf.Tensor, actions: tf.Tensor, addend: tf.Tensor) -> tf.Tensor:
+  """`values` [B, N] with `addend` [B] added at each row's action."""
+  logged = tf.stack([tf.range(tf.size(actions)), actions], 1)
+  return tf.tensor_scatter_nd_add(values, logged, addend)
 
 
 def _draw(logits: tf.Tensor, count: int, seed: Any) -> tf.Tensor:
