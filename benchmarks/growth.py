@@ -9,7 +9,8 @@ diagnostics counted, fed by a log's batches; one size at a time changes around a
 it stand two of its parts by themselves, and the floor: what the step cannot do without, in
 operations and bytes (`work`), at the peaks that this machine shows in the same turns. Memory is of
 a process of its own each. Contenders that would not fit into --memory_gib are left out, and named.
-Every axis makes DIR/AXIS.csv and, with matplotlib, DIR/AXIS.png.
+Every axis makes DIR/AXIS.csv and, with matplotlib, DIR/AXIS.png; what a run measures takes the
+place of what DIR holds of the same values and contenders, and leaves the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -34,6 +35,7 @@ from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import EncodedTables, FeatureLookup, TwoTower
 from tf_twostage.models.ranker import Ranker
+from tf_twostage.models.support import SampledSupport
 from tf_twostage.schema import Id, Schema
 
 import tensorflow as tf  # isort: skip
@@ -43,6 +45,7 @@ from benchmarks.measuring import MB, Work
 
 WARM_UP = 3
 REFERENCE = "cross_entropy"
+SUPPORTED = ("cross_entropy", "ips", "two_stage_ips, exact", "two_stage_ips, systematic")
 PRODUCTS, INPUT = "three products alone", "input alone"
 INPUT_BATCHES = 20  # a turn: more than are made ahead
 FLOAT = 4  # bytes
@@ -59,6 +62,11 @@ class Point:
   slate_size: int = 30  # K
   num_slates: int = 100  # τ
   width: int = 32  # D, of user and item vectors
+
+  @property
+  def support(self) -> int:
+    """S, of those who train against a part of the catalogue: the batch and three times as many."""
+    return 4 * self.batch_size
 
 
 BASE = Point()
@@ -78,11 +86,13 @@ class Contender:
 
   Attributes:
     loss: the objective.
-    l2: as --l2 of training; above 0 every row of every table learns in every step.
+    support: items that stand for the catalogue; 0: all of them do.
+    sparse_l2: whether L2 is of the rows that a batch reads, as with a support it is.
   """
 
   loss: OffPolicyLoss
-  l2: float = FitConfig().l2
+  support: int = 0
+  sparse_l2: bool = False
 
   @property
   def draws(self) -> bool:
@@ -100,37 +110,40 @@ class Contender:
 def contenders(point: Point) -> dict[str, Contender]:
   """Every loss of the library, by the names of lines in pictures; the reference comes first."""
   size = {"slate_size": point.slate_size}
-  made = {
-    name: losses.get(name) for name in losses.LOSSES if name not in ("top_k", "two_stage_ips")
-  }
+  sized = ("top_k", "two_stage_ips")
+  made = {name: losses.get(name) for name in losses.LOSSES if name not in sized}
   made["top_k"] = losses.get("top_k", **size)
   made["ips, two-stage policy"] = losses.get("ips", policy="two_stage", **size)
   for sampling in ("exact", "systematic", "categorical"):
     made[f"two_stage_ips, {sampling}"] = losses.get(
       "two_stage_ips", sampling=sampling, num_slates=point.num_slates, **size
     )
-  alone = Contender(made["cross_entropy"], l2=0.0)
-  return {name: Contender(loss) for name, loss in made.items()} | {"cross_entropy, no L2": alone}
+  of_support = {
+    f"{name}, support": Contender(made[name], point.support, sparse_l2=True) for name in SUPPORTED
+  }
+  sparse = {f"{REFERENCE}, sparse L2": Contender(made[REFERENCE], sparse_l2=True)}
+  return {name: Contender(loss) for name, loss in made.items()} | sparse | of_support
 
 
 def work(contender: Contender, point: Point) -> Work:
-  """What a step cannot do without.
+  """What a step cannot do without; with a support, its S items stand for N below.
 
   Products: logits from user and item vectors, and from their gradient those of both: 6 B N D. A
   pointwise loss needs no more than the logits, for the entropy that training reports. Bytes: logits
   are written and read, their gradient is written and read by two products; the item table is read
   by each of these products, its gradient written and read, and table and Adagrad's slot are read
-  and written, as those of users are where L2 moves all rows. A ranker adds its own product, written
-  and read, and the reading of its table. Draws are written and read, and so are counts by item.
+  and written, as those of users are: of the batch, or of all where L2 moves all rows. A ranker adds
+  its own product, written and read, and the reading of its table. Draws are written and read, and
+  so are counts by item.
   """
-  batch, items, width = point.batch_size, point.items, point.width
+  batch, items, width = point.batch_size, contender.support or point.items, point.width
   logits, table = batch * items, items * width
   products = 1 if isinstance(contender.loss, losses.BinaryCrossEntropy) else 3
-  moved_users = point.users if contender.l2 else batch
+  users = batch if contender.sparse_l2 else point.users
   least = Work(
     operations=2.0 * products * (batch * items * width + batch * width**2),
     exponentials=float(logits),
-    bytes=FLOAT * ((5.0 if products == 3 else 2.0) * logits + 8 * table + 4 * moved_users * width),
+    bytes=FLOAT * ((5.0 if products == 3 else 2.0) * logits + 8 * table + 4 * users * width),
   )
   if contender.loss.needs_ranker:
     least += Work(2.0 * batch * items * width, 0.0, FLOAT * (2.0 * logits + table))
@@ -197,8 +210,15 @@ class Step:
 
   def __init__(self, problem: Problem, contender: Contender):
     tf.keras.utils.set_random_seed(0)
-    towers = TwoTower(problem.tables, problem.encoder, l2=contender.l2)
-    model = CandidateGenerator(towers, contender.loss, problem.ranker_logits)
+    towers = TwoTower(
+      problem.tables, problem.encoder, l2=FitConfig().l2, sparse_l2=contender.sparse_l2
+    )
+    support = None
+    if contender.support:
+      items = problem.point.items
+      draws = losses.DRAWS["uniform"](np.ones(items))
+      support = SampledSupport(draws, num_items=items, size=contender.support, seed=0)
+    model = CandidateGenerator(towers, contender.loss, problem.ranker_logits, support)
     model.compile(optimizer=make_optimizer(FitConfig(adagrad_accumulator=0.1)))
     model.optimizer.build(model.trainable_variables)
     self._train, self._batches = model.make_train_function(), problem.batches
@@ -211,8 +231,8 @@ class Step:
 
 def measure(
   axis: str, values: Sequence[int], only: Sequence[str], turns: int, seconds: float, memory: float
-) -> pd.DataFrame:
-  """A row for each value of an axis and each contender.
+) -> Iterator[pd.DataFrame]:
+  """A table for each value of an axis, a row for each contender.
 
   Args:
     axis: field of `Point` that changes.
@@ -222,13 +242,13 @@ def measure(
     seconds: of a value, after which no turn begins.
     memory: MB that tables of all contenders and the largest step may take together.
 
-  Returns:
+  Yields:
     Columns: axis, value, contender; milliseconds and processor_ms, medians over turns; floor_ms by
     the clock and floor_processor_ms; times_floor, processor_ms over its floor, and what the floor
     is bound_by; operations, exponentials and bytes of `work`; held_mb of tables and slots; peak_mb
     and least_mb, see `peak_memory` and `least_memory`. Parts of a step have times alone.
   """
-  parts: list[pd.DataFrame] = []
+  last: pd.DataFrame | None = None
   for value in values:
     point = dataclasses.replace(BASE, **{axis: value})
     runs = {
@@ -236,19 +256,26 @@ def measure(
       for name, contender in contenders(point).items()
       if name in only or (not only and (contender.reads(axis) or name == REFERENCE))
     }
-    if parts:
-      fit = _that_fit(parts[-1], value / parts[-1]["value"].iloc[0], memory)
+    if last is not None:
+      fit = _that_fit(last, value / last["value"].iloc[0], memory)
       if out := [name for name in runs if name not in fit]:
         print(f"\n{axis} {value:,}: no room in {memory / 1024:.1f} GiB for {'; '.join(out)}")
       runs = {name: contender for name, contender in runs.items() if name in fit}
     if not runs:
-      break
-    frame = pd.DataFrame(_measure(point, runs, turns, seconds))
-    frame.insert(0, "axis", axis)
-    frame.insert(1, "value", value)
-    parts.append(frame)
-    print(_text(frame))
-  return pd.concat(parts, ignore_index=True)
+      return
+    last = pd.DataFrame(_measure(point, runs, turns, seconds))
+    last.insert(0, "axis", axis)
+    last.insert(1, "value", value)
+    print(_text(last), flush=True)
+    yield last
+
+
+def with_earlier(frame: pd.DataFrame, path: pathlib.Path) -> pd.DataFrame:
+  """The rows of a file, if there is one, with those of `frame` in place of older ones."""
+  if path.exists():
+    frame = pd.concat([pd.read_csv(path), frame])
+  frame = frame.drop_duplicates(["value", "contender"], keep="last")
+  return frame.sort_values("value", kind="stable", ignore_index=True)
 
 
 def _that_fit(last: pd.DataFrame, factor: float, memory: float) -> list[str]:
@@ -297,7 +324,7 @@ def _measure(
         **dataclasses.asdict(least),
         "held_mb": steps[name].held / MB,
         "peak_mb": memory[name],
-        "least_mb": least_memory(point) / MB,
+        "least_mb": least_memory(chosen[name], point) / MB,
       }
     rows.append(row)
   return rows
@@ -318,10 +345,11 @@ def peak_memory(point: Point, name: str) -> float:
   return measuring.peak_growth(lambda: run(point))
 
 
-def least_memory(point: Point) -> float:
-  """Bytes that no full softmax does without: log, tables, slots; logits and their gradient."""
+def least_memory(contender: Contender, point: Point) -> float:
+  """Bytes that no step does without: log, tables, slots; logits and their gradient."""
   tables = 2 * (point.items + point.users) * point.width
-  return FLOAT * (4.0 * point.rows + tables + 2 * point.batch_size * point.items)
+  logits = point.batch_size * (contender.support or point.items)
+  return FLOAT * (4.0 * point.rows + tables + 2 * logits)
 
 
 def _text(frame: pd.DataFrame) -> str:
@@ -358,7 +386,11 @@ def draw(frame: pd.DataFrame, axis: str, path: pathlib.Path) -> None:
   """Time and memory of a step over the values of an axis, floors dashed."""
   by_name = dict(list(frame.groupby("contender", sort=False)))
   trained = {name: group for name, group in by_name.items() if name not in (PRODUCTS, INPUT)}
-  floors = {"floor": REFERENCE, "floor with a ranker": "ips, two-stage policy"}
+  floors = {
+    name: trained[of]
+    for name, of in (("floor", REFERENCE), ("floor with a support", f"{REFERENCE}, support"))
+    if of in trained
+  }
 
   label = f"{axis} (base point: {getattr(BASE, axis):,})"
   measuring.picture(
@@ -369,20 +401,14 @@ def draw(frame: pd.DataFrame, axis: str, path: pathlib.Path) -> None:
         label,
         "ms",
         {name: (g["value"], g["processor_ms"]) for name, g in by_name.items()},
-        {
-          floor: (trained[name]["value"], trained[name]["floor_processor_ms"])
-          for floor, name in floors.items()
-          if name in trained
-        },
+        {name: (g["value"], g["floor_processor_ms"]) for name, g in floors.items()},
       ),
       measuring.Panel(
         "memory: data, tables, slots, a step",
         label,
         "MB",
         {name: (g["value"], g["peak_mb"]) for name, g in trained.items()},
-        {"floor": (trained[REFERENCE]["value"], trained[REFERENCE]["least_mb"])}
-        if REFERENCE in trained
-        else {},
+        {name: (g["value"], g["least_mb"]) for name, g in floors.items()},
       ),
     ],
   )
@@ -404,13 +430,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error("--values are of a single --axis")
   for axis in args.axis:
     values = sorted(args.values or AXES[axis])
-    frame = measure(axis, values, args.only, args.turns, args.seconds, 1024 * args.memory_gib)
+    frame = pd.DataFrame()
+    for part in measure(axis, values, args.only, args.turns, args.seconds, 1024 * args.memory_gib):
+      frame = pd.concat([frame, part], ignore_index=True)
+      if args.output:
+        args.output.mkdir(parents=True, exist_ok=True)
+        table = args.output / f"{axis}.csv"
+        frame = with_earlier(frame, table)
+        frame.to_csv(table, index=False, float_format="%.6g")
+        draw(frame, axis, table.with_suffix(".png"))
     print(f"\ngrowth with {axis}: size to the power of")
     print(exponents(frame).to_string(float_format=lambda number: f"{number:.2f}", na_rep=""))
-    if args.output:
-      args.output.mkdir(parents=True, exist_ok=True)
-      frame.to_csv(args.output / f"{axis}.csv", index=False, float_format="%.6g")
-      draw(frame, axis, args.output / f"{axis}.png")
 
 
 if __name__ == "__main__":

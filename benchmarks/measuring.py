@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -97,7 +98,8 @@ def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
   It is forked from a process that has done no more than that, so that it starts at once.
   """
   context = multiprocessing.get_context("forkserver")
-  context.set_forkserver_preload([function.__module__])
+  # By its own name, where it runs as __main__, which Python before 3.13 would not import.
+  context.set_forkserver_preload([sys.modules[function.__module__].__spec__.name])
   with context.Pool(1) as pool:
     return pool.apply(function, arguments)
 

@@ -34,9 +34,12 @@ def test_work_of_a_step():
     exponentials=20,
     bytes=4 * (5 * 20 + 8 * 30 + 4 * 15),
   )
-  # Without L2 the batch's 2 users alone move.
-  lighter = growth.work(made["cross_entropy, no L2"], point)
+  # With sparse L2 the batch's 2 users alone move.
+  lighter = growth.work(made["cross_entropy, sparse L2"], point)
   assert plain.bytes - lighter.bytes == 4 * 4 * (5 - 2) * 3
+  # A support of 4 x 2 items stands for the 10.
+  small = growth.work(made["ips, support"], point)
+  assert small.bytes == 4 * (5 * 16 + 8 * 24 + 4 * 2 * 3)
   ranked = growth.work(made["ips, two-stage policy"], point)
   assert ranked.operations - plain.operations == 2 * 2 * 10 * 3
   assert ranked.bytes - plain.bytes == 4 * (2 * 20 + 30)
@@ -49,13 +52,10 @@ def test_axes_are_measured_where_they_matter():
   made = growth.contenders(growth.BASE)
   reads = {axis: {name for name, c in made.items() if c.reads(axis)} for axis in growth.AXES}
   assert reads["items"] == set(made)
-  assert reads["num_slates"] == {"two_stage_ips, systematic", "two_stage_ips, categorical"}
-  assert reads["slate_size"] == {
-    "top_k",
-    "ips, two-stage policy",
-    "two_stage_ips, exact",
-    *reads["num_slates"],
-  }
+  drawn = {"two_stage_ips, systematic", "two_stage_ips, categorical"}
+  assert reads["num_slates"] == {*drawn, "two_stage_ips, systematic, support"}
+  exact = {"two_stage_ips, exact", "two_stage_ips, exact, support"}
+  assert reads["slate_size"] == {"top_k", "ips, two-stage policy", *exact, *reads["num_slates"]}
 
 
 def test_contenders_without_room_are_left_out():
