@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests import oracle
+from tf_twostage.losses import slates as slates_module
 from tf_twostage.losses.slates import SAMPLING, sample_slates, slate_counts
 
 every_sampling = pytest.mark.parametrize("sampling", SAMPLING)
@@ -292,3 +293,20 @@ class TestSystematicDraws:
       )
       variance[sampling] = weights.numpy().var(axis=0).sum()
     assert variance["systematic"] < 0.7 * variance["categorical"]
+
+
+def test_systematic_draws_survive_sums_that_fall_by_a_rounding(monkeypatch):
+  cumsum = slates_module._cumsum
+
+  def rounded(x, **options):
+    sums = cumsum(x, **options)
+    if "scale" in options:  # those that items start at: the last one falls below the one before
+      sums = tf.floor(sums) - tf.constant([0.0, 0.0, 0.0, 1e-3])
+    return sums
+
+  monkeypatch.setattr(slates_module, "_cumsum", rounded)
+  logits = tf.constant([[0.0, 0.0, -np.inf, -np.inf]])
+  for seed in range(12):  # the order starts with every item
+    draws = slates_module.systematic_draws(logits, 10, tf.constant([seed, 0]))
+    assert draws.numpy().min() >= 0
+    assert draws.numpy().max() < 4

@@ -99,6 +99,8 @@ def systematic_draws(logits: tf.Tensor, draws: int, stateless_seed: tf.Tensor) -
   origin = tf.random.stateless_uniform([rows, 1], for_origin, maxval=items, dtype=tf.int32)
   first = tf.gather(start, origin, batch_dims=1)
   start += tf.where(tf.range(items) < origin, draws - first, -first)
+  # Sums over items of no probability may fall by a rounding, and so below the integer they were at.
+  start = tf.maximum(start, 0)
   # Items that start at M own nothing.
   started = tf.math.bincount(start, minlength=draws, maxlength=draws, axis=-1)
   item = _cumsum(tf.cast(started, tf.float32), first=tf.cast(origin - 1, tf.float32))
