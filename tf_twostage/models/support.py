@@ -9,7 +9,7 @@ from tf_twostage.losses.sampled_catalogue import Draws, Support, sample_support
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.replicas import all_rows
 
-_USERS = 256  # of a batch, that say which candidates are hard
+_USERS = 128  # of a batch, that say which candidates are hard
 _ITEMS_PER_CHUNK = 2**14  # 16 MB of logits
 
 

@@ -69,7 +69,7 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
   """
   found, strange = [], 0
   for file in sorted((workdir / "generators").glob("*/config.json")):
-    stored = _stored(file)
+    stored = stored_config(file)
     if stored is None:
       strange += 1
       continue
@@ -85,7 +85,7 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
   return sorted(found, key=lambda g: (g.label, g.config.seed))
 
 
-def _stored(file: pathlib.Path) -> Config | None:
+def stored_config(file: pathlib.Path) -> Config | None:
   """The settings of a run; None if they are of another version of the program."""
   defaults = Config()
   try:
