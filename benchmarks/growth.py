@@ -375,8 +375,9 @@ def exponents(frame: pd.DataFrame) -> pd.DataFrame:
   rows = {}
   for name, group in frame.groupby("contender", sort=False):
     rows[name] = {
-      f"{what}, {where}": measuring.exponent(group["value"][part], group[column][part])
+      f"{what}, {where}": measuring.exponent(measured["value"][part], measured[column][part])
       for what, column in (("time", "processor_ms"), ("memory", "peak_mb"))
+      for measured in [group.dropna(subset=column)]
       for where, part in (("all", slice(None)), ("last two", slice(-2, None)))
     }
   return pd.DataFrame(rows).T

@@ -19,6 +19,7 @@ import numpy as np
 
 from tf_twostage import losses  # before tensorflow: selects Keras 2
 from tf_twostage.losses.slates import sample_slates, slate_counts
+from tf_twostage.policies import SoftmaxPolicy
 
 import tensorflow as tf  # isort: skip
 
@@ -76,6 +77,7 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   runs["  of which slate_counts"] = lambda logits, actions, p, r, ranker_logits: tf.reduce_sum(
     slate_counts(drawn, actions, ranker_logits, alpha=0.01)[0]
   )
+  runs["policy entropy, as reported"] = lambda logits, *_: SoftmaxPolicy(logits).entropy()
   runs["ips with diagnostics"] = step(losses.get("ips"), diagnosed)
   return runs
 
