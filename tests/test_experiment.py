@@ -10,7 +10,7 @@ import pytest
 from tests import ready_environment as ready
 from tests.histories import history, scores
 from tf_twostage import datasets, environment, experiment, pipeline
-from tf_twostage.config import LossConfig
+from tf_twostage.config import LossConfig, SupportConfig
 from tf_twostage.errors import InputError
 from tf_twostage.experiment import Variant
 from tf_twostage.stages import Stages
@@ -156,6 +156,14 @@ def test_variants_that_make_no_sense_are_refused(config, tmp_path, labels, optio
   with pytest.raises(InputError, match=words):
     run(config, variants, tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {"environment"}
+
+
+def test_hard_candidates_beyond_the_catalogue_are_refused_before_any_cell(config, fitted, tmp_path):
+  support = SupportConfig(support_size=64, hard_candidates=16)
+  beyond = dataclasses.replace(config, support=support)
+  with pytest.raises(InputError, match="but the catalogue has 15 items"):
+    run(config, [variant(config, "ips"), variant(beyond, "ips:hard_candidates=16")], tmp_path)
+  assert not fitted
 
 
 def test_a_seed_is_needed(config, tmp_path):

@@ -90,6 +90,8 @@ def run(
   only_here(config, "launch.experiment")
   stages = Stages(workdir / "stages")
   environment = environments.make(config, stages)
+  for variant in variants:
+    pipeline.check_catalogue(variant.config, environment)
   baselines = environment.baselines(stages, config.slate_size)
   cells = [
     _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))

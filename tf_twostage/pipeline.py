@@ -21,7 +21,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation.judge import Scores
 from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import TwoTower
-from tf_twostage.models.support import SampledSupport
+from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.stages import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
@@ -217,6 +217,16 @@ def check(config: Config) -> None:
       f" {settings.hard_candidates} hard candidates fill {certain} places and leave none to draw"
       " for; raise --support_size, or lower --batch_size or --hard_candidates"
     )
+
+
+def check_catalogue(config: Config, environment: Environment) -> None:
+  """Shows settings that the catalogue is too small for before a generator is fitted.
+
+  Raises:
+    InputError: more hard candidates than items.
+  """
+  if config.support.support_size:
+    check_hard_candidates(config.support.hard_candidates, environment.tables.schema.num_items)
 
 
 def rows_to_learn(config: Config, log: TrainingLog) -> TrainingLog:

@@ -13,6 +13,15 @@ _USERS = 128  # of a batch, that say which candidates are hard
 _ITEMS_PER_CHUNK = 2**14  # 16 MB of logits
 
 
+def check_hard_candidates(count: int, num_items: int) -> None:
+  """Raises: InputError: there are not so many items."""
+  if not 0 <= count <= num_items:
+    raise InputError(
+      f"hard_candidates is {count}, but the catalogue has {num_items} items: pick a number up to"
+      " that"
+    )
+
+
 class SampledSupport(tf.keras.layers.Layer):
   """Logged items, hard candidates and draws, a function of seed and step.
 
@@ -42,11 +51,7 @@ class SampledSupport(tf.keras.layers.Layer):
       some users with the whole catalogue.
     """
     super().__init__(name="support")
-    if not 0 <= hard_candidates <= num_items:
-      raise InputError(
-        f"hard_candidates is {hard_candidates}, but the catalogue has {num_items} items: pick a"
-        " number up to that"
-      )
+    check_hard_candidates(hard_candidates, num_items)
     self._draws = draws
     self._num_items = num_items
     self._size = size
