@@ -345,6 +345,19 @@ def nan_ranker(loss, **options):
   return model
 
 
+def test_a_step_without_memory_ends_in_one_message(tmp_path, monkeypatch):
+  def take_step(batches):
+    message = (
+      "Graph execution error: ...\nOOM when allocating tensor with shape[9,8] and type float"
+    )
+    raise tf.errors.ResourceExhaustedError(None, None, message)
+
+  monkeypatch.setattr(training.Workers, "step", lambda self, model: take_step)
+  with pytest.raises(RunError, match=r"^out of memory at .*shape\[9,8\]; lower --batch_size") as e:
+    train(tmp_path, epochs=1)
+  assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize(
   ("broken", "words"),
   [

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,7 +116,8 @@ def train_generator(
 
   Raises:
     Stopped: SIGTERM or SIGINT came, to any worker; the step at work was finished and saved.
-    RunError: the loss or the weights are not finite any more, or nothing can be saved.
+    RunError: the loss or the weights are not finite any more, memory is short, or nothing can be
+      saved.
   """
   workers = workers or Workers()
   with workers.scope():
@@ -266,6 +268,14 @@ class _Run:
       f" {self.directory} is {f'of step {saved[-1]}, and finite' if saved else 'still to come'}"
     )
 
+  def out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> RunError:
+    """Says what there was no room for."""
+    found = re.search(r"OOM when allocating tensor with shape ?\[[\d,]*\]", error.message)
+    return RunError(
+      f"out of memory at {self.where}: {found.group() if found else error.message};"
+      " lower --batch_size, or against a large catalogue --support_size"
+    )
+
 
 def _train(
   model: CandidateGenerator,
@@ -296,6 +306,8 @@ def _train(
         if tf.reduce_all(tf.math.is_finite(model(batch["user"]))):
           raise
         raise run.diverged("the logits", {}) from error
+      except tf.errors.ResourceExhaustedError as error:
+        raise run.out_of_memory(error) from error
       if loss is not None and not math.isfinite(loss):
         metrics = _metrics(model)
         raise run.diverged(_not_finite(metrics), metrics)
