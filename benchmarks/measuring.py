@@ -235,3 +235,8 @@ def picture(path: pathlib.Path, panels: Sequence[Panel]) -> None:
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))
 
   drawing.save({path: (4.8 * len(panels), 3.6, plot)})
+  if path.exists():
+    from PIL import Image  # comes with matplotlib
+
+    palette = Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=64)
+    palette.save(path, optimize=True)  # a third of the bytes

@@ -102,6 +102,14 @@ def test_more_hard_candidates_than_items_are_refused(config, tmp_path):
     pipeline.fit_generator(config, world, tmp_path, progress=False)
 
 
+@pytest.mark.parametrize(("size", "warned"), [(ready.ITEMS, False), (ready.ITEMS + 1, True)])
+def test_a_support_that_outgrows_the_catalogue_is_warned_of(config, tmp_path, caplog, size, warned):
+  config = changed(changed(config, "support", support_size=size), "generator", batch_size=8)
+  world = environment.make(config, Stages(tmp_path / "stages"))
+  pipeline.fresh_generator(config, world)
+  assert (f"more than the {ready.ITEMS} items" in caplog.text) == warned
+
+
 CHANGES = [
   {"seed": 1},
   {"slate_size": 11},

@@ -191,6 +191,13 @@ def _make_support(config: Config, environment: Environment) -> SampledSupport | 
   settings, num_items = config.support, environment.tables.schema.num_items
   if not settings.support_size:
     return None
+  if settings.support_size > num_items:
+    _log.warning(
+      "support_size is %d, more than the %d items of the catalogue: it costs more than all of them,"
+      " and is less exact; --support_size=0 trains against the whole catalogue",
+      settings.support_size,
+      num_items,
+    )
   counts = rows_to_learn(config, environment.log).shown(num_items)
   return SampledSupport(
     losses.DRAWS[settings.support_draws](counts),
