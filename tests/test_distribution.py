@@ -111,15 +111,21 @@ def assert_the_same(root, alone, names):
 
 
 def test_two_workers_learn_what_one_learns(alone, tmp_path):
-  names = ["poem", "support"]
+  names = ["poem", "support", "streamed"]
   started = processes.start(command(tmp_path, "multi_worker", 0, names), {"worker": 2})
   for code, _, said in processes.ended(started).values():
     assert code == 0, said
   assert_the_same(tmp_path, alone, names)
 
 
+def test_workers_see_in_what_they_differ(tmp_path):
+  started = processes.start(command(tmp_path, "multi_worker", 0, ["differing"]), {"worker": 2})
+  ends = processes.ended(started).values()
+  assert [(code, out) for code, out, _ in ends] == [(0, "['other']\n")] * 2, ends
+
+
 def test_two_devices_learn_what_one_learns(alone, tmp_path):
-  names = ["poem"]
+  names = ["poem", "streamed"]
   done = subprocess.run(
     command(tmp_path, "mirrored", 2, names), cwd=processes.ROOT, capture_output=True, text=True
   )

@@ -26,12 +26,14 @@ LOSSES = {
     "two_stage_ips",
     {"sampling": "exact", "slate_size": 4, "hard_candidates": 3},  # and a sampled support
   ),
+  "streamed": ("ips", {}),  # from files
 }
 
 
 def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
   """Leaves history.json and the weights of the chief, weights.npy, in `directory`."""
   from tests import test_training as small  # brings TensorFlow, which must meet the others first
+  from tf_twostage import sharded_log
   from tf_twostage.losses import ImportanceWeights
   from tf_twostage.training import train_generator
 
@@ -40,11 +42,14 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
     options = {**options, "importance": ImportanceWeights(**options["importance"])}
   log = small.make_log()
   rewards = np.random.default_rng(1).uniform(0.5, 2.0, len(log))  # were they equal, so were risks
+  log = dataclasses.replace(log, reward=rewards.astype(np.float32))
+  if name == "streamed":
+    log = sharded_log.write([log], directory / f"rows-{workers.rank}")
   with workers.scope():
     model = small.make_model(loss, **options)
   train_generator(
     model,
-    dataclasses.replace(log, reward=rewards.astype(np.float32)),
+    log,
     small.TABLES.users,
     small.Evaluation(range(EPOCHS)),
     lambda scores: scores["validation"]["two_stage"]["precision@10"],
@@ -97,6 +102,9 @@ def main() -> None:
     print(job.serve(root / "done"))
     return
   workers = job.join(BATCH_SIZE)
+  if names == ["differing"]:
+    print(workers.differing({"same": 0.1, "other": workers.rank, "last": None}))
+    return
   for name in names:
     train(root / name, name, workers)
   if workers.is_chief:

@@ -17,8 +17,11 @@ import pathlib
 import re
 import socket
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tf_twostage.bandit_log import Slices, TrainingLog
 from tf_twostage.config import Config
@@ -226,6 +229,10 @@ class Workers:
     """Whether any worker wishes so; all of them must ask at the same step."""
     return wish
 
+  def differing(self, values: Mapping[str, Any]) -> list[str]:
+    """The names of the values that are not the same at all workers; all of them must ask."""
+    return []
+
   def wait(self) -> None:
     """Until all workers have come here."""
     self.any(False)
@@ -280,6 +287,16 @@ class _Peers(_Cluster):
     super().__init__(tf.distribute.MultiWorkerMirroredStrategy())
     self.is_chief = job.is_chief
     self.rank = job.rank
+    self._tasks = sum(map(len, job.cluster.values()))
+
+  def differing(self, values: Mapping[str, Any]) -> list[str]:
+    import tensorflow as tf
+
+    # One row for each worker, filled in by adding up; 24 bits are whole numbers of float32.
+    sums = np.zeros([self._tasks, len(values)], np.float32)
+    sums[self.rank] = [zlib.crc32(repr(v).encode()) & 0xFFFFFF for v in values.values()]
+    table = self._strategy.reduce("SUM", tf.constant(sums), axis=None).numpy()
+    return [name for name, same in zip(values, (table == table[0]).all(0), strict=True) if not same]
 
   def any(self, wish: bool) -> bool:
     import tensorflow as tf

@@ -61,6 +61,7 @@ def run(
     return Result(workdir, {}, job.serve(workdir / _METRICS))
   workers = job.join(config.generator.batch_size)
   with workers.together():
+    check_same(config, workers)
     result = _run(config, workdir, export_dir, keep, workers)
     workers.wait()
   return result or Result(workdir, {}, f"{job.name}: the chief is done")
@@ -234,6 +235,22 @@ def check_catalogue(config: Config, environment: Environment) -> None:
   """
   if config.support.support_size:
     check_hard_candidates(config.support.hard_candidates, environment.tables.schema.num_items)
+
+
+def check_same(config: Config, workers: Workers) -> None:
+  """Shows settings in which workers differ: they would learn from other rows than they believe.
+
+  Raises:
+    InputError: there are some; at all workers.
+  """
+  settings: dict[str, Any] = {}
+  for name, value in dataclasses.asdict(config).items():
+    inner = value if isinstance(value, dict) else None
+    settings |= {name: value} if inner is None else {f"{name}.{n}": v for n, v in inner.items()}
+  if odd := workers.differing(settings):
+    raise InputError(
+      f"workers have different settings of {', '.join(odd)}; give all of them the same flags"
+    )
 
 
 def rows_to_learn(config: Config, log: TrainingLog) -> TrainingLog:

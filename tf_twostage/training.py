@@ -213,6 +213,11 @@ class _Run:
     found = self._last.restore()
     if found is not None:
       self.step, self.history = found
+    if self._workers.differing({"step": self.step}):
+      raise RunError(
+        f"workers found different checkpoints; this one goes on from step {self.step} of"
+        f" {self.directory}: give all of them the same --workdir, on a file system that they share"
+      )
     # Draws that are counted in no checkpoint shall be neither those of the first steps again, nor
     # another worker's.
     if found is not None or self._workers.rank:
