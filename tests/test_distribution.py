@@ -55,6 +55,7 @@ def test_a_task_has_its_part(monkeypatch, distribution, cluster, kind, index, ch
     ("multi_worker", {"chief": ["a:1"]}, {"kind": "chief"}, "lacks: worker"),
     ("multi_worker", {**WORKERS, "chief": ["a", "b"]}, {}, "has more than one chief"),
     ("multi_worker", ["a:1"], {}, "is no JSON of a cluster and a task"),
+    ("multi_worker", {"worker": "a:1"}, {}, "worker has an address where a list of them belongs"),
     ("multi_worker", WORKERS, {"index": "x"}, "is no JSON of a cluster and a task"),
     ("parameter_server", WORKERS, {}, "lacks: chief, ps"),
     ("parameter_server", {**SERVERS, "worker": []}, {}, "lacks: worker"),

@@ -399,6 +399,8 @@ def _tf_config(kind: str) -> tuple[Mapping[str, Sequence[str]], tuple[str, int]]
       str(name): [str(a) for a in addresses] for name, addresses in given["cluster"].items()
     }
     task = str(given["task"]["type"]), int(given["task"]["index"])
+    if single := [name for name, addresses in given["cluster"].items() if type(addresses) is str]:
+      raise TypeError(f"{single[0]} has an address where a list of them belongs")
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise InputError(
       f"TF_CONFIG is no JSON of a cluster and a task ({type(error).__name__}: {error}): {text}"
