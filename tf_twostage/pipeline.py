@@ -245,8 +245,8 @@ def check_same(config: Config, workers: Workers) -> None:
   """
   settings: dict[str, Any] = {}
   for name, value in dataclasses.asdict(config).items():
-    inner = value if isinstance(value, dict) else None
-    settings |= {name: value} if inner is None else {f"{name}.{n}": v for n, v in inner.items()}
+    section = isinstance(value, dict)
+    settings |= {f"{name}.{n}": v for n, v in value.items()} if section else {name: value}
   if odd := workers.differing(settings):
     raise InputError(
       f"workers have different settings of {', '.join(odd)}; give all of them the same flags"
