@@ -9,19 +9,23 @@ import tf_twostage  # noqa: F401  (selects Keras 2 before anything else can touc
 
 # What takes longest, in descending order: begun first, it is not left for one process at the end.
 LONGEST = (
+  "test_launch_interrupted",
   "test_launch",
   "test_launch_movielens",
-  "test_launch_interrupted",
+  "test_distribution",
   "test_launch_xmc",
+  "test_launch_own_log",
+  "test_environment_own_log",
+  "test_environment_streaming",
   "test_training",
   "test_loop",
   "test_kill",
-  "test_every_loss",
+  "test_given",
   "test_policy_evaluation",
-  "test_distribution",
-  "test_environment_own_log",
-  "test_launch_own_log",
   "test_exporting",
+  "test_propensities",
+  "test_environment_xmc",
+  "test_every_loss",
 )
 
 
