@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage import policies  # before tensorflow: selects Keras 2
-from tf_twostage.bandit_log import BanditLog
-from tf_twostage.evaluation import protocol, values
+from tf_twostage.data.rows import LogRows
+from tf_twostage.evaluation import full_information, values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.held_out import HeldOutRows
-from tf_twostage.evaluation.judge import Scorer
+from tf_twostage.evaluation.evaluator import Scorer
+from tf_twostage.evaluation.held_out import HeldOutEvaluator
 
 import tensorflow as tf  # isort: skip
 
@@ -80,7 +80,7 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
     return rng.normal(size=(rows, WIDTH), scale=WIDTH**-0.5).astype(np.float32)
 
   def scorer() -> Scorer:
-    return protocol.vector_scorer(vectors(users), vectors(items))
+    return full_information.vector_scorer(vectors(users), vectors(items))
 
   generator, ranker, rewards = scorer(), scorer(), scorer()
 
@@ -89,20 +89,20 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
 
   index = np.arange(users, dtype=np.int32)
   inputs = {"user": {"user_id": index}, "context": {}, "user_index": index}
-  everyone = protocol.EvaluationSet(
+  everyone = full_information.FullInformationEvaluator(
     inputs=inputs,
     relevance=rng.random((users, items), np.float32) < 0.01,
     excluded=rng.random((users, items), np.float32) < 0.01,
     num_validation=users // 2,
   )
-  log = BanditLog(
+  log = LogRows(
     user_index=index,
     action=rng.integers(items, size=users, dtype=np.int32),
     propensity=np.full(users, 1 / items, np.float32),
     reward=rng.integers(2, size=users).astype(np.float32),
   )
   halves = {"validation": slice(0, users // 2), "test": slice(users // 2, None)}
-  held_out = HeldOutRows(
+  held_out = HeldOutEvaluator(
     logs={
       split: EvaluationLog(log.select(half), num_items=items, stage="")
       for split, half in halves.items()
@@ -124,11 +124,11 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
 
   def look(probabilities):
     policy = values.TargetPolicy("", "", by_row(probabilities))
-    return lambda: values.look_at(policy, evaluation, by_row(reward_model))[1]
+    return lambda: values.reduce_to_rows(policy, evaluation, by_row(reward_model))[1]
 
   # Who re-orders a slate must score 30 items of it, which counts as nothing.
   top = work(items, products=1, exponentials=0, arrays=1, masks=1)
-  alike = protocol.list_scorer(np.zeros(items))
+  alike = full_information.list_scorer(np.zeros(items))
   return {
     "product + top-k": Contender(bare(vectors(users), vectors(items)), top),
     "full information, users": Contender(everyone.evaluation(generator, ranker, SLATE), top),

@@ -28,15 +28,15 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage import losses  # before tensorflow: selects Keras 2
-from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import EncoderConfig, FitConfig
-from tf_twostage.fitting import make_optimizer
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.schema import Id, Schema
 from tf_twostage.losses.base import OffPolicyLoss
-from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import EncodedTables, FeatureLookup, TwoTower
+from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport
-from tf_twostage.schema import Id, Schema
+from tf_twostage.training.fitting import make_optimizer
 
 import tensorflow as tf  # isort: skip
 
@@ -159,7 +159,7 @@ class Problem:
   def __init__(self, point: Point):
     self.point = point
     rng = np.random.default_rng(0)
-    log = BanditLog(
+    log = LogRows(
       user_index=rng.integers(point.users, size=point.rows, dtype=np.int32),
       action=rng.integers(point.items, size=point.rows, dtype=np.int32),
       propensity=np.full(point.rows, 1 / point.items, np.float32),

@@ -23,13 +23,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from tf_twostage import losses, sharded_log  # before tensorflow: selects Keras 2
-from tf_twostage.bandit_log import BanditLog, joined
+from tf_twostage import losses
 from tf_twostage.config import EncoderConfig, FitConfig
-from tf_twostage.fitting import InputWait, make_optimizer, progress_bar
-from tf_twostage.models.candidate_generator import CandidateGenerator
+from tf_twostage.data import streamed  # before tensorflow: selects Keras 2
+from tf_twostage.data.rows import LogRows, joined
+from tf_twostage.data.schema import Id, Schema
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.schema import Id, Schema
+from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.training.fitting import InputWait, make_optimizer, progress_bar
 
 import tensorflow as tf  # isort: skip
 
@@ -41,7 +42,7 @@ def parts(args):
   """The log, a million rows at a time."""
   for start in range(0, args.rows, PART):
     rng, n = np.random.default_rng([0, start]), min(PART, args.rows - start)
-    yield BanditLog(
+    yield LogRows(
       user_index=np.minimum(rng.zipf(1.2, n), args.users) - 1,
       action=np.minimum(rng.zipf(1.3, n), args.items) - 1,
       propensity=rng.uniform(0.001, 1, n),
@@ -65,7 +66,7 @@ def generator(args):
 def train(args) -> dict:
   """An epoch; in this process."""
   files = args.directory / "rows"
-  log = sharded_log.load(files) if args.source == "files" else joined(list(parts(args)))
+  log = streamed.load(files) if args.source == "files" else joined(list(parts(args)))
   model, tables = generator(args)
   wait = InputWait()
   batches = iter(wait.watched(log.batches(tables.users, batch_size=args.batch_size, seed=0)))
@@ -109,7 +110,7 @@ def main():
     return
   if not (args.directory / "rows" / "rows.json").exists():
     start = time.perf_counter()
-    sharded_log.write(parts(args), args.directory / "rows", compress=not args.plain)
+    streamed.write(parts(args), args.directory / "rows", compress=not args.plain)
     size = sum(f.stat().st_size for f in (args.directory / "rows").iterdir())
     print(f"written in {time.perf_counter() - start:.0f} s, {size / 1024**3:.2f} GiB", flush=True)
   found = {}

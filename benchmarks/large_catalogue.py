@@ -24,14 +24,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from tf_twostage import losses  # before tensorflow: selects Keras 2
-from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import EncoderConfig, FitConfig
-from tf_twostage.evaluation.protocol import vector_scorer
-from tf_twostage.fitting import make_optimizer
-from tf_twostage.models.candidate_generator import CandidateGenerator
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.schema import Id, Schema
+from tf_twostage.evaluation.full_information import vector_scorer
 from tf_twostage.models.encoders import EncodedTables, FeatureLookup, TwoTower
+from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.support import SampledSupport, most_probable
-from tf_twostage.schema import Id, Schema
+from tf_twostage.training.fitting import make_optimizer
 
 import tensorflow as tf  # isort: skip
 
@@ -59,7 +59,7 @@ class Contender:
     tables = EncodedTables(
       schema, {"user": codes["user"]}, {"item": codes["item"]}, FeatureLookup(())
     )
-    log = BanditLog(
+    log = LogRows(
       user_index=rng.integers(USERS, size=ROWS).astype(np.int32),
       action=rng.integers(items, size=ROWS).astype(np.int32),
       propensity=np.full(ROWS, 1 / items, np.float32),

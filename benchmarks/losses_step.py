@@ -47,7 +47,7 @@ def step(objective, read=lambda terms: tf.reduce_mean(terms.loss)):
 
 def diagnosed(terms):
   """The mean loss, and of every diagnostic what a training curve shows."""
-  shown = [t for t in (terms.ratio, terms.weights, terms.ranker_share) if t is not None]
+  shown = [t for t in (terms.ratio, terms.weights, terms.ranker_probability) if t is not None]
   return [tf.reduce_mean(terms.loss), *map(tf.reduce_mean, shown), *map(tf.reduce_max, shown)]
 
 

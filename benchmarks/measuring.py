@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_twostage import drawing  # before tensorflow: selects Keras 2
+from tf_twostage import plotting  # before tensorflow: selects Keras 2
 
 import tensorflow as tf  # isort: skip
 
@@ -213,7 +213,7 @@ def picture(path: pathlib.Path, panels: Sequence[Panel]) -> None:
   names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
   looks = {
     name: {
-      "color": drawing.COLORS[i % len(drawing.COLORS)],
+      "color": plotting.COLORS[i % len(plotting.COLORS)],
       "marker": _MARKERS[i % len(_MARKERS)],
     }
     for i, name in enumerate(names)
@@ -234,7 +234,7 @@ def picture(path: pathlib.Path, panels: Sequence[Panel]) -> None:
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=8)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))
 
-  drawing.save({path: (4.8 * len(panels), 3.6, plot)})
+  plotting.save({path: (4.8 * len(panels), 3.6, plot)})
   if path.exists():
     from PIL import Image  # comes with matplotlib
 

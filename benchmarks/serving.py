@@ -28,10 +28,10 @@ import pandas as pd
 
 from tf_twostage import serving  # before tensorflow: selects Keras 2
 from tf_twostage.config import EncoderConfig
+from tf_twostage.data.schema import Categorical, Id, Numeric, Schema
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.policies import TwoStagePolicy
-from tf_twostage.schema import Categorical, Id, Numeric, Schema
 from tf_twostage.serving.versions import latest
 
 import tensorflow as tf  # isort: skip

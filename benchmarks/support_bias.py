@@ -21,9 +21,9 @@ import numpy as np
 from tf_twostage import environment as environments
 from tf_twostage import losses, pipeline
 from tf_twostage.config import LossConfig
+from tf_twostage.generators import stored_config
 from tf_twostage.models.support import most_probable
-from tf_twostage.policy_evaluation.generators import stored_config
-from tf_twostage.stages import Stages
+from tf_twostage.workspace import Stages
 
 import tensorflow as tf  # isort: skip
 
@@ -70,7 +70,7 @@ def main() -> None:
     return (
       tf.exp(log_p),
       tf.clip_by_value(terms[1].ratio, importance.floor, importance.cap),
-      terms[2].ranker_share,
+      terms[2].ranker_probability,
       [t.loss for t in terms],
     )
 

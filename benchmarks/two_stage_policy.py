@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from tests.oracle import softmax
-from tests.policy_oracle import ranker_share
+from tests.policy_oracle import ranker_probability
 from tf_twostage import policies  # before tensorflow: selects Keras 2
 
 import tensorflow as tf  # isort: skip
@@ -167,7 +167,7 @@ def stress_grid(slate_size, seed=0):
     logits[row, :items], ranker_logits[row, :items] = z, g
     p = softmax(logits[row, :items].astype(np.float64))
     g = ranker_logits[row, :items].astype(np.float64)
-    shares[row, :items] = ranker_share(p, g, np.arange(items), slate_size)
+    shares[row, :items] = ranker_probability(p, g, np.arange(items), slate_size)
   return logits, ranker_logits, shares
 
 

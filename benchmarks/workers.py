@@ -28,7 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from tf_twostage.config import Config, DistributionConfig
-from tf_twostage.distribution import Job
+from tf_twostage.training.distribution import Job
 
 WARM_UP, STEPS, USERS, ROWS = 20, 60, 6000, 100_000
 # What runs: distribution, devices of a process, tasks, whether each is pinned to a core.
@@ -47,17 +47,17 @@ def measure(job: Job, batch: int, items: int, losses: list[str]) -> dict[str, fl
   workers = job.join(batch)
 
   from tf_twostage import losses as objectives
-  from tf_twostage.bandit_log import BanditLog
   from tf_twostage.config import EncoderConfig, FitConfig
-  from tf_twostage.datasets import make_synthetic
-  from tf_twostage.fitting import make_optimizer
-  from tf_twostage.models.candidate_generator import CandidateGenerator
+  from tf_twostage.data.rows import LogRows
+  from tf_twostage.data.sets import make_synthetic
   from tf_twostage.models.encoders import EncodedTables, TwoTower
+  from tf_twostage.models.generator import CandidateGenerator
+  from tf_twostage.training.fitting import make_optimizer
 
   data = make_synthetic(num_users=USERS, num_items=items, num_ratings=USERS)
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   rng = np.random.default_rng(0)
-  log = BanditLog(
+  log = LogRows(
     user_index=rng.integers(USERS, size=ROWS).astype(np.int32),
     action=rng.integers(items, size=ROWS).astype(np.int32),
     propensity=rng.uniform(1e-4, 1e-2, ROWS).astype(np.float32),

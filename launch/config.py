@@ -20,16 +20,16 @@ from typing import Any
 from absl import app, flags
 from absl import logging as absl_logging
 
-from tf_twostage import interrupts
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError, RunError
+from tf_twostage.training import signals
 
 # Sections of Config whose flags carry a prefix; the generator's, being the main model, do not.
 _PREFIXES = {"simulator": "simulator_", "behavior": "behavior_", "ranker": "ranker_"}
 _TITLES = {
   "run": "The run",
   "data": "Data",
-  "own_log": "A log of your own",
+  "user_log": "A log of your own",
   "simulation": "Simulated environment",
   "simulator": "Simulator (labels every pair)",
   "behavior": "Behavior policy (writes the log, or is estimated from one)",
@@ -223,7 +223,7 @@ def run_command(
     try:
       if len(arguments) > 1:
         raise InputError(f"unknown argument(s) {arguments[1:]}; settings are flags, see --help")
-      interrupts.raise_stopped()
+      signals.raise_stopped()
       return main() or 0
     except InputError as error:
       print(f"error: {error}", file=sys.stderr)
@@ -240,7 +240,7 @@ def run_command(
         file=sys.stderr,
       )
       return 1
-    except interrupts.Stopped as stopped:
+    except signals.Stopped as stopped:
       same = "the same command"
       if "overwrite" in flags.FLAGS and flags.FLAGS.overwrite:
         same += " without --overwrite"

@@ -32,8 +32,8 @@ def main() -> int:
 
   import tqdm
 
-  from tf_twostage.logs import convert
-  from tf_twostage.logs.bad_rows import BadRowsError
+  from tf_twostage.data.files import convert
+  from tf_twostage.data.files.bad_rows import BadRowsError
 
   with tqdm.tqdm(unit=" rows", unit_scale=True) as bar:
 

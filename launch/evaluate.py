@@ -44,15 +44,15 @@ def main() -> None:
   seeds = [config.seed] if values.seeds is None else range(values.seeds)
   several = values.losses is not None or values.seeds is not None or values.all
 
-  from tf_twostage import policy_evaluation  # brings TensorFlow, which wrong flags can do without
+  from tf_twostage import evaluate  # brings TensorFlow, which wrong flags can do without
 
   generators = [
-    policy_evaluation.Generator(label, dataclasses.replace(variant, seed=seed))
+    evaluate.Generator(label, dataclasses.replace(variant, seed=seed))
     for label, variant, _ in plan
     for seed in seeds
   ]
   print(
-    policy_evaluation.run(
+    evaluate.run(
       config,
       None if values.all else generators,
       launch_config.work_path(config),

@@ -41,7 +41,7 @@ def main() -> None:
   from tf_twostage import environment as environments
   from tf_twostage import pipeline
   from tf_twostage.serving import item_files
-  from tf_twostage.stages import Stages
+  from tf_twostage.workspace import Stages
 
   environment = environments.make(config, Stages(workdir / "stages"))
   towers = pipeline.finished_generator(config, environment, workdir)

@@ -13,9 +13,9 @@ from launch import log_flags
 def main() -> None:
   (log,) = log_flags.required("log")
 
-  from tf_twostage.logs import infer
+  from tf_twostage.data import draft
 
-  print(infer.draft(log, flags.FLAGS.items, flags.FLAGS.users), end="")
+  print(draft.draft(log, flags.FLAGS.items, flags.FLAGS.users), end="")
 
 
 if __name__ == "__main__":

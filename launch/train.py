@@ -8,7 +8,7 @@ TF_CONFIG=... python -m launch.train --flagfile=launch/ml1m.flags --distribution
 from absl import flags
 
 from launch import config as launch_config
-from tf_twostage.distribution import Job
+from tf_twostage.training.distribution import Job
 
 
 def main() -> None:

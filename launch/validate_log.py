@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from launch import log_flags
-from tf_twostage import splits
+from tf_twostage.data import splits
 
 _SHARED = ("log", "schema", "items", "users", "on_bad_rows")
 _OWN_FLAGS = {
@@ -38,7 +38,7 @@ def main() -> int:
   log, schema = log_flags.required("log", "schema")
   values = flags.FLAGS
 
-  from tf_twostage.log_report import validate
+  from tf_twostage.data.check import validate
 
   report = validate.validate(
     log,

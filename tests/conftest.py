@@ -8,30 +8,34 @@ import pytest
 import tf_twostage  # noqa: F401  (selects Keras 2 before anything else can touch tf.keras)
 
 # What takes longest, in descending order: begun first, it is not left for one process at the end.
+TESTS = pathlib.Path(__file__).parent
 LONGEST = (
-  "test_launch_interrupted",
-  "test_launch",
-  "test_launch_movielens",
-  "test_distribution",
-  "test_launch_xmc",
-  "test_launch_own_log",
-  "test_environment_own_log",
-  "test_environment_streaming",
-  "test_training",
-  "test_loop",
-  "test_kill",
-  "test_given",
-  "test_policy_evaluation",
-  "test_exporting",
-  "test_propensities",
-  "test_environment_xmc",
-  "test_every_loss",
+  "launch/test_interrupted",
+  "launch/test_train",
+  "launch/test_movielens",
+  "training/test_distribution",
+  "launch/test_xmc",
+  "launch/test_user_log",
+  "test_goldens",
+  "environment/test_user_log",
+  "environment/test_streaming",
+  "training/test_loop",
+  "test_online_loop",
+  "serving/test_kill",
+  "models/test_external",
+  "test_evaluate",
+  "serving/test_exporting",
+  "evaluation/test_propensities",
+  "environment/test_full_labels",
+  "losses/test_every_loss",
 )
 
 
 def pytest_collection_modifyitems(items):
   place = {name: number for number, name in enumerate(LONGEST)}
-  items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+  items.sort(
+    key=lambda item: place.get(item.path.relative_to(TESTS).with_suffix("").as_posix(), len(place))
+  )
 
 
 @pytest.fixture(scope="session")

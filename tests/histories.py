@@ -1,6 +1,6 @@
 """Made-up scores and training histories."""
 
-from tf_twostage.evaluation.protocol import CUTOFFS, MEASURES, STAGES
+from tf_twostage.evaluation.full_information import CUTOFFS, FULL_INFORMATION, STAGES
 
 METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
 SPLITS = ("validation", "test")
@@ -29,7 +29,7 @@ def timeless(history):
 
 def history(*epochs):
   """The history of a run with these scores by epoch, of which two-stage precision selects."""
-  select = MEASURES.selection("two_stage")
+  select = FULL_INFORMATION.selection("two_stage")
   return [
     {
       "epoch": number,

@@ -25,7 +25,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 EVERY = "tests/losses/test_every_loss.py"
 IMPORTANCE = "tests/losses/test_importance.py"
-DISTRIBUTION = "tests/losses/test_distribution.py"
+DISTRIBUTION = "tests/losses/test_over_replicas.py"
 SAMPLED = "tests/losses/test_sampled_catalogue.py"
 SLATES = "tests/losses/test_slates.py"
 POLICIES = "tests/test_policies.py"
@@ -63,8 +63,8 @@ MUTATIONS = [
       "return two_stage_probabilities(x.logits, x.ranker_logits, self.slate_size)",
       "return SoftmaxPolicy(x.logits).probabilities()",
     ),
-    ("self.needs_ranker or self.uses_ranker_share", "self.needs_ranker"),
-    ('self.uses_ranker_share = policy == "two_stage"', "self.uses_ranker_share = True"),
+    ("self.needs_ranker or self.uses_ranker_probability", "self.needs_ranker"),
+    ('self.uses_ranker_probability = policy == "two_stage"', "self.uses_ranker_probability = True"),
     ('half = tensors["logits"].dtype.size < 4', "half = False"),
     ('{"dtype": "float32", **kwargs}', "kwargs"),
     ("dtype if t.dtype.is_floating else tf.int64", "dtype if t.dtype.is_floating else t.dtype"),
@@ -228,7 +228,7 @@ MUTATIONS = [
   ),
   *mutations(
     "replicas.py",
-    ("tests/test_replicas.py",),
+    ("tests/losses/test_replicas.py",),
     ("return sums[0], sums[1]", "return sums[0], tf.ones_like(sums[1])"),
   ),
   *mutations(

@@ -38,7 +38,7 @@ def enumerate_slates(logits: np.ndarray, ranker_logits: np.ndarray, slate_size: 
   return Enumeration(probabilities, jacobian)
 
 
-def ranker_share(
+def ranker_probability(
   p: np.ndarray, ranker_logits: np.ndarray, actions: np.ndarray, slate_size: int, step: float = 0.1
 ) -> np.ndarray:
   """qbar(a) = ∫ e^v exp(-e^v) φ(e^y)^(K-1) dy, v = y + g_a: a very fine trapezoidal rule.

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests import ready_environment as ready
+from tests import prepared_environment as ready
 from tests.histories import history, scores
-from tf_twostage import datasets, environment, experiment, pipeline
+from tf_twostage import environment, experiment, pipeline
 from tf_twostage.config import LossConfig, SupportConfig
+from tf_twostage.data import sets
 from tf_twostage.errors import InputError
 from tf_twostage.experiment import Variant
-from tf_twostage.stages import Stages
+from tf_twostage.workspace import Stages
 
 FILES = {
   "experiment.json",
@@ -38,7 +39,7 @@ def no_pictures(monkeypatch):
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):
-  monkeypatch.setitem(datasets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
+  monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
   return ready.config(ready.contents().write(tmp_path / "environment"))
 
 

@@ -5,16 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests import ready_environment as ready
-from tf_twostage import datasets, environment, pipeline, training
+from tests import prepared_environment as ready
+from tf_twostage import environment, pipeline
 from tf_twostage.config import Config, EncoderConfig, LossConfig
+from tf_twostage.data import sets
 from tf_twostage.errors import InputError
-from tf_twostage.stages import Stages
+from tf_twostage.training import loop
+from tf_twostage.workspace import Stages
 
 
 @pytest.fixture
 def config(monkeypatch, tmp_path):
-  monkeypatch.setitem(datasets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
+  monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: ready.DATA)
   config = ready.config(ready.contents().write(tmp_path / "environment"))
   return dataclasses.replace(config, loss=LossConfig(loss="cross_entropy"))
 
@@ -28,13 +30,13 @@ def changed(config, section, **values):
 def logged(config, directory, monkeypatch):
   """The log that a generator learns from."""
   seen = []
-  train = training.train_generator
+  train = loop.train_generator
 
   def spy(model, log, *arguments, **options):
     seen.append(log)
     return train(model, log, *arguments, **options)
 
-  monkeypatch.setattr(training, "train_generator", spy)
+  monkeypatch.setattr(loop, "train_generator", spy)
   world = environment.make(config, Stages(directory / "stages"))
   pipeline.fit_generator(config, world, directory, progress=False)
   (log,) = seen

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.oracle import softmax
-from tests.policy_oracle import enumerate_slates, ranker_share
+from tests.policy_oracle import enumerate_slates, ranker_probability
 from tf_twostage.errors import InputError
 from tf_twostage.policies import (
   SoftmaxPolicy,
@@ -63,7 +63,7 @@ def test_log_prob_of_an_action_and_its_gradient_equal_enumeration(seed):
 def test_the_fine_quadrature_of_the_oracle_equals_enumeration(slate_size):
   logits, ranker = (x[0].astype(np.float64) for x in tiny(0, spread=4.0))
   p = softmax(logits)
-  share = ranker_share(p, ranker, np.arange(ITEMS), slate_size)
+  share = ranker_probability(p, ranker, np.arange(ITEMS), slate_size)
   expected = enumerate_slates(logits, ranker, slate_size).probabilities
   np.testing.assert_allclose(slate_size * p * share, expected, rtol=1e-10)
 
@@ -76,7 +76,7 @@ def test_ranker_share_is_as_exact_as_documented(spread, slate_size):
   logits = 3 * rng.normal(size=items)
   ranker = rng.uniform(-spread, spread, size=items)
   actions = np.arange(items)
-  expected = ranker_share(softmax(logits), ranker, actions, slate_size)
+  expected = ranker_probability(softmax(logits), ranker, actions, slate_size)
   policy = TwoStagePolicy(
     np.repeat(logits[None], items, 0).astype(np.float32),
     np.repeat(ranker[None], items, 0).astype(np.float32),
@@ -84,7 +84,9 @@ def test_ranker_share_is_as_exact_as_documented(spread, slate_size):
   )
   seen = expected >= 1e-6
   assert seen.any()
-  np.testing.assert_allclose(policy.ranker_share(actions).numpy()[seen], expected[seen], ONE_ACTION)
+  np.testing.assert_allclose(
+    policy.ranker_probability(actions).numpy()[seen], expected[seen], ONE_ACTION
+  )
 
 
 @pytest.mark.parametrize("slate_size", [2, 30, 200])
@@ -93,7 +95,7 @@ def test_probabilities_are_as_exact_as_documented(spread, slate_size):
   rng = np.random.default_rng(int(spread))
   logits = 3 * rng.normal(size=400)
   ranker = rng.uniform(-spread, spread, size=400)
-  share = ranker_share(softmax(logits), ranker, np.arange(400), slate_size)
+  share = ranker_probability(softmax(logits), ranker, np.arange(400), slate_size)
   probabilities = two_stage_probabilities(
     logits[None].astype(np.float32), ranker[None].astype(np.float32), slate_size
   ).numpy()[0]
@@ -130,7 +132,7 @@ def test_real_ranker_logits_are_as_exact_as_documented(test_data):
   probabilities = two_stage_probabilities(logits, scores, 30).numpy()
   for row in range(3):
     p = softmax(logits[row].astype(np.float64))
-    expected = ranker_share(p, scores[row].astype(np.float64), actions[row], 30)
+    expected = ranker_probability(p, scores[row].astype(np.float64), actions[row], 30)
     repeated = [np.repeat(x[row : row + 1], 40, axis=0) for x in (logits, scores)]
     _, log_share = two_stage_log_prob(*repeated, actions[row], 30)
     np.testing.assert_allclose(np.exp(log_share), expected, ONE_ACTION)
@@ -144,12 +146,12 @@ def test_real_ranker_logits_are_as_exact_as_documented(test_data):
   [
     lambda z, g, a, w: tf.reduce_sum(w[:, 0] * two_stage_log_prob(z, g, a, 30)[0]),
     lambda z, g, a, w: tf.reduce_sum(w[:, 0] * two_stage_log_prob(z, g, a, 30)[1]),
-    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * TwoStagePolicy(z, g, 30).ranker_share(a)),
+    lambda z, g, a, w: tf.reduce_sum(w[:, 0] * TwoStagePolicy(z, g, 30).ranker_probability(a)),
     lambda z, g, a, w: tf.reduce_sum(w * TwoStagePolicy(z, g, 30).probabilities()),
     lambda z, g, a, w: tf.reduce_sum(w[:, 0] * TwoStagePolicy(z, g, 30).entropy()),
     lambda z, g, a, w: tf.reduce_sum(w[:, 0] * SoftmaxPolicy(z, 0.7).log_prob(a)),
   ],
-  ids=["log_p", "log_share", "ranker_share", "probabilities", "entropy", "softmax"],
+  ids=["log_p", "log_share", "ranker_probability", "probabilities", "entropy", "softmax"],
 )
 def test_gradients_equal_finite_differences(output):
   rng = np.random.default_rng(7)
@@ -175,7 +177,7 @@ def test_sampled_slates_approach_the_share_at_the_monte_carlo_rate():
   logits, ranker = rng.normal(size=(2, 50))
   slate_size, action = 30, 3
   policy = TwoStagePolicy(*(x[None].astype(np.float32) for x in (logits, ranker)), slate_size)
-  exact = float(policy.ranker_share([action])[0])
+  exact = float(policy.ranker_probability([action])[0])
   for draws in (1_000, 100_000):
     others = rng.choice(50, size=(draws, slate_size - 1), p=softmax(logits))
     shares = 1 / (1 + np.exp(ranker[others] - ranker[action]).sum(axis=1))
@@ -208,7 +210,7 @@ def test_a_slate_of_one_is_the_generator():
 def test_an_indifferent_ranker_shares_the_slate_evenly():
   logits, _ = tiny(0)
   policy = TwoStagePolicy(logits, np.full_like(logits, 7.0), 5)
-  np.testing.assert_allclose(policy.ranker_share([1]), 1 / 5, rtol=1e-3)
+  np.testing.assert_allclose(policy.ranker_probability([1]), 1 / 5, rtol=1e-3)
   np.testing.assert_allclose(
     policy.probabilities(), SoftmaxPolicy(logits).probabilities(), rtol=1e-3
   )
@@ -244,7 +246,7 @@ def test_equal_scores_of_a_large_catalogue_do_not_drift():
   """Every item falls into one bin: 30,938 equal addends in float32."""
   zeros = np.zeros((1, 30_938), np.float32)
   policy = TwoStagePolicy(zeros, zeros + 0.3, 30)
-  np.testing.assert_allclose(policy.ranker_share([17]), 1 / 30, rtol=1e-3)
+  np.testing.assert_allclose(policy.ranker_probability([17]), 1 / 30, rtol=1e-3)
   np.testing.assert_allclose(tf.reduce_sum(policy.probabilities()), 1.0, rtol=1e-3)
 
 

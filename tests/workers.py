@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from tf_twostage.config import Config, DistributionConfig, FitConfig
-from tf_twostage.distribution import Job, Workers
+from tf_twostage.training.distribution import Job, Workers
 
 ROOT = pathlib.Path(__file__).parent.parent
 EPOCHS, BATCH_SIZE = 2, 16
@@ -32,10 +32,12 @@ LOSSES = {
 
 def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
   """Leaves history.json and the weights of the chief, weights.npy, in `directory`."""
-  from tests import test_training as small  # brings TensorFlow, which must meet the others first
-  from tf_twostage import sharded_log
+  from tests.training import (
+    test_loop as small,  # brings TensorFlow, which must meet the others first
+  )
+  from tf_twostage.data import streamed
   from tf_twostage.losses import ImportanceWeights
-  from tf_twostage.training import train_generator
+  from tf_twostage.training.loop import train_generator
 
   loss, options = LOSSES[name]
   if "importance" in options:
@@ -44,7 +46,7 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
   rewards = np.random.default_rng(1).uniform(0.5, 2.0, len(log))  # were they equal, so were risks
   log = dataclasses.replace(log, reward=rewards.astype(np.float32))
   if name == "streamed":
-    log = sharded_log.write([log], directory / f"rows-{workers.rank}")
+    log = streamed.write([log], directory / f"rows-{workers.rank}")
   with workers.scope():
     model = small.make_model(loss, **options)
   train_generator(

@@ -34,7 +34,7 @@ class DataConfig:
 
   dataset: str = _option(
     "synthetic",
-    "synthetic, movielens_1m, wiki10, delicious, wiki10_shape (invented), or own_log (see --log)",
+    "synthetic, movielens_1m, wiki10, delicious, wiki10_shape (invented), or user_log (see --log)",
   )
   data_dir: str | None = _option(
     None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
@@ -57,7 +57,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OwnLogConfig:
+class UserLogConfig:
   """A log of one's own: its files, which of its rows are held out, the ranker behind it."""
 
   log: str | None = _option(
@@ -292,7 +292,7 @@ class Config:
     30, "K: items the generator hands to the ranker, the logged one counted"
   )
   data: DataConfig = DataConfig()
-  own_log: OwnLogConfig = OwnLogConfig()
+  user_log: UserLogConfig = UserLogConfig()
   encoder: EncoderConfig = EncoderConfig()
   simulation: SimulationConfig = SimulationConfig()
   simulator: FitConfig = FitConfig(epochs=5, batch_size=1024, l2=1e-6)

@@ -19,15 +19,17 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_twostage import environment as environments
-from tf_twostage import figures, pipeline, tables, training
+from tf_twostage import pipeline
 from tf_twostage.config import Config
-from tf_twostage.distribution import only_here
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError, RunError
-from tf_twostage.evaluation.judge import STAGES, Measures
-from tf_twostage.interrupts import Stopped
-from tf_twostage.stages import Stages, write_json, write_text
-from tf_twostage.training import History
+from tf_twostage.metrics import STAGES, Metrics
+from tf_twostage.reports import plots, tables
+from tf_twostage.training import loop
+from tf_twostage.training.distribution import only_here
+from tf_twostage.training.loop import History
+from tf_twostage.training.signals import Stopped
+from tf_twostage.workspace import Stages, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +101,7 @@ def run(
     for v in variants
   ]
   histories = _fit_cells(config, cells, environment, workdir, processes)
-  measures = environment.judge.measures
+  measures = environment.evaluator.measures
   summary = _report(variants, histories, baselines, measures, workdir / "experiment")
   return "\n\n".join([summary, *environment.notes])
 
@@ -115,7 +117,7 @@ def _fit_cells(
   histories = {}
   for cell in cells:
     directory = pipeline.generator_directory(cell.config, environment.name, workdir)
-    history = training.finished_history(directory, cell.config.generator.epochs)
+    history = loop.finished_history(directory, cell.config.generator.epochs)
     if history is not None:
       histories[cell.variant, cell.seed] = history
   missing = [cell for cell in cells if (cell.variant, cell.seed) not in histories]
@@ -124,7 +126,7 @@ def _fit_cells(
   with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
     for cell, history, seconds in _fitted(config, missing, workdir, processes):
       histories[cell.variant, cell.seed] = history
-      progress.write(_line(cell, history, seconds, environment.judge.measures))
+      progress.write(_line(cell, history, seconds, environment.evaluator.measures))
       progress.update()
   return {key: histories[key] for key in ((cell.variant, cell.seed) for cell in cells)}
 
@@ -196,8 +198,8 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   return history, time.perf_counter() - start
 
 
-def _line(cell: _Cell, history: History, seconds: float, measures: Measures) -> str:
-  best = training.best_epoch(history)
+def _line(cell: _Cell, history: History, seconds: float, measures: Metrics) -> str:
+  best = loop.best_epoch(history)
   one, two = (
     measures.head.text(measures.shown(best["scores"]["test"][stage], measures.headline))
     for stage in STAGES
@@ -212,7 +214,7 @@ def _report(
   variants: Sequence[Variant],
   histories: Mapping[tuple[str, int], History],
   baselines: Mapping[str, Any],
-  measures: Measures,
+  measures: Metrics,
   directory: pathlib.Path,
 ) -> str:
   directory.mkdir(parents=True, exist_ok=True)
@@ -237,7 +239,7 @@ def _report(
     write_text(directory / "sweep.csv", sweep.to_csv(index=False, float_format="%.4f"))
     parts.insert(0, f"Validation {measures.judged} choose (*):\n" + sweep.to_string(index=False))
   curves = tables.curves({k: h for k, h in histories.items() if k[0] in chosen}, measures)
-  figures.experiment(shown, curves, chosen, baselines, directory, measures)
+  plots.experiment(shown, curves, chosen, baselines, directory, measures)
   return "\n\n".join([*parts, f"Tables and figures: {directory}"])
 
 

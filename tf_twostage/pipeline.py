@@ -12,17 +12,19 @@ from typing import Any
 import tensorflow as tf
 
 from tf_twostage import environment as environments
-from tf_twostage import figures, losses, reporting, serving, training
-from tf_twostage.bandit_log import TrainingLog
+from tf_twostage import losses, serving
 from tf_twostage.config import Config
-from tf_twostage.distribution import Job, Workers
+from tf_twostage.data.rows import TrainingRows
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.judge import Scores
-from tf_twostage.models.candidate_generator import CandidateGenerator
+from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import TwoTower
+from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
-from tf_twostage.stages import Stages, fingerprint, write_json, write_text
+from tf_twostage.reports import plots, run_report
+from tf_twostage.training import loop
+from tf_twostage.training.distribution import Job, Workers
+from tf_twostage.workspace import Stages, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -86,14 +88,14 @@ def _run(
     exported = export(config, environment, towers, export_dir, keep=keep)
   stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
 
-  best = training.best_epoch(history)
+  best = loop.best_epoch(history)
   metrics = {
     "loss": config.loss.loss,
     "best_epoch": best["epoch"],
     **best["scores"],
     "baselines": baselines,
     **environment.facts,
-    "notes": [*environment.notes, *environment.judge.warnings(best["scores"])],
+    "notes": [*environment.notes, *environment.evaluator.warnings(best["scores"])],
     "export": str(exported),
     "timings": stages.timings,
   }
@@ -109,7 +111,7 @@ def fit_generator(
   *,
   progress: bool = True,
   workers: Workers | None = None,
-) -> tuple[TwoTower, training.History]:
+) -> tuple[TwoTower, loop.History]:
   """The towers of the best epoch, and what every epoch scored.
 
   A generator that is fitted already is found, one that was cut short goes on. Of several workers
@@ -142,18 +144,18 @@ def fit_generator(
     take_weights()
     return scores()
 
-  history = training.train_generator(
+  history = loop.train_generator(
     model,
     rows_to_learn(config, environment.log),
     environment.tables.users,
     evaluate,
-    environment.judge.measures.selection(config.generator.selection),
+    environment.evaluator.measures.selection(config.generator.selection),
     config.generator,
     directory,
     seed=config.seed,
     hyper_parameters=_hyper_parameters(config),
     tensorboard=workdir / "tensorboard" / directory.name,
-    measures=environment.judge.measures,
+    measures=environment.evaluator.measures,
     notes=environment.notes,
     checkpoints=config.checkpoints,
     progress=progress,
@@ -168,11 +170,11 @@ def finished_generator(
 ) -> TwoTower | None:
   """The towers that `fit_generator` returned for these settings; None if it has not finished."""
   directory = generator_directory(config, environment.name, workdir)
-  history = training.finished_history(directory, config.generator.epochs)
+  history = loop.finished_history(directory, config.generator.epochs)
   if history is None:
     return None
   towers = fresh_towers(config, environment)
-  training.restore_best(towers, directory, history)
+  loop.restore_best(towers, directory, history)
   return towers
 
 
@@ -253,7 +255,7 @@ def check_same(config: Config, workers: Workers) -> None:
     )
 
 
-def rows_to_learn(config: Config, log: TrainingLog) -> TrainingLog:
+def rows_to_learn(config: Config, log: TrainingRows) -> TrainingRows:
   """The rows of a log that the generator is fitted to."""
   return log.positives() if config.generator.positives_only else log
 
@@ -337,27 +339,27 @@ def _report(
   config: Config,
   environment: Environment,
   metrics: dict[str, Any],
-  history: training.History,
+  history: loop.History,
   directories: tuple[pathlib.Path, ...],
 ) -> str:
   """Writes the run's files into every directory; returns what the run says at its end."""
-  baselines, judge = metrics["baselines"], environment.judge
+  baselines, evaluator = metrics["baselines"], environment.evaluator
   scores = {split: metrics[split] for split in ("validation", "test")}
   policies = {config.loss.loss: scores, **baselines}
-  table = reporting.score_table(policies, measures=judge.measures)
-  for warning in reporting.health_warnings(history[-1]["training"], config.loss.loss):
+  table = run_report.score_table(policies, measures=evaluator.measures)
+  for warning in run_report.health_warnings(history[-1]["training"], config.loss.loss):
     _log.warning("%s", warning)
   for directory in directories:
     write_json(directory / "config.json", dataclasses.asdict(config))
     write_json(directory / _METRICS, metrics)
-    write_text(directory / "table.csv", reporting.flat_csv(table))
+    write_text(directory / "table.csv", run_report.flat_csv(table))
     title = f"{config.name}: {config.loss.loss}"
-    figures.run_curves(history, baselines, title, directory / "curves.png", judge.measures)
+    plots.run_curves(history, baselines, title, directory / "curves.png", evaluator.measures)
   return "\n\n".join(
     [
-      reporting.format_table(table, judge.measures),
+      run_report.format_table(table, evaluator.measures),
       *(["\n".join(f"- {note}" for note in metrics["notes"])] if metrics["notes"] else []),
-      reporting.format_timings(metrics["timings"]),
+      run_report.format_timings(metrics["timings"]),
       f"Best epoch {metrics['best_epoch']} of {len(history)}. Results: {directories[0]}\n"
       f"SavedModel: {metrics['export']}",
     ]

@@ -140,7 +140,7 @@ class TwoStagePolicy:
     log_p, log_share = two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)
     return np.log(self.slate_size) + log_p + log_share
 
-  def ranker_share(self, actions: Any) -> tf.Tensor:
+  def ranker_probability(self, actions: Any) -> tf.Tensor:
     """qbar(a_i), the ranker's expected probability of a_i once it is a candidate: [B] to [B]."""
     return tf.exp(two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)[1])
 

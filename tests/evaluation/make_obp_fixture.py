@@ -13,13 +13,7 @@ import sys
 
 import numpy as np
 
-from tests.evaluation.open_bandit_arrays import (
-  NUM_ITEMS,
-  NUM_POSITIONS,
-  PAIRS,
-  Problem,
-  problem,
-)
+from tests.evaluation.open_bandit_arrays import NUM_ITEMS, NUM_POSITIONS, PAIRS, Problem, problem
 
 FIXTURE = pathlib.Path(__file__).parent / "obp_0_5_7.json"
 THRESHOLD = 2.0  # of the clipped and the switching estimator: it bites on both logs

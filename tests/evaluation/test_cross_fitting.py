@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
-from tf_twostage.evaluation.off_policy import DR, LoggedRows, evaluate
+from tf_twostage.evaluation.off_policy import DR, PolicyRows, evaluate
 
 common = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -73,7 +73,7 @@ def test_a_model_that_saw_its_rows_spoils_doubly_robust_and_cross_fitting_mends_
     return mean
 
   def estimate(predicted):
-    rows = LoggedRows.from_arrays(actions, rewards, np.full(n, 0.5), policy, predicted)
+    rows = PolicyRows.from_arrays(actions, rewards, np.full(n, 0.5), policy, predicted)
     return evaluate(rows, {"dr": DR()})[0]
 
   everything = np.arange(n)

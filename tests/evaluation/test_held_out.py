@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage import metrics
+from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import held_out, off_policy
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.held_out import Gain, HeldOutRows
-from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.evaluation.held_out import Gain, HeldOutEvaluator
+from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.policies import SoftmaxPolicy, TwoStagePolicy
 
 USERS, ITEMS, ROWS, SLATE = 7, 6, 200, 3
@@ -26,7 +27,7 @@ class World:
     self.logs = {split: self._log(rng, split) for split in ("validation", "test")}
 
   def _log(self, rng, split):
-    log = BanditLog(
+    log = LogRows(
       user_index=rng.integers(USERS, size=ROWS),
       action=rng.integers(ITEMS, size=ROWS),
       propensity=rng.uniform(0.1, 0.9, size=ROWS),
@@ -44,10 +45,10 @@ class World:
 
   def judge(self, grouped=True):
     codes = {"user_id": tf.range(1, USERS + 1)}
-    return HeldOutRows(self.logs, codes, self.scorer(self.rewards), grouped)
+    return HeldOutEvaluator(self.logs, codes, self.scorer(self.rewards), grouped)
 
   def scores(self, grouped=True):
-    evaluation = self.judge(grouped).evaluation(
+    evaluation = self.evaluator(grouped).evaluation(
       self.scorer(self.logits), self.scorer(self.ranker), SLATE
     )
     return evaluation()
@@ -65,7 +66,7 @@ class World:
     )
     probabilities = policy.probabilities().numpy().astype(float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
-    return LoggedRows.from_arrays(
+    return PolicyRows.from_arrays(
       log.action,
       log.reward,
       log.propensity,
@@ -102,14 +103,14 @@ def test_chunks_do_not_matter(world, monkeypatch, size):
   whole = world.scores()
   monkeypatch.setattr(held_out, "_SITUATIONS_PER_CHUNK", size)
   for split, stages in world.scores().items():
-    for stage, metrics in stages.items():
-      assert metrics == pytest.approx(whole[split][stage], rel=1e-5)
+    for stage, scores in stages.items():
+      assert scores == pytest.approx(whole[split][stage], rel=1e-5)
 
 
 def test_a_model_is_judged_as_it_is_when_asked(world):
   weight = tf.Variable(0.0)
   score = world.scorer(world.logits)
-  evaluate = world.judge().evaluation(
+  evaluate = world.evaluator().evaluation(
     lambda batch: weight * score(batch), world.scorer(world.ranker), SLATE
   )
   before = evaluate()["test"]["one_stage"]["snips"]
@@ -121,7 +122,7 @@ def test_a_model_is_judged_as_it_is_when_asked(world):
 
 def test_items_that_a_policy_never_shows_weigh_nothing(world):
   never = tf.constant([0, 0, 0, -np.inf, -np.inf, -np.inf], tf.float32)
-  evaluate = world.judge().evaluation(
+  evaluate = world.evaluator().evaluation(
     lambda batch: tf.repeat(never[None], tf.shape(batch["user_index"])[0], axis=0),
     world.scorer(world.ranker),
     SLATE,
@@ -134,7 +135,7 @@ def test_items_that_a_policy_never_shows_weigh_nothing(world):
 
 
 def test_the_logging_policy_has_its_mean_reward(world):
-  (scores,) = world.judge(grouped=False).known().values()
+  (scores,) = world.evaluator(grouped=False).known().values()
   reward = world.logs["test"].log.reward
   for stage in STAGES:
     shown = scores["test"][stage]
@@ -150,7 +151,7 @@ REWARDS, PROPENSITIES = np.array([1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0.25, 0.5
 
 
 def gain(probabilities):
-  rows = LoggedRows(REWARDS, PROPENSITIES, np.asarray(probabilities))
+  rows = PolicyRows(REWARDS, PROPENSITIES, np.asarray(probabilities))
   (estimate,) = off_policy.evaluate(rows, {"gain": Gain(cap=10.0)}, num_resamples=0)
   return estimate
 
@@ -174,7 +175,7 @@ def test_a_gain_is_the_mean_difference_with_weights_cut():
 def test_the_bound_takes_errors_off_the_gain(world):
   scores = world.scores()["validation"]["two_stage"]
   assert scores["gain_lower_bound"] == pytest.approx(scores["gain"] - 1.645 * scores["gain_error"])
-  select = held_out.MEASURES.selection("two_stage")
+  select = metrics.HELD_OUT.selection("two_stage")
   assert select(world.scores()) == scores["gain_lower_bound"]
 
 
@@ -183,12 +184,12 @@ def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
     metrics = {"effective_sample_size": size, "gain_lower_bound": bound, "mean_weight": 1.0}
     return {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
 
-  judge = world.judge()
-  assert judge.warnings(scores(150.0, 0.1)) == []
-  few = judge.warnings(scores(12.3, 0.1))
+  evaluator = world.evaluator()
+  assert evaluator.warnings(scores(150.0, 0.1)) == []
+  few = evaluator.warnings(scores(12.3, 0.1))
   assert [text.split(":")[0] for text in few] == list(STAGES)
   assert "12 of 200 test rows" in few[0]
-  (unsure,) = judge.warnings(scores(150.0, 0.0))
+  (unsure,) = evaluator.warnings(scores(150.0, 0.0))
   assert "do not show, at 95%" in unsure
 
 
@@ -196,7 +197,7 @@ def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
 def test_propensities_that_do_not_fit_are_said_in_words(world, factor):
   metrics = {"effective_sample_size": 150.0, "gain_lower_bound": 0.1, "mean_weight": factor}
   scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
-  warnings = world.judge().warnings(scores)
+  warnings = world.evaluator().warnings(scores)
   assert len(warnings) == (0 if factor == 1 else len(STAGES))
   assert all(f"the mean weight is {factor:.4g} ± " in text for text in warnings)
 
@@ -205,7 +206,7 @@ def test_a_mean_weight_within_its_error_is_no_fault(world):
   def warnings(mean, size=50.0):
     metrics = {"effective_sample_size": size, "gain_lower_bound": 0.1, "mean_weight": mean}
     scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
-    return [text for text in world.judge().warnings(scores) if "mean weight" in text]
+    return [text for text in world.evaluator().warnings(scores) if "mean weight" in text]
 
   # Of 200 rows 50 are effective: the error is mean * sqrt(1 / 50 - 1 / 200) = 0.1225 * mean.
   assert warnings(0.8) == warnings(1.5) == []

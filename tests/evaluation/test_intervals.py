@@ -6,7 +6,7 @@ import scipy.stats
 
 from tf_twostage.evaluation import intervals
 from tf_twostage.evaluation.intervals import summarise_ratios
-from tf_twostage.evaluation.off_policy import DR, IPS, SNIPS, LoggedRows, evaluate, on_policy
+from tf_twostage.evaluation.off_policy import DR, IPS, SNIPS, PolicyRows, evaluate, on_policy
 
 NUM_LOGS, NUM_ROWS = 1000, 1000
 
@@ -23,7 +23,7 @@ def simulated_logs(seed=0):
   n = NUM_LOGS * NUM_ROWS
   context = rng.integers(4, size=n)
   action = (behavior.cumsum(axis=1)[context] > rng.random((n, 1))).argmax(axis=1)
-  rows = LoggedRows(
+  rows = PolicyRows(
     rng.random(n) < chance[context, action],
     behavior[context, action],
     target[context, action],
@@ -124,7 +124,7 @@ def skewed_rows(n):
   rng = np.random.default_rng(0)
   propensities = rng.uniform(0.01, 0.3, n)
   target = np.minimum(propensities * rng.pareto(3, n), 1)
-  return LoggedRows(rng.random(n) < 0.3, propensities, target)
+  return PolicyRows(rng.random(n) < 0.3, propensities, target)
 
 
 def test_bootstrap_interval_is_that_of_scipy():
@@ -185,7 +185,7 @@ def test_resamples_without_any_weight_are_left_out():
   weights = np.zeros(20)
   weights[0] = 1.0  # a third of the resamples miss it
   rewards = np.full(20, 3.0)
-  (estimate,) = evaluate(LoggedRows(rewards, np.ones(20), weights), {"snips": SNIPS()})
+  (estimate,) = evaluate(PolicyRows(rewards, np.ones(20), weights), {"snips": SNIPS()})
   assert estimate.bootstrap_interval == pytest.approx((3, 3))
 
 

@@ -15,7 +15,7 @@ from tf_twostage.evaluation.off_policy import (
   ESTIMATORS,
   IPS,
   SNIPS,
-  LoggedRows,
+  PolicyRows,
   evaluate,
   on_policy,
   to_frame,
@@ -31,7 +31,7 @@ def example(**changes):
     "probabilities": [[0.8, 0.2], [0.5, 0.5], [0.1, 0.9]],
     "predicted_rewards": [[0.5, 1.0], [0.0, 0.2], [1.0, 1.5]],
   }
-  return LoggedRows.from_arrays(**{**arrays, **changes})
+  return PolicyRows.from_arrays(**{**arrays, **changes})
 
 
 def value(rows, estimator):
@@ -50,7 +50,7 @@ def random_rows(seed, n=40, num_actions=4, **changes):
     "probabilities": rng.dirichlet(np.ones(num_actions), n),
     "predicted_rewards": rng.normal(size=(n, num_actions)),
   }
-  return LoggedRows.from_arrays(**{**arrays, **changes})
+  return PolicyRows.from_arrays(**{**arrays, **changes})
 
 
 # Values, with the working.
@@ -123,7 +123,7 @@ def test_on_policy_everything_is_the_mean_reward(seed):
   n, num_actions = 30, 4
   policy, actions = rng.dirichlet(np.ones(num_actions), n), rng.integers(num_actions, size=n)
   rewards = rng.normal(size=n)
-  rows = LoggedRows.from_arrays(
+  rows = PolicyRows.from_arrays(
     actions,
     rewards,
     policy[np.arange(n), actions],
@@ -179,7 +179,7 @@ def test_doubly_robust_joins_its_neighbours(seed):
 @given(seeds)
 def test_doubly_robust_is_the_direct_method_where_the_model_is_right(seed):
   rows = random_rows(seed)
-  right = LoggedRows(
+  right = PolicyRows(
     rows.predicted_rewards,
     rows.propensities,
     rows.target_probabilities,
@@ -204,12 +204,12 @@ def test_chunks_make_the_same_rows(seed, first, second):
   }
   edges = [0, first, min(first + second, n - 1), n]
   chunks = [
-    LoggedRows.from_arrays(**{k: v[a:b] for k, v in arrays.items()})
+    PolicyRows.from_arrays(**{k: v[a:b] for k, v in arrays.items()})
     for a, b in itertools.pairwise(edges)
     if b > a
   ]
-  whole = evaluate(LoggedRows.from_arrays(**arrays), num_resamples=0)
-  merged = LoggedRows.concatenate(chunks)
+  whole = evaluate(PolicyRows.from_arrays(**arrays), num_resamples=0)
+  merged = PolicyRows.concatenate(chunks)
   np.testing.assert_allclose(merged.action_mass, arrays["probabilities"].sum(axis=0))
   np.testing.assert_array_equal(
     merged.action_counts, np.bincount(arrays["actions"], minlength=num_actions)
@@ -232,7 +232,7 @@ def tiny_problem(seed):
   chance, model = rng.uniform(size=(2, 3)), rng.normal(size=(2, 3))
   of_reward = np.where(reward, chance[context, action], 1 - chance[context, action])
   probability = share[context] * behavior[context, action] * of_reward
-  rows = LoggedRows.from_arrays(
+  rows = PolicyRows.from_arrays(
     action,
     reward,
     behavior[context, action],
@@ -323,14 +323,14 @@ def test_tiny_propensities_stay_finite():
 
 
 def test_one_row_has_a_value_and_no_interval():
-  rows = LoggedRows([1.0], [0.5], [0.25])
+  rows = PolicyRows([1.0], [0.5], [0.25])
   (estimate,) = evaluate(rows, {"ips": IPS()})
   assert estimate.value == 0.5
   assert np.isnan([estimate.standard_error, *estimate.interval, *estimate.bootstrap_interval]).all()
 
 
 def test_self_normalised_without_any_weight_is_not_a_number():
-  rows = LoggedRows([1.0, 0.0], [0.5, 0.5], [0.0, 0.0])
+  rows = PolicyRows([1.0, 0.0], [0.5, 0.5], [0.0, 0.0])
   ips, snips = evaluate(rows, {"ips": IPS(), "snips": SNIPS()})
   assert ips.value == 0
   assert math.isnan(snips.value)
@@ -345,7 +345,7 @@ def many_rows(weights, rewards=1.0, groups=None):
   weights = np.asarray(weights, float)
   propensities = np.full(len(weights), 1e-6)
   rewards = np.broadcast_to(rewards, len(weights))
-  return LoggedRows(rewards, propensities, weights * propensities, groups=groups)
+  return PolicyRows(rewards, propensities, weights * propensities, groups=groups)
 
 
 def ips_warnings(rows):
@@ -379,7 +379,7 @@ def test_deviation_within_noise_or_tolerance_is_not_told():
 
 
 def test_wishes_that_the_log_never_tried_are_told():
-  rows = LoggedRows.from_arrays(
+  rows = PolicyRows.from_arrays(
     np.zeros(200, int),
     np.ones(200),
     np.ones(200),
@@ -446,16 +446,16 @@ def test_bad_arrays_are_named_with_the_place_and_the_remedy(changes, message):
 @pytest.mark.parametrize(
   ("call", "message"),
   [
-    (lambda: LoggedRows([1.0], [0.5], [1.2]), r"target_probabilities: 1 of 1 rows lie outside"),
-    (lambda: LoggedRows([1.0], [0.5], [-0.2]), r"outside \[0, 1\] \(first: row 0, -0\.2\)"),
-    (lambda: LoggedRows([1.0], [0.5], [0.5], [0.5]), "are of one reward model: pass both"),
-    (lambda: LoggedRows([1.0], [0.5], [0.5], [0.5], [NAN]), "direct_values: 1 of 1"),
-    (lambda: LoggedRows.concatenate([]), "no chunk of rows"),
+    (lambda: PolicyRows([1.0], [0.5], [1.2]), r"target_probabilities: 1 of 1 rows lie outside"),
+    (lambda: PolicyRows([1.0], [0.5], [-0.2]), r"outside \[0, 1\] \(first: row 0, -0\.2\)"),
+    (lambda: PolicyRows([1.0], [0.5], [0.5], [0.5]), "are of one reward model: pass both"),
+    (lambda: PolicyRows([1.0], [0.5], [0.5], [0.5], [NAN]), "direct_values: 1 of 1"),
+    (lambda: PolicyRows.concatenate([]), "no chunk of rows"),
     (
-      lambda: LoggedRows.concatenate([example(), example(predicted_rewards=None)]),
+      lambda: PolicyRows.concatenate([example(), example(predicted_rewards=None)]),
       "predicted_rewards: 1 of 2 chunks lack it",
     ),
-    (lambda: LoggedRows.concatenate([random_rows(0), example()]), "differ in their number of act"),
+    (lambda: PolicyRows.concatenate([random_rows(0), example()]), "differ in their number of act"),
     (lambda: evaluate(example(), {}), "no estimator given: choose from dm, ips"),
     (
       lambda: evaluate(example(predicted_rewards=None), {"dr": DR()}),
@@ -478,7 +478,7 @@ def test_bad_calls_are_told(call, message):
 
 
 def test_columns_of_any_number_type_are_computed_in_float64():
-  rows = LoggedRows(np.array([True, False]), np.float32([0.5, 0.1]), np.float32([1.00005, 0.3]))
+  rows = PolicyRows(np.array([True, False]), np.float32([0.5, 0.1]), np.float32([1.00005, 0.3]))
   assert {rows.rewards.dtype, rows.weights.dtype} == {np.dtype(np.float64)}
 
 
@@ -486,6 +486,6 @@ def test_float32_softmaxes_pass():
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(20, 3000)).astype(np.float32)
   policy = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-  rows = LoggedRows.from_arrays(np.arange(20), np.ones(20), np.ones(20), policy, logits)
+  rows = PolicyRows.from_arrays(np.arange(20), np.ones(20), np.ones(20), policy, logits)
   exact = (policy.astype(float) * logits.astype(float)).sum(axis=1)
   np.testing.assert_allclose(rows.direct_values, exact, rtol=1e-12)

@@ -21,7 +21,7 @@ def open_bandit(test_data, log):
 
 def evaluated(root, log, target, estimators=None, **options):
   x = problem(root, log, target)
-  rows = off_policy.LoggedRows.from_arrays(
+  rows = off_policy.PolicyRows.from_arrays(
     x.actions, x.rewards, x.propensities, x.probabilities, x.predicted_rewards
   )
   return {e.estimator: e for e in off_policy.evaluate(rows, estimators, **options)}

@@ -6,14 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import policy_file
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 
 IDS = np.array(["a", "b", "c"])
 EVALUATION = EvaluationLog(
-  BanditLog(
+  LogRows(
     user_index=np.arange(4, dtype=np.int32),
     action=np.array([0, 1, 2, 0], np.int32),
     propensity=np.full(4, 0.5, np.float32),

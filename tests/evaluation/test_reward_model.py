@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import EncoderConfig, FitConfig
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.schema import Categorical, Id, Schema
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import reward_model
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.schema import Categorical, Id, Schema
-from tf_twostage.stages import Stages
+from tf_twostage.workspace import Stages
 
 USERS, ITEMS, ROWS, FOLDS = 40, 6, 600, 3
 SCHEMA = Schema(
@@ -40,9 +40,7 @@ def evaluation_log(stage="log"):
   items = rng.integers(ITEMS - 1, size=ROWS).astype(np.int32)
   liked = ((users + items) % 2 == 0) == (rng.random(ROWS) < 0.9)
   propensities = np.full(ROWS, 1 / (ITEMS - 1), np.float32)
-  return EvaluationLog(
-    BanditLog(users, items, propensities, liked.astype(np.float32)), ITEMS, stage
-  )
+  return EvaluationLog(LogRows(users, items, propensities, liked.astype(np.float32)), ITEMS, stage)
 
 
 def fitted(evaluation, stages):

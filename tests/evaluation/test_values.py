@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import off_policy, values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.evaluation.values import TargetPolicy
 
 USERS, ITEMS, ROWS = 30, 7, 400
@@ -30,7 +30,7 @@ def world():
   logging, target = distributions(rng, USERS), distributions(rng, 2 * USERS)
   expected = (rng.random((USERS, ITEMS)) < 0.4).astype(np.float32)
   actions = np.array([rng.choice(ITEMS, p=logging[u]) for u in users], np.int32)
-  log = BanditLog(
+  log = LogRows(
     users,
     actions,
     logging[users, actions].astype(np.float32),
@@ -55,12 +55,12 @@ def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pa
   monkeypatch.setattr(values, "_PAIRS_PER_CHUNK", pairs)
   evaluation, target, predictions = world
   policy = TargetPolicy("π", "kind", lambda rows: target[rows], by_row)
-  rows, truth = values.look_at(policy, evaluation, lambda rows: predictions[rows])
+  rows, truth = values.reduce_to_rows(policy, evaluation, lambda rows: predictions[rows])
   log = evaluation.log
-  whole = LoggedRows.from_arrays(
+  whole = PolicyRows.from_arrays(
     log.action, log.reward, log.propensity, target, predictions, groups=log.user_index
   )
-  for field in dataclasses.fields(LoggedRows):
+  for field in dataclasses.fields(PolicyRows):
     np.testing.assert_allclose(getattr(rows, field.name), getattr(whole, field.name), rtol=1e-12)
   every = evaluation.expected_rewards(np.arange(ROWS))
   assert truth == pytest.approx((target * every).sum(axis=1).mean())
@@ -79,7 +79,7 @@ def test_a_policy_is_asked_once_for_each_user_in_each_context(world):
     asked.extend(rows)
     return target[rows]
 
-  values.look_at(TargetPolicy("π", "kind", probabilities), evaluation)
+  values.reduce_to_rows(TargetPolicy("π", "kind", probabilities), evaluation)
   assert sorted(asked) == sorted(first)
 
 
@@ -175,9 +175,9 @@ def test_policies_that_are_all_alike_have_no_rank(equal):
 @pytest.mark.parametrize(
   ("log", "words"),
   [
-    (BanditLog(*[np.zeros(0, t) for t in (np.int32, np.int32, np.float32, np.float32)]), "no rows"),
+    (LogRows(*[np.zeros(0, t) for t in (np.int32, np.int32, np.float32, np.float32)]), "no rows"),
     (
-      BanditLog(np.zeros(1, np.int32), np.zeros(1, np.int32), None, np.ones(1, np.float32)),
+      LogRows(np.zeros(1, np.int32), np.zeros(1, np.int32), None, np.ones(1, np.float32)),
       "no propensities",
     ),
   ],
@@ -197,7 +197,7 @@ def test_truth_lies_in_the_intervals_of_most_logs():
   for _ in range(40):
     cumulative = logging[users].cumsum(axis=1)
     actions = (rng.random((len(users), 1)) > cumulative).sum(axis=1).clip(max=ITEMS - 1)
-    log = BanditLog(
+    log = LogRows(
       users,
       actions.astype(np.int32),
       logging[users, actions].astype(np.float32),
@@ -207,7 +207,9 @@ def test_truth_lies_in_the_intervals_of_most_logs():
       log, ITEMS, "log", expected_rewards=lambda rows: expected[users[rows]]
     )
     policy = TargetPolicy("π", "kind", lambda rows: target[users[rows]])
-    rows, truth = values.look_at(policy, evaluation, lambda rows: np.full((len(rows), ITEMS), 0.5))
+    rows, truth = values.reduce_to_rows(
+      policy, evaluation, lambda rows: np.full((len(rows), ITEMS), 0.5)
+    )
     (estimate,) = off_policy.evaluate(rows, {"dr": off_policy.DR()}, num_resamples=0)
     held += estimate.interval[0] <= truth <= estimate.interval[1]
   assert held >= 36

@@ -17,7 +17,7 @@ from tests.losses.helpers import (
   make,
   value_and_gradient,
 )
-from tests.policy_oracle import ranker_share
+from tests.policy_oracle import ranker_probability
 from tf_twostage import losses
 from tf_twostage.errors import InputError
 from tf_twostage.losses.slates import sample_slates
@@ -81,7 +81,7 @@ def formula(variant, x):
   def shares(logits):
     rows = zip(oracle.softmax(logits), x["ranker_logits"], strict=True)
     every = np.arange(logits.shape[1])
-    return np.stack([ranker_share(p, g, every, loss.slate_size) for p, g in rows])
+    return np.stack([ranker_probability(p, g, every, loss.slate_size) for p, g in rows])
 
   def probabilities(logits):
     p = oracle.softmax(logits)
@@ -401,10 +401,10 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
     True,
     loss.uses_weights,
     loss.uses_weights,
-    loss.uses_ranker_share,
+    loss.uses_ranker_probability,
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
-  assert loss.uses_ranker_share == ("two_stage" in variant)
+  assert loss.uses_ranker_probability == ("two_stage" in variant)
   assert loss.uses_weights == ("importance" in losses.options(VARIANTS[variant][0]))
 
 

@@ -29,7 +29,7 @@ def test_reports_what_the_loss_was_made_of():
   np.testing.assert_allclose(terms.ratio, ratio, rtol=1e-12)
   np.testing.assert_allclose(terms.weights, weights, rtol=1e-12)
   np.testing.assert_allclose(terms.loss, -weights * x["rewards"] * log_p, rtol=1e-12)
-  assert terms.ranker_share is None
+  assert terms.ranker_probability is None
 
 
 def test_ratio_on_the_two_stage_policy_is_that_of_the_policy():
@@ -38,7 +38,9 @@ def test_ratio_on_the_two_stage_policy_is_that_of_the_policy():
   policy = TwoStagePolicy(x["logits"], x["ranker_logits"], 4)
   pi = np.exp(policy.log_prob(x["actions"]))
   np.testing.assert_allclose(terms.ratio, pi / x["propensities"], rtol=1e-9)
-  np.testing.assert_allclose(terms.ranker_share, policy.ranker_share(x["actions"]), rtol=1e-9)
+  np.testing.assert_allclose(
+    terms.ranker_probability, policy.ranker_probability(x["actions"]), rtol=1e-9
+  )
 
 
 def tiny_log(seed):

@@ -161,7 +161,7 @@ class TestLossesOnASupport:
     options = {"slate_size": 4, "num_slates": 4000, "sampling_temperature": 2.0, "seed": 1}
     tf.random.set_seed(0)
     share, expected = (
-      TwoStageIPS(sampling=s, dtype="float64", **options).terms(**columns).ranker_share
+      TwoStageIPS(sampling=s, dtype="float64", **options).terms(**columns).ranker_probability
       for s, columns in ((sampling, part), ("exact", x))
     )
     np.testing.assert_allclose(share, expected, rtol=0.02)

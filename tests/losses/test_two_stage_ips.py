@@ -116,7 +116,7 @@ def test_loss_is_the_weighted_sum_over_the_slates_drawn(sampling):
     c = [oracle.slate_coefficients(s, action, x["ranker_logits"][i], 0.3) for s in slates[i]]
     expected = -x["rewards"][i] * weights[i] * np.mean(c, axis=0) @ log_p[i]
     np.testing.assert_allclose(terms.loss[i], expected, rtol=1e-9)
-    np.testing.assert_allclose(terms.ranker_share[i], np.mean(c, axis=0)[action], rtol=1e-9)
+    np.testing.assert_allclose(terms.ranker_probability[i], np.mean(c, axis=0)[action], rtol=1e-9)
   np.testing.assert_allclose(terms.weights, weights, rtol=1e-9)
 
 
@@ -150,8 +150,8 @@ def test_without_alpha_is_one_stage_ips_times_the_ranker_share():
   x = batch()
   terms = TwoStageIPS(alpha=0.0, num_slates=5, slate_size=3, dtype="float64").terms(**x)
   one_stage = IPS(dtype="float64")(**x)
-  np.testing.assert_allclose(terms.loss, terms.ranker_share * one_stage, rtol=1e-12)
-  assert (terms.ranker_share.numpy() < 1).all()
+  np.testing.assert_allclose(terms.loss, terms.ranker_probability * one_stage, rtol=1e-12)
+  assert (terms.ranker_probability.numpy() < 1).all()
 
 
 def test_a_constant_ranker_gives_the_logged_item_one_place_among_the_distinct():
@@ -164,7 +164,7 @@ def test_a_constant_ranker_gives_the_logged_item_one_place_among_the_distinct():
     "ranker_logits": np.full((2, 3), 3.7),
   }
   terms = TwoStageIPS(num_slates=2, slate_size=30, dtype="float64").terms(**x)
-  np.testing.assert_allclose(terms.ranker_share, [1 / 2, 1.0], rtol=1e-12)
+  np.testing.assert_allclose(terms.ranker_probability, [1 / 2, 1.0], rtol=1e-12)
 
 
 @pytest.mark.parametrize("sampling", ["categorical", "systematic"])
@@ -199,9 +199,11 @@ def test_normalised_shares_make_the_mean_of_weight_times_share_one():
     return loss.terms(**clipped_batch())
 
   plain, normalised = terms(), terms(normalize_shares=True)
-  np.testing.assert_allclose(np.mean(normalised.weights * normalised.ranker_share), 1.0, rtol=1e-12)
+  np.testing.assert_allclose(
+    np.mean(normalised.weights * normalised.ranker_probability), 1.0, rtol=1e-12
+  )
   # All rows grow alike.
-  factor = 1 / np.mean(plain.weights * plain.ranker_share)
+  factor = 1 / np.mean(plain.weights * plain.ranker_probability)
   assert factor > 1.5
   np.testing.assert_allclose(normalised.loss, factor * plain.loss, rtol=1e-9)
   np.testing.assert_array_equal(normalised.ratio, plain.ratio)
@@ -231,7 +233,7 @@ def test_a_ranker_that_prefers_the_logged_item_raises_its_share():
     x["ranker_logits"] = margin * np.eye(5)[x["actions"]]
     tf.random.set_seed(0)
     loss = TwoStageIPS(num_slates=10, slate_size=5, seed=1, dtype="float64")
-    shares.append(loss.terms(**x).ranker_share.numpy()[0])
+    shares.append(loss.terms(**x).ranker_probability.numpy()[0])
   assert shares == sorted(shares)
   assert shares[0] < shares[-1]
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests import oracle
 from tests.losses.helpers import RAW, batch, every_action, value_and_gradient
-from tests.policy_oracle import enumerate_slates, ranker_share
+from tests.policy_oracle import enumerate_slates, ranker_probability
 from tf_twostage.losses import IPS, ImportanceWeights, TwoStageIPS
 from tf_twostage.losses.slates import expected_counts
 
@@ -78,8 +78,8 @@ def test_reports_what_the_loss_was_made_of():
   x = batch()
   terms = exact(slate_size=4).terms(**x)
   rows = zip(oracle.softmax(x["logits"]), x["ranker_logits"], x["actions"], strict=True)
-  shares = [ranker_share(p, g, np.array([a]), 4)[0] for p, g, a in rows]
-  np.testing.assert_allclose(terms.ranker_share, shares, rtol=3e-4)
+  shares = [ranker_probability(p, g, np.array([a]), 4)[0] for p, g, a in rows]
+  np.testing.assert_allclose(terms.ranker_probability, shares, rtol=3e-4)
   one_stage = IPS(dtype="float64").terms(**x)
   np.testing.assert_allclose(terms.ratio, one_stage.ratio, rtol=1e-9)
   np.testing.assert_allclose(terms.weights, one_stage.weights, rtol=1e-9)
@@ -108,7 +108,7 @@ def test_gradient_without_alpha_is_one_stage_ips_times_the_ranker_share():
   x = batch()
   loss = exact(alpha=0.0, slate_size=4)
   value, gradient = value_and_gradient(loss, x)
-  share = loss.terms(**x).ranker_share.numpy()
+  share = loss.terms(**x).ranker_probability.numpy()
   one_stage, expected = value_and_gradient(IPS(dtype="float64"), x)
   np.testing.assert_allclose(value, share * one_stage, rtol=1e-9)
   np.testing.assert_allclose(gradient, share[:, None] * expected, rtol=1e-9, atol=1e-12)
@@ -159,10 +159,10 @@ def test_normalised_shares_make_the_mean_of_weight_times_share_one():
   x = batch()
   plain, normalised = (exact(slate_size=4, normalize_shares=on) for on in (False, True))
   terms = normalised.terms(**x)
-  np.testing.assert_allclose(np.mean(terms.weights * terms.ranker_share), 1.0, rtol=1e-12)
+  np.testing.assert_allclose(np.mean(terms.weights * terms.ranker_probability), 1.0, rtol=1e-12)
   # All rows grow alike, and so does the gradient: the divisor has none.
   terms = plain.terms(**x)
-  factor = 1 / np.mean(terms.weights * terms.ranker_share)
+  factor = 1 / np.mean(terms.weights * terms.ranker_probability)
   expected = factor * value_and_gradient(plain, x)[1]
   np.testing.assert_allclose(value_and_gradient(normalised, x)[1], expected, rtol=1e-9, atol=1e-12)
 
@@ -198,7 +198,7 @@ class TestMonteCarlo:
     terms = TwoStageIPS(**{"sampling_temperature": 1.0, **options}, seed=3, dtype="float64").terms(
       **x
     )
-    return terms.loss.numpy(), terms.ranker_share.numpy()
+    return terms.loss.numpy(), terms.ranker_probability.numpy()
 
   @pytest.mark.parametrize("temperature", [1.0, math.e])
   @pytest.mark.parametrize("sampling", ["categorical", "systematic"])
@@ -280,7 +280,7 @@ class TestDistinctSlates:
     """1,000 items and slates of 30: a thousandth, and one shown item in a hundred is another."""
     logits, ranker_logits = np.random.default_rng(0).normal(size=(2, 1000))
     p = oracle.softmax(logits)
-    with_repeats = 30 * p * ranker_share(p, 2 * ranker_logits, np.arange(1000), 30)
+    with_repeats = 30 * p * ranker_probability(p, 2 * ranker_logits, np.arange(1000), 30)
     distinct = oracle.distinct_slate_probabilities(p, 2 * ranker_logits, 30, step=0.5)
     difference = np.abs(with_repeats - distinct)
     assert 1e-4 < difference.max() < 5e-3

@@ -5,13 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
-from tf_twostage.models.encoders import (
-  EncodedTables,
-  FeatureEncoder,
-  FeatureLookup,
-  TwoTower,
-)
-from tf_twostage.schema import Bag, Categorical, Id, Numeric, Schema
+from tf_twostage.data.schema import Bag, Categorical, Id, Numeric, Schema
+from tf_twostage.models.encoders import EncodedTables, FeatureEncoder, FeatureLookup, TwoTower
 
 SCHEMA = Schema(
   user=(Id("user", ("u0", "u1", "u2")), Categorical("sex", ("F", "M"))),

@@ -77,11 +77,13 @@ def test_shares_of_clipped_rows_are_told_only_where_weights_are_clipped(method):
 def test_the_rankers_share_is_told_of_two_stage_policies(name, policy):
   objective = losses.get(name, policy=policy, slate_size=3)
   values, terms = results(objective, ranker_logits=tf.zeros([4, 4]))
-  assert ("ranker_share" in values) == (policy == "two_stage")
+  assert ("ranker_probability" in values) == (policy == "two_stage")
   if policy == "two_stage":
-    np.testing.assert_allclose(values["ranker_share"], tf.reduce_mean(terms.ranker_share))
+    np.testing.assert_allclose(
+      values["ranker_probability"], tf.reduce_mean(terms.ranker_probability)
+    )
     # An indifferent ranker gives each of three draws a third, within the quadrature's error.
-    np.testing.assert_allclose(values["ranker_share"], 1 / 3, rtol=6e-4)
+    np.testing.assert_allclose(values["ranker_probability"], 1 / 3, rtol=6e-4)
 
 
 def test_an_objective_without_weights_has_entropy_and_loss_alone():

@@ -5,9 +5,9 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
+from tf_twostage.data.schema import Id, Numeric, Schema
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.ranker import ImitatingRanker, Ranker
-from tf_twostage.schema import Id, Numeric, Schema
 
 NAMES = ("a", "b", "c")
 SCHEMA = Schema(user=(Id("user", NAMES),), item=(Id("item", NAMES),), context=(Numeric("time"),))

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
+from tf_twostage.data.schema import Id, Schema, SparseVector
 from tf_twostage.models.encoders import EncodedTables, FeatureEncoder, FeatureLookup, TwoTower
-from tf_twostage.schema import Id, Schema, SparseVector
 
 SIZE, WIDTH = 6, 3
 WORDS = SparseVector("words", SIZE, max_length=4)

@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from tf_twostage import losses
 from tf_twostage.config import EncoderConfig
-from tf_twostage.datasets import make_synthetic
+from tf_twostage.data.sets import make_synthetic
 from tf_twostage.errors import InputError
-from tf_twostage.models.candidate_generator import CandidateGenerator
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.support import SampledSupport, most_probable
 
 USERS, ITEMS, BATCH = 30, 40, 4

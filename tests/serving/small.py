@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
-from tf_twostage.datasets import make_synthetic
+from tf_twostage.data.sets import make_synthetic
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.serving import replay

@@ -13,8 +13,8 @@ from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.precomputed import PrecomputedTowers
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.models.stored import StoredTowers
 from tf_twostage.serving import item_files
 
 ALL = np.int32(20)
@@ -163,7 +163,8 @@ def test_any_ranker_bears_removal():
 
 
 @pytest.mark.parametrize(
-  "ranker", [AnyRanker(), TowerRanker(StoredTowers("user_id", np.ones((20, 3)), np.ones((15, 3))))]
+  "ranker",
+  [AnyRanker(), TowerRanker(PrecomputedTowers("user_id", np.ones((20, 3)), np.ones((15, 3))))],
 )
 def test_a_ranker_that_knows_no_features_takes_no_new_items(ranker):
   with pytest.raises(InputError, match="items cannot be added"):

@@ -7,10 +7,10 @@ import re
 import pytest
 import tensorflow as tf
 
-from tests.datasets import mini_movielens
+from tests.data.sets import mini_movielens
 from tests.serving import small
 from tf_twostage import serving
-from tf_twostage.datasets.movielens import load_movielens_1m
+from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.serving import deployment, local_server
 
 ROOT = pathlib.Path(__file__).parents[2]

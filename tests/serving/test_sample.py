@@ -6,7 +6,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tests.oracle import softmax
-from tests.policy_oracle import ranker_share
+from tests.policy_oracle import ranker_probability
 from tests.serving import small
 from tests.serving.small import IDS, SLATE, ask
 from tf_twostage import serving
@@ -93,7 +93,7 @@ def policy(temperature, excluded=(), rows=3):
   every = np.arange(15)
   return np.stack(
     [
-      SLATE * p * ranker_share(p, r, every, SLATE)
+      SLATE * p * ranker_probability(p, r, every, SLATE)
       for p, r in zip(map(softmax, generator / temperature), ranker, strict=True)
     ]
   )

@@ -10,28 +10,29 @@ from typing import Any
 
 import numpy as np
 
-from tf_twostage.bandit_log import TrainingLog
-from tf_twostage.evaluation import protocol
+from tf_twostage.data.rows import TrainingRows
+from tf_twostage.data.schema import FeatureTable, Schema, columns
+from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.judge import Judge, Scorer, Scores
-from tf_twostage.models.candidate_generator import RankerLogits
+from tf_twostage.evaluation.evaluator import Evaluator, Scorer
+from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.slate_ranker import SlateRanker
-from tf_twostage.schema import FeatureTable, Schema, columns
-from tf_twostage.stages import Stages, write_json
+from tf_twostage.workspace import Stages, write_json
 
 _SOME = 5  # users whose recommendations an export must repeat
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-  """A log, a ranker and a judge.
+  """A log, a ranker and a evaluator.
 
   Attributes:
     tables: users and items as codes.
     titles: [N] display names of the items.
     log: the rows that generators learn from, with propensities.
-    judge: says how good a scorer is.
+    evaluator: says how good a scorer is.
     ranker_logits: the ranker's scores of the catalogue, or of some items.
     slate_ranker: the ranker of an export; its scores may differ from `ranker_logits` by a constant.
     policies: what every table compares with, by name.
@@ -45,8 +46,8 @@ class Environment:
 
   tables: EncodedTables
   titles: np.ndarray
-  log: TrainingLog
-  judge: Judge
+  log: TrainingRows
+  evaluator: Evaluator
   ranker_logits: RankerLogits
   slate_ranker: SlateRanker
   policies: Mapping[str, Scorer]
@@ -58,17 +59,17 @@ class Environment:
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
     """A function that scores `scorer`, with this ranker behind it, as it is when called."""
-    return self.judge.evaluation(scorer, self.ranker_logits, slate_size)
+    return self.evaluator.evaluation(scorer, self.ranker_logits, slate_size)
 
   def baselines(self, stages: Stages, slate_size: int) -> dict[str, Scores]:
     """Scores of what every table compares with, a stage of its own."""
 
     def build(directory: pathlib.Path) -> None:
-      scores = {**self.judge.known()}
+      scores = {**self.evaluator.known()}
       scores |= {n: self.evaluation(p, slate_size)() for n, p in self.policies.items()}
       write_json(directory / "scores.json", scores)
 
-    inputs = {"environment": self.name, "slate_size": slate_size, **self.judge.settings}
+    inputs = {"environment": self.name, "slate_size": slate_size, **self.evaluator.settings}
     directory = stages.get("baselines", inputs, build)
     return json.loads((directory / "scores.json").read_text())
 
@@ -76,9 +77,9 @@ class Environment:
 def usual_policies(popularity: np.ndarray, ranker_logits: Scorer, seed: int) -> dict[str, Scorer]:
   """What any full information compares with: lists by popularity, [N], by ranker, by chance."""
   return {
-    "popularity": protocol.list_scorer(popularity),
+    "popularity": full_information.list_scorer(popularity),
     "ranker, all items": ranker_logits,
-    "random": protocol.random_scorer(len(popularity), seed),
+    "random": full_information.random_scorer(len(popularity), seed),
   }
 
 

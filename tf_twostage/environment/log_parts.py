@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from tf_twostage.bandit_log import BanditLog, TrainingLog
+from tf_twostage.data.rows import LogRows, TrainingRows
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class LogParts:
     earned: the sum of the rewards of the training rows that show an item, [N].
   """
 
-  train: TrainingLog
-  validation: BanditLog
-  test: BanditLog
-  first: BanditLog
+  train: TrainingRows
+  validation: LogRows
+  test: LogRows
+  first: LogRows
   earned: np.ndarray

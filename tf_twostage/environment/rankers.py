@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog, TrainingLog
 from tf_twostage.config import Config
-from tf_twostage.datasets.logged import LoggedData
-from tf_twostage.evaluation.judge import Scorer
-from tf_twostage.fitting import fit
-from tf_twostage.models.candidate_generator import RankerLogits
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.rows import LogRows, TrainingRows
+from tf_twostage.data.splits import Splits
+from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.given import GivenRanker, digest
+from tf_twostage.models.external import ExternalRanker, digest
+from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
-from tf_twostage.splits import Splits
-from tf_twostage.stages import Stages, restore_weights, save_weights, write_json
+from tf_twostage.training.fitting import fit
+from tf_twostage.workspace import Stages, restore_weights, save_weights, write_json
 
 _SCORES = "scores.npy"
 _ROWS_PER_CHUNK = 8192
@@ -31,7 +31,7 @@ _ROWS_PER_CHUNK = 8192
 def fitted_ranker(
   config: Config,
   tables: EncodedTables,
-  log: TrainingLog,
+  log: TrainingRows,
   stages: Stages,
   *,
   depends_on: str,
@@ -87,7 +87,7 @@ def _towers(config: Config, tables: EncodedTables, **options: bool) -> TwoTower:
   )
 
 
-class ReadyRanker(NamedTuple):
+class SecondStage(NamedTuple):
   """A second stage.
 
   Attributes:
@@ -124,9 +124,9 @@ class RewardModel(NamedTuple):
     logits = self.ranker.frozen()
     return lambda batch: self.scale * tf.sigmoid(logits(batch))
 
-  def as_ranker(self) -> ReadyRanker:
+  def as_ranker(self) -> SecondStage:
     """Items in the order of the reward that is expected of them."""
-    return ReadyRanker(
+    return SecondStage(
       self.ranker.frozen(),
       TowerRanker(self.ranker.towers),
       self.stage,
@@ -135,7 +135,7 @@ class RewardModel(NamedTuple):
 
 
 def reward_model(
-  config: Config, tables: EncodedTables, log: TrainingLog, stages: Stages, *, depends_on: str
+  config: Config, tables: EncodedTables, log: TrainingRows, stages: Stages, *, depends_on: str
 ) -> RewardModel:
   """A pointwise ranker of a log whose rewards may be any numbers >= 0, and rare.
 
@@ -164,12 +164,12 @@ def reward_model(
 def imitated(
   config: Config,
   tables: EncodedTables,
-  data: LoggedData,
+  data: BanditLog,
   held_out: Splits,
   stages: Stages,
   *,
   depends_on: str,
-) -> ReadyRanker:
+) -> SecondStage:
   """Towers fitted to the scores that the log's ranker gave, and how near they come on test rows.
 
   Args:
@@ -211,7 +211,7 @@ def imitated(
     f" {facts['r2']:.3f} and the correlation {facts['correlation']:.3f}; what it misses, training"
     " and values miss too"
   )
-  return ReadyRanker(
+  return SecondStage(
     ranker.frozen(),
     TowerRanker(ranker.scaled_towers()),
     directory.name,
@@ -220,7 +220,7 @@ def imitated(
   )
 
 
-def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: BanditLog) -> dict[str, float]:
+def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: LogRows) -> dict[str, float]:
   rows = {
     "user": {name: tf.gather(codes, log.user_index) for name, codes in tables.users.items()},
     "context": dict(log.context),
@@ -235,21 +235,21 @@ def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: BanditLog) -
   return {"r2": float(r2), "correlation": float(correlation), "rows": len(log)}
 
 
-def given(path: str | None, data: LoggedData) -> GivenRanker | None:
+def given(path: str | None, data: BanditLog) -> ExternalRanker | None:
   """The model at `path`, loaded and checked against the data.
 
   Raises:
-    InputError: as `GivenRanker`.
+    InputError: as `ExternalRanker`.
   """
   if path is None:
     return None
-  ranker = GivenRanker(path, data.schema, data.items)
+  ranker = ExternalRanker(path, data.schema, data.items)
   # What it cannot do, a few pairs show before anything is trained.
   ranker.check(data.users)
   return ranker
 
 
-def ready_given(ranker: GivenRanker, data: LoggedData, stages: Stages) -> ReadyRanker:
+def external_ranker(ranker: ExternalRanker, data: BanditLog, stages: Stages) -> SecondStage:
   """A given ranker with its scores of all pairs, a stage of their own.
 
   Args:
@@ -274,7 +274,7 @@ def ready_given(ranker: GivenRanker, data: LoggedData, stages: Stages) -> ReadyR
     pairs = users[:, tf.newaxis] * table.shape[1] + items
     return tf.gather(tf.reshape(table, [-1]), pairs)
 
-  return ReadyRanker(
+  return SecondStage(
     logits,
     ranker,
     directory.name,

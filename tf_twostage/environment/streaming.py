@@ -2,7 +2,7 @@
 
 While the log is read, checked columns go to scratch files as numbers. Once all users, items and
 times are known, the split is drawn as it is in memory, held-out rows are taken into memory and the
-others are written as a `ShardedLog`. All of this is a stage, found again while files and settings
+others are written as a `StreamedRows`. All of this is a stage, found again while files and settings
 stay as they are.
 """
 
@@ -19,18 +19,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tf_twostage import sharded_log, splits
-from tf_twostage.bandit_log import BanditLog, joined
 from tf_twostage.config import Config
-from tf_twostage.datasets.logged import LoggedData
-from tf_twostage.datasets.own_log import Source
+from tf_twostage.data import splits, streamed
+from tf_twostage.data.files import find
+from tf_twostage.data.load import Source
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.log_schema import load_schema
+from tf_twostage.data.rows import LogRows, joined
+from tf_twostage.data.schema import Schema
+from tf_twostage.data.splits import Splits
 from tf_twostage.environment.log_parts import LogParts
 from tf_twostage.errors import InputError
-from tf_twostage.logs import files
-from tf_twostage.logs.log_schema import load_schema
-from tf_twostage.schema import Schema
-from tf_twostage.splits import Splits
-from tf_twostage.stages import Stages, write_json, write_text
+from tf_twostage.workspace import Stages, write_json, write_text
 
 _ROWS, _ARRAYS, _FACTS, _SCHEMA = "rows", "held_out.npz", "facts.json", "schema.json"
 FIRST = 100  # training rows that stay in memory
@@ -50,20 +50,20 @@ class Streamed:
     notes: what a reader should know; sentences.
   """
 
-  data: LoggedData
+  data: BanditLog
   parts: LogParts
   sizes: dict[str, int]
   digest: str
   notes: tuple[str, ...]
 
 
-def streamed(config: Config, stages: Stages) -> Streamed:
+def stream_log(config: Config, stages: Stages) -> Streamed:
   """Builds, or finds built, the parts of a log.
 
   Raises:
-    InputError: as `own_log.load`; or the log needs what takes all of it in memory.
+    InputError: as `user_log.load`; or the log needs what takes all of it in memory.
   """
-  settings = config.own_log
+  settings = config.user_log
   schema = load_schema(settings.schema)
   if not schema.has_propensities:
     raise InputError(
@@ -75,7 +75,7 @@ def streamed(config: Config, stages: Stages) -> Streamed:
       f"{settings.log}: a ranker is fitted to its scores in memory; leave `ranker_score` out of the"
       " schema (a ranker is fitted to the rewards then), give --ranker, or leave --stream out"
     )
-  found = files.find(str(settings.log))
+  found = find.find(str(settings.log))
   beside = [pathlib.Path(path) for path in (settings.items, settings.users) if path]
   inputs = {
     "files": [_identity(path) for path in (*found.paths, *beside) if path.exists()],
@@ -83,7 +83,7 @@ def streamed(config: Config, stages: Stages) -> Streamed:
     "on_bad_rows": settings.on_bad_rows,
     "split": [settings.split, settings.validation_share, settings.test_share],
     "held_out_rows": settings.held_out_rows,
-    "lanes": sharded_log.LANES,
+    "lanes": streamed.LANES,
     "seed": config.environment_seed,
   }
   stage = stages.get("streamed_log", inputs, lambda directory: _build(config, directory))
@@ -96,7 +96,7 @@ def _identity(path: pathlib.Path) -> list[Any]:
 
 
 def _build(config: Config, directory: pathlib.Path) -> None:
-  settings, seed = config.own_log, config.environment_seed
+  settings, seed = config.user_log, config.environment_seed
   source = Source(
     str(settings.log),
     settings.items,
@@ -116,7 +116,7 @@ def _build(config: Config, directory: pathlib.Path) -> None:
     kept = {name: source.log(columns, rows) for name, rows in chosen.items()}
     earned = np.zeros(everyone.num_items)
 
-    def training() -> Iterator[BanditLog]:
+    def training() -> Iterator[LogRows]:
       for start in range(0, len(held_out.train), _CHUNK):
         rows = start + np.flatnonzero(held_out.train[start : start + _CHUNK])
         if not rows.size:
@@ -126,7 +126,7 @@ def _build(config: Config, directory: pathlib.Path) -> None:
         earned[:] += np.bincount(log.action, log.reward, everyone.num_items)
         yield log
 
-    sharded_log.write(training(), directory / _ROWS, seed=seed)
+    streamed.write(training(), directory / _ROWS, seed=seed)
     digest = _digest(everyone, columns)
   arrays: dict[str, np.ndarray] = {"earned": earned, "titles": everyone.titles}
   arrays |= _named("users", everyone.users) | _named("items", everyone.items)
@@ -149,7 +149,7 @@ def _build(config: Config, directory: pathlib.Path) -> None:
 
 
 def _split(config: Config, source: Source, columns: Mapping[str, np.ndarray]) -> Splits:
-  settings = config.own_log
+  settings = config.user_log
   method = splits.method(settings.split, time=columns.get("time"), labels=columns.get("label"))
   if method == "column":
     return splits.by_code(columns["label"])
@@ -190,7 +190,7 @@ def _spooled(
   return {name: np.memmap(spool.name, dtypes[name], mode="r") for name, spool in spools.items()}
 
 
-def _digest(everyone: LoggedData, columns: Mapping[str, np.ndarray]) -> str:
+def _digest(everyone: BanditLog, columns: Mapping[str, np.ndarray]) -> str:
   digest = hashlib.sha256(everyone.fingerprint().encode())
   for name, values in sorted(columns.items()):
     digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
@@ -212,12 +212,11 @@ def _load(stage: pathlib.Path, service: str | None) -> Streamed:
     return {n.split(":", 1)[1]: v for n, v in arrays.items() if n.startswith(f"{prefix}:")}
 
   logs = {
-    name: BanditLog(**named(name), context=named(f"{name}.context"))
-    for name in (*_HELD_OUT, "first")
+    name: LogRows(**named(name), context=named(f"{name}.context")) for name in (*_HELD_OUT, "first")
   }
-  train = dataclasses.replace(sharded_log.load(stage / _ROWS), service=service)
+  train = dataclasses.replace(streamed.load(stage / _ROWS), service=service)
   return Streamed(
-    data=LoggedData(
+    data=BanditLog(
       name=facts["name"],
       schema=Schema.from_json((stage / _SCHEMA).read_text(encoding="utf-8")),
       users=named("users"),

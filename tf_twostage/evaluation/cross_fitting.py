@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.logged_rows import check_finite, check_groups
+from tf_twostage.evaluation.rows import check_finite, check_groups
 
 
 def assign_folds(
@@ -63,7 +63,7 @@ def cross_fit(
   Args:
     fit_predict: from (train_rows, predict_rows), ascending row indices, to the predictions of the
       latter: [m, N] of the catalogue, or where that does not fit in memory the two columns that
-      `LoggedRows` wants, [m, 2]; any [m, ...] will do. Fits a fresh model at each call.
+      `PolicyRows` wants, [m, 2]; any [m, ...] will do. Fits a fresh model at each call.
     num_rows, num_folds, groups, seed: as for `assign_folds`.
 
   Returns:

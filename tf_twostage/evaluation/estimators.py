@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.evaluation.rows import PolicyRows
 
 
 class Terms(NamedTuple):
@@ -34,7 +34,7 @@ class Estimator(Protocol):
 
   needs_model: bool
 
-  def __call__(self, rows: LoggedRows) -> Terms: ...
+  def __call__(self, rows: PolicyRows) -> Terms: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DM:
 
   needs_model = True
 
-  def __call__(self, rows: LoggedRows) -> Terms:
+  def __call__(self, rows: PolicyRows) -> Terms:
     return Terms(_given(rows.direct_values), np.ones(len(rows)), None)
 
 
@@ -79,7 +79,7 @@ class IPS:
     if not self.cap > 0:
       raise InputError(f"cap must be above 0, got {self.cap}; inf does not clip")
 
-  def __call__(self, rows: LoggedRows) -> Terms:
+  def __call__(self, rows: PolicyRows) -> Terms:
     weights = np.minimum(rows.weights, self.cap)
     return Terms(weights * rows.rewards, np.ones(len(rows)), weights)
 
@@ -98,7 +98,7 @@ class SNIPS:
 
   needs_model = False
 
-  def __call__(self, rows: LoggedRows) -> Terms:
+  def __call__(self, rows: PolicyRows) -> Terms:
     return Terms(rows.weights * rows.rewards, rows.weights, rows.weights)
 
 
@@ -128,7 +128,7 @@ class DR:
     if not self.threshold >= 0:
       raise InputError(f"threshold must be at least 0, got {self.threshold}; inf never switches")
 
-  def __call__(self, rows: LoggedRows) -> Terms:
+  def __call__(self, rows: PolicyRows) -> Terms:
     weights = np.where(rows.weights <= self.threshold, rows.weights, 0.0)
     correction = weights * (rows.rewards - _given(rows.predicted_rewards))
     return Terms(_given(rows.direct_values) + correction, np.ones(len(rows)), weights)

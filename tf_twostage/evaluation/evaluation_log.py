@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.bandit_log import BanditLog
+from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes
 
@@ -40,7 +40,7 @@ class EvaluationLog:
     InputError: the log has no rows or no propensities.
   """
 
-  log: BanditLog
+  log: LogRows
   num_items: int
   stage: str
   notes: tuple[str, ...] = ()

@@ -17,13 +17,14 @@ import tensorflow as tf
 from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.estimators import DR, IPS, SNIPS, Estimator, Terms
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.judge import STAGES, Measure, Measures, Scorer, Scores
-from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.evaluation.overlap import (
   MEAN_WEIGHT_ERRORS,
   MIN_EFFECTIVE_ROWS,
   MIN_EFFECTIVE_SHARE,
 )
+from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.metrics import HELD_OUT, STAGES, Metrics, Scores
 from tf_twostage.models.encoders import Codes
 from tf_twostage.policies import SoftmaxPolicy, two_stage_probabilities
 
@@ -31,21 +32,6 @@ _SITUATIONS_PER_CHUNK = 1024
 _PAIRS_PER_CHUNK = 2**20  # 4 MB of logits, of which an evaluation holds a dozen
 _MEAN_WEIGHT_TOLERANCE = 0.1  # as much as a log may have; estimated propensities miss 1 by a little
 _ONE_SIDED = 1.645  # standard errors below an estimate: its lower bound at 95%
-
-_VALUES = {
-  "snips": Measure("SNIPS", factor=1.0, decimals=4, error="snips_error"),
-  "ips": Measure("IPS", factor=1.0, decimals=4, error="ips_error"),
-  "dr": Measure("DR", factor=1.0, decimals=4, error="dr_error"),
-  "effective_sample_size": Measure("effective rows", factor=1.0, decimals=0),
-}
-MEASURES = Measures(
-  compared=_VALUES,
-  printed=_VALUES,
-  headline="snips",
-  selects="gain_lower_bound",
-  unit="mean reward",
-  judged="rows",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Gain:
   cap: float = 10.0  # as in training
   needs_model = False
 
-  def __call__(self, rows: LoggedRows) -> Terms:
+  def __call__(self, rows: PolicyRows) -> Terms:
     weights = np.minimum(rows.weights, self.cap)
     return Terms((weights - 1) * rows.rewards, np.ones(len(rows)), weights)
 
@@ -81,7 +67,7 @@ _ESTIMATORS: Mapping[str, Estimator] = {"snips": SNIPS(), "ips": IPS(), "dr": DR
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HeldOutRows:
+class HeldOutEvaluator:
   """Rows that validate, and rows that test.
 
   Attributes:
@@ -97,8 +83,8 @@ class HeldOutRows:
   grouped: bool
 
   @property
-  def measures(self) -> Measures:
-    return MEASURES
+  def measures(self) -> Metrics:
+    return HELD_OUT
 
   @property
   def settings(self) -> Mapping[str, Any]:
@@ -213,7 +199,7 @@ class HeldOutRows:
     scores = {}
     for place, stage in enumerate(STAGES):
       probability, direct = of_stages[2 * place : 2 * place + 2]
-      logged = LoggedRows(
+      logged = PolicyRows(
         rewards=columns.reward,
         propensities=columns.propensity,
         target_probabilities=probability,

@@ -1,9 +1,9 @@
 """Off-policy evaluation: what would a target policy π have earned on a log of another policy β?
 
-    rows = LoggedRows.from_arrays(actions, rewards, propensities, probabilities, predicted_rewards)
+    rows = PolicyRows.from_arrays(actions, rewards, propensities, probabilities, predicted_rewards)
     print(to_frame([on_policy(rewards), *evaluate(rows)]))
 
-Arrays in, estimates out: nothing here knows data sets, models or TensorFlow. `LoggedRows` holds a
+Arrays in, estimates out: nothing here knows data sets, models or TensorFlow. `PolicyRows` holds a
 few numbers a row and checks them; `estimators` turns them into ratios of sums; `intervals` says
 how far to trust those, `overlap` whether to. `cross_fitting` fits the reward model of DM and DR
 without letting it see the rows it predicts.
@@ -21,18 +21,9 @@ import pandas as pd
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.estimators import DM, DR, ESTIMATORS, IPS, SNIPS, Estimator, Terms
 from tf_twostage.evaluation.intervals import RatioSummary, summarise_ratios
-from tf_twostage.evaluation.logged_rows import (
-  LoggedRows,
-  check_finite,
-  check_groups,
-  check_vector,
-)
-from tf_twostage.evaluation.overlap import (
-  MODEL_ALONE,
-  effective_sample_size,
-  support_warnings,
-  weight_warnings,
-)
+from tf_twostage.evaluation.overlap import MODEL_ALONE, support_warnings, weight_warnings
+from tf_twostage.evaluation.rows import PolicyRows, check_finite, check_groups, check_vector
+from tf_twostage.metrics import effective_sample_size
 
 __all__ = [
   "DM",
@@ -42,7 +33,7 @@ __all__ = [
   "SNIPS",
   "Estimate",
   "Estimator",
-  "LoggedRows",
+  "PolicyRows",
   "Terms",
   "evaluate",
   "on_policy",
@@ -88,7 +79,7 @@ class Estimate:
 
 
 def evaluate(
-  rows: LoggedRows,
+  rows: PolicyRows,
   estimators: Mapping[str, Estimator] | None = None,
   *,
   confidence: float = 0.95,
@@ -158,7 +149,7 @@ def on_policy(
   check_finite("rewards", rewards, "drop the rows whose outcome is unknown")
   groups = None if groups is None else check_groups(groups, len(rewards))
   ones = np.ones(len(rewards))
-  rows = LoggedRows(rewards, ones, ones, groups=groups)
+  rows = PolicyRows(rewards, ones, ones, groups=groups)
   (estimate,) = evaluate(
     rows,
     {"on_policy": IPS()},
@@ -193,7 +184,7 @@ def _summarise(terms: list[Terms], groups: np.ndarray | None, **options: Any) ->
 
 def _estimate(
   name: str,
-  rows: LoggedRows,
+  rows: PolicyRows,
   terms: Terms,
   summary: RatioSummary,
   mean_ratio: RatioSummary,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tf_twostage.evaluation.intervals import RatioSummary
-from tf_twostage.evaluation.logged_rows import LoggedRows
+from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.metrics import effective_sample_size
 
 # Below any of these an estimate still comes, with a warning. They are rules of thumb, set where
 # normal and bootstrap intervals begin to cover visibly less often than they claim.
@@ -27,20 +28,8 @@ MODEL_ALONE = (
 _MORE = "log more, or evaluate a policy nearer to the logging policy"
 
 
-def effective_sample_size(weights: np.ndarray) -> float:
-  """(Σω)² / Σω², [Kish 1965]: how many equally weighted rows would be as good; 0 without weight.
-
-  Scale does not matter, and the sum of squares of huge weights does not overflow.
-  """
-  largest = weights.max()
-  if largest == 0:
-    return 0.0
-  scaled = weights / largest
-  return float(scaled.sum() ** 2 / (scaled**2).sum())
-
-
 def weight_warnings(
-  rows: LoggedRows, weights: np.ndarray, mean_ratio: RatioSummary
+  rows: PolicyRows, weights: np.ndarray, mean_ratio: RatioSummary
 ) -> tuple[str, ...]:
   """What is wrong with the weights of an estimate.
 
@@ -86,7 +75,7 @@ def weight_warnings(
   return tuple(warnings)
 
 
-def support_warnings(rows: LoggedRows, num_units: int) -> tuple[str, ...]:
+def support_warnings(rows: PolicyRows, num_units: int) -> tuple[str, ...]:
   """What is wrong with the log for any estimator: too few units, actions never tried."""
   warnings = []
   if num_units < MIN_UNITS:

@@ -7,10 +7,10 @@ import zipfile
 
 import numpy as np
 
-from tf_twostage.datasets import policy_table
+from tf_twostage.data import policy_table
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.logged_rows import check_distribution
+from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
 
 KIND = "given in a file"

@@ -9,14 +9,14 @@ import numpy as np
 import tensorflow as tf
 from scipy import special
 
-from tf_twostage.bandit_log import BanditLog
 from tf_twostage.config import EncoderConfig, FitConfig
+from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.fitting import fit
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker, usual_logit
-from tf_twostage.stages import Stages
+from tf_twostage.training.fitting import fit
+from tf_twostage.workspace import Stages
 
 _FOLDS = 5
 _ARRAYS = "reward_model.npz"
@@ -58,7 +58,7 @@ class RewardModel:
       logits[of_fold] = self.queries[rows[of_fold]] @ self.items[fold].T + self.priors[fold]
     return self.scale * special.expit(logits)
 
-  def explained(self, log: BanditLog) -> float:
+  def explained(self, log: LogRows) -> float:
     """The share of the variance of the log's rewards that the model explains.
 
     0 is no better than the mean reward, below 0 worse; NaN where all rewards are the same.
@@ -156,5 +156,5 @@ def _anonymous(tables: EncodedTables) -> Codes:
   return {**tables.users, **hidden}
 
 
-def _chunks(log: BanditLog) -> int:
+def _chunks(log: LogRows) -> int:
   return -(-len(log) // _ROWS_PER_CHUNK)

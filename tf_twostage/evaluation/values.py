@@ -11,9 +11,9 @@ from scipy import stats
 
 from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog
-from tf_twostage.evaluation.logged_rows import LoggedRows
 from tf_twostage.evaluation.off_policy import Estimate
 from tf_twostage.evaluation.overlap import MODEL_ALONE
+from tf_twostage.evaluation.rows import PolicyRows
 
 LOGGING_POLICY = "logging policy"
 ESTIMATORS = {
@@ -66,7 +66,7 @@ def evaluate(
     reward_model: predicted rewards of rows of the log, by models that have not seen them.
     seed: of the bootstrap.
   """
-  rows, truth = look_at(policy, evaluation, reward_model)
+  rows, truth = reduce_to_rows(policy, evaluation, reward_model)
   estimates = off_policy.evaluate(rows, ESTIMATORS, seed=seed)
   return Valuation(policy.name, policy.kind, tuple(estimates), truth)
 
@@ -76,14 +76,14 @@ def logging_policy(evaluation: EvaluationLog, *, seed: int) -> Valuation:
   log, truth = evaluation.log, np.nan
   if evaluation.logging_probabilities is not None:
     policy = TargetPolicy(LOGGING_POLICY, LOGGING_POLICY, evaluation.logging_probabilities)
-    truth = look_at(policy, evaluation)[1]
+    truth = reduce_to_rows(policy, evaluation)[1]
   estimate = off_policy.on_policy(log.reward, evaluation.groups, seed=seed)
   return Valuation(LOGGING_POLICY, LOGGING_POLICY, (estimate,), truth)
 
 
-def look_at(
+def reduce_to_rows(
   policy: TargetPolicy, evaluation: EvaluationLog, reward_model: ByRow | None = None
-) -> tuple[LoggedRows, float]:
+) -> tuple[PolicyRows, float]:
   """The log as a policy and a reward model see it, and the policy's true value.
 
   Of all [n, N] probabilities and predictions no more than a chunk is ever there, and each
@@ -117,7 +117,7 @@ def look_at(
       known = evaluation.expected_rewards(asked[part])
       true[part] = (probabilities * known).sum(axis=1, dtype=np.float64)
   assert log.propensity is not None  # an evaluation log has them
-  rows_seen = LoggedRows(
+  rows_seen = PolicyRows(
     rewards=log.reward,
     propensities=log.propensity,
     target_probabilities=target,

@@ -21,13 +21,13 @@ class LossTerms(NamedTuple):
     loss: [B].
     ratio: [B] π(a_i) / β_i before clipping; finite.
     weights: [B] the importance weights in use, after clipping and normalising.
-    ranker_share: [B] the ranker's probability of the logged item, mean over slates.
+    ranker_probability: [B] the ranker's probability of the logged item, mean over slates.
   """
 
   loss: tf.Tensor
   ratio: tf.Tensor | None = None
   weights: tf.Tensor | None = None
-  ranker_share: tf.Tensor | None = None
+  ranker_probability: tf.Tensor | None = None
 
 
 class LossInputs(NamedTuple):
@@ -59,7 +59,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
-  uses_ranker_share: bool = False  # whether `evaluate` returns the ranker's share
+  uses_ranker_probability: bool = False  # whether `evaluate` returns the ranker's share
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
@@ -166,11 +166,11 @@ class PolicyTerms(NamedTuple):
 
   Attributes:
     log_prob: [B] log π(a_i).
-    ranker_share: [B] qbar(a_i), where π has a ranker.
+    ranker_probability: [B] qbar(a_i), where π has a ranker.
   """
 
   log_prob: tf.Tensor
-  ranker_share: tf.Tensor | None = None
+  ranker_probability: tf.Tensor | None = None
 
 
 class EstimatorLoss(RewardLoss):
@@ -193,8 +193,8 @@ class EstimatorLoss(RewardLoss):
       raise InputError(f"{name}: slate_size must be at least 1, got {slate_size}")
     self.policy = policy
     self.slate_size = slate_size
-    self.uses_ranker_share = policy == "two_stage"
-    self.needs_ranker = self.needs_ranker or self.uses_ranker_share
+    self.uses_ranker_probability = policy == "two_stage"
+    self.needs_ranker = self.needs_ranker or self.uses_ranker_probability
 
   def logged(self, x: LossInputs) -> PolicyTerms:
     """The policy at the logged actions, differentiable in the logits."""

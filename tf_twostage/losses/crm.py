@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
-from tf_twostage.replicas import batch_sum
+from tf_twostage.losses.replicas import batch_sum
 
 # Clipped from above alone, and not normalised.
 PUBLISHED_WEIGHTS = ImportanceWeights(floor=0.0, self_normalize=False)

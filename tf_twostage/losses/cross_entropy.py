@@ -25,4 +25,4 @@ class CrossEntropy(EstimatorLoss):
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
-    return LossTerms(cross_entropy(log_prob, x.rewards), ranker_share=share)
+    return LossTerms(cross_entropy(log_prob, x.rewards), ranker_probability=share)

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import RewardLoss
-from tf_twostage.replicas import batch_sum
+from tf_twostage.losses.replicas import batch_sum
 
 # exp of this is finite in float32, and so is the sum over a batch.
 MAX_LOG_RATIO = 80.0

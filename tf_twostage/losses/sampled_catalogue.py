@@ -28,7 +28,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.replicas import all_rows
+from tf_twostage.losses.replicas import all_rows
 
 
 class Support(NamedTuple):

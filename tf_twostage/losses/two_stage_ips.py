@@ -24,7 +24,7 @@ class TwoStageIPS(WeightedLoss):
   """
 
   needs_ranker = True
-  uses_ranker_share = True
+  uses_ranker_probability = True
 
   def __init__(
     self,

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
-from tf_twostage.replicas import all_rows
-from tf_twostage.schema import (
+from tf_twostage.data.schema import (
   Bag,
   Categorical,
   Feature,
@@ -21,6 +20,7 @@ from tf_twostage.schema import (
   Schema,
   SparseVector,
 )
+from tf_twostage.losses.replicas import all_rows
 
 Codes = Mapping[str, tf.Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_twostage.losses.base import LossTerms, OffPolicyLoss
+from tf_twostage.losses.replicas import all_rows
 from tf_twostage.policies import SoftmaxPolicy
-from tf_twostage.replicas import all_rows
 
 
 class Maximum(tf.keras.metrics.Metric):
@@ -73,8 +73,8 @@ class PolicyHealth(tf.keras.layers.Layer):
         self.capped = tf.keras.metrics.Mean("share_capped")
         self.floored = tf.keras.metrics.Mean("share_floored")
       self.sample_share = EffectiveSampleShare("effective_sample_share")
-    if objective.uses_ranker_share:
-      self.ranker_share = tf.keras.metrics.Mean("ranker_share")
+    if objective.uses_ranker_probability:
+      self.ranker_probability = tf.keras.metrics.Mean("ranker_probability")
 
   def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
     """Takes a batch into account.
@@ -94,8 +94,8 @@ class PolicyHealth(tf.keras.layers.Layer):
         self.capped.update_state(tf.cast(terms.ratio >= importance.cap, tf.float32))
         self.floored.update_state(tf.cast(terms.ratio <= importance.floor, tf.float32))
       self.sample_share.update_state(terms.weights)
-    if self._objective.uses_ranker_share:
-      self.ranker_share.update_state(terms.ranker_share)
+    if self._objective.uses_ranker_probability:
+      self.ranker_probability.update_state(terms.ranker_probability)
 
 
 def _entropy(logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tf_twostage.models.candidate_generator import Batch, RankerLogits
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
+from tf_twostage.models.generator import Batch, RankerLogits
 
 
 def usual_logit(total: float, rows: int) -> float:

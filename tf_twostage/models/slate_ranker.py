@@ -6,8 +6,8 @@ from typing import Protocol
 
 import tensorflow as tf
 
+from tf_twostage.data.schema import FeatureTable
 from tf_twostage.models.encoders import Codes, Towers
-from tf_twostage.schema import FeatureTable
 
 
 class SlateRanker(Protocol):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
+from tf_twostage.losses.replicas import all_rows
 from tf_twostage.losses.sampled_catalogue import Draws, Support, sample_support
 from tf_twostage.models.encoders import TwoTower
-from tf_twostage.replicas import all_rows
 
 _USERS = 128  # of a batch, that say which candidates are hard
 _ITEMS_PER_CHUNK = 2**14  # 16 MB of logits

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.data.schema import FeatureTable
 from tf_twostage.errors import InputError
-from tf_twostage.schema import FeatureTable
 from tf_twostage.serving.recommender import Recommender
 
 _log = logging.getLogger(__name__)

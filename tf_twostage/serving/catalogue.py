@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.data.schema import FeatureTable, Schema, check_table
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
-from tf_twostage.schema import FeatureTable, Schema, check_table
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from tf_twostage.stages import write_text
+from tf_twostage.workspace import write_text
 
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 FILES = ("models.config", "batching_parameters.txt", "docker-compose.yml")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import logging
 
+from tf_twostage.data.schema import FeatureTable
 from tf_twostage.errors import RunError
-from tf_twostage.schema import FeatureTable
 from tf_twostage.serving import calls, deployment, replay, versions
 from tf_twostage.serving.recommender import Recommender
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
-from tf_twostage.datasets import feature_tables
-from tf_twostage.datasets.feature_tables import strings
+from tf_twostage.data import feature_tables
+from tf_twostage.data.feature_tables import strings
+from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.schema import Bag, Numeric, Schema, SparseVector
 from tf_twostage.errors import InputError
-from tf_twostage.logs.log_schema import FeatureColumn
-from tf_twostage.schema import Bag, Numeric, Schema, SparseVector
 from tf_twostage.serving.catalogue import NewItems
 
 _TITLE = "title"

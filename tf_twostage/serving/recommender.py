@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.data.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
 from tf_twostage.models.two_stage import PADDING, rerank, retrieve
 from tf_twostage.policies import TwoStagePolicy
-from tf_twostage.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
 from tf_twostage.serving import checks, row_sampling
 
 LOWEST_SCORE = tf.float32.min  # of padding

@@ -1,0 +1,155 @@
+"""The report: what right propensities add up to, what wrong ones do, and what else is noticed."""
+
+import numpy as np
+import pytest
+
+from tf_twostage.data import splits
+from tf_twostage.data.check import examine
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.policy_table import PolicyTable
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.schema import Id, Schema
+
+ITEMS = 5
+POLICY = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+
+
+def logged(n=4000, *, items=ITEMS, policy=POLICY, scale=1.0, reward=None, **columns):
+  """A log of `policy` whose propensities are off by `scale`."""
+  rng = np.random.default_rng(0)
+  action = rng.choice(len(policy), n, p=policy)
+  ids = tuple(f"i{i}" for i in range(items))
+  log = LogRows(
+    user_index=rng.integers(0, 3, n),
+    action=action,
+    propensity=columns.pop("propensity", policy[action] * scale),
+    reward=rng.random(n) < 0.3 if reward is None else np.full(n, reward),
+    position=columns.pop("position", None),
+  )
+  return BanditLog(
+    name="log",
+    schema=Schema(user=(Id("user_id", ("a", "b", "c")),), item=(Id("item_id", ids),)),
+    users={"user_id": np.array(["a", "b", "c"])},
+    items={"item_id": np.array(ids)},
+    titles=np.array(ids),
+    log=log,
+    **columns,
+  )
+
+
+def report(data, **options):
+  parts = splits.at_random(len(data.log))
+  return examine.examine(data, BadRows(), parts, split_method="at random", **options)
+
+
+def facts(found):
+  return {fact.name: fact.value for fact in found.facts}
+
+
+def texts(found, *severities):
+  return " ".join(f.text for f in found.findings if f.severity in severities)
+
+
+def test_right_propensities_add_up_to_the_items():
+  found = report(logged())
+  assert facts(found)["mean of 1/propensity"] == pytest.approx(ITEMS, rel=0.1)
+  assert facts(found)["items with too much weight"] == 0
+  assert facts(found)["largest sum in one situation"] == pytest.approx(1, abs=1e-6)
+  assert found.usable
+  assert not texts(found, "problem", "warning")
+
+
+def test_propensities_that_are_too_small_make_a_log_unusable():
+  found = report(logged(scale=0.5))
+  assert not found.usable
+  assert "cannot exceed the 5 items" in texts(found, "problem")
+  assert "shown more often than their propensities allow" in texts(found, "warning")
+  assert facts(found)["items with too much weight"] == ITEMS
+
+
+def test_a_catalogue_of_logged_items_only_is_the_likelier_reason():
+  found = report(logged(scale=0.5), all_items_known=False)
+  assert found.usable
+  assert "only 5 items were logged: name the items file" in texts(found, "warning")
+
+
+def test_one_item_with_wrong_propensities_is_named():
+  data = logged()
+  propensity = np.where(data.log.action == 2, 0.05, data.log.propensity)
+  found = report(data.with_propensities(propensity))
+  assert facts(found)["items with too much weight"] == 1
+  assert "(worst: i2, 3" in texts(found, "warning")  # 0.15 / 0.05
+
+
+def test_propensities_of_a_slate_sum_to_more_than_one():
+  found = report(logged(scale=2.0))
+  assert facts(found)["largest sum in one situation"] == pytest.approx(2)
+  assert "in 3 of 3 situations" in texts(found, "warning")
+  assert "below the 5 items" in texts(found, "note")
+
+
+def test_items_outside_the_support_are_noted():
+  found = report(logged(items=ITEMS + 3))
+  assert facts(found)["items never shown"] == 3
+  assert "3 of 8 items were never shown (i5, i6, i7)" in texts(found, "warning")
+  assert "below the 8 items there are" in texts(found, "note")
+
+
+def test_effective_sample_sizes_are_those_of_the_weights():
+  data = logged()
+  policy = PolicyTable(None, np.array([[0.1, 0.1, 0.2, 0.3, 0.3]]))
+  found = report(data, policy=policy)
+  weights = policy.probabilities[0, data.log.action] / POLICY[data.log.action]
+  by_section = {(f.section, f.name): f.value for f in found.facts}
+  size = by_section["Given policy on this log", "effective sample size"]
+  assert size == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), abs=0.1)
+  assert by_section["Given policy on this log", "mean weight"] == pytest.approx(1, abs=0.1)
+  uniform = 1 / ITEMS / POLICY[data.log.action]
+  size = by_section["Uniform policy on this log", "effective sample size"]
+  assert size == pytest.approx(uniform.sum() ** 2 / (uniform**2).sum(), abs=0.1)
+
+
+def test_a_policy_that_wants_what_was_never_shown_is_warned_of():
+  policy = PolicyTable(None, np.array([[0, 0, 0, 0, 0, 0.6, 0.4]]))
+  found = report(logged(items=7), policy=policy)
+  assert "puts 100.0% of its probability on items" in texts(found, "warning")
+  assert "worth 0.0 of its 4000 rows" in texts(found, "warning")
+
+
+def test_a_policy_may_differ_by_position():
+  position = np.arange(4000) % 2
+  policy = PolicyTable(np.array([0, 1]), np.stack([POLICY, POLICY[::-1]]))
+  data = logged(position=position)
+  weights = examine.policy_weights(data, policy)
+  np.testing.assert_allclose(weights[::2], 1, rtol=1e-6)
+  expected = POLICY[::-1][data.log.action[1::2]] / POLICY[data.log.action[1::2]]
+  np.testing.assert_allclose(weights[1::2], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("options", "severity", "words"),
+  [
+    ({"reward": 0.0}, "problem", "no row has a reward above 0"),
+    ({"reward": 1.0}, "warning", "every row has a reward above 0"),
+    ({"time": np.zeros(4000)}, "warning", "all rows have one time"),
+    ({"time": np.full(4000, 1.7e12)}, "warning", "divide milliseconds by 1000"),
+    ({"time": np.arange(4000) // 2000}, "warning", "rows with the user, item, time of an earlier"),
+    ({"time": np.arange(4000)}, "warning", "training rows are later than the first row"),
+    ({"propensity": None, "notes": ("none logged",)}, "note", "none logged"),
+  ],
+)
+def test_what_else_is_noticed(options, severity, words):
+  assert words in texts(report(logged(**options)), severity)
+
+
+def test_the_report_reads_as_a_table_and_as_json():
+  found = report(logged(items=6))
+  text = str(found)
+  assert max(map(len, text.splitlines())) <= 100
+  for words in ("Log log", "mean of 1/propensity", "effective sample size", "Usable."):
+    assert words in text
+  content = found.to_dict()
+  assert content["usable"] is True
+  assert content["facts"]["Rows"]["items"] == 6
+  assert content["findings"][0].keys() == {"severity", "text"}

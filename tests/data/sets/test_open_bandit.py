@@ -1,0 +1,68 @@
+"""Open Bandit Pipeline's dict becomes a log."""
+
+import numpy as np
+import pytest
+
+from tf_twostage.data.sets.open_bandit import from_bandit_feedback
+from tf_twostage.errors import InputError
+
+
+def feedback(**changes):
+  """Six rounds of three contexts and two actions."""
+  whole = {
+    "n_rounds": 6,
+    "n_actions": 2,
+    "context": np.array([[0.5, 1.0], [2.0, -1.0], [0.5, 3.0]] * 2),
+    "action_context": np.array([[1.0, 5.0], [0.0, 7.0]]),
+    "action": np.array([0, 1, 1, 0, 0, 1]),
+    "position": np.array([0, 1, 2, 0, 1, 2]),
+    "reward": np.array([1, 0, 0, 1, 0, 1]),
+    "expected_reward": np.full((6, 2), 0.5),
+    "pscore": np.array([0.25, 0.75, 0.5, 0.5, 0.5, 1.0]),
+  }
+  return {k: v for k, v in {**whole, **changes}.items() if v is not KeyError}
+
+
+def test_contexts_are_users_and_actions_are_items():
+  given = feedback()
+  data = from_bandit_feedback(given)
+  assert (data.num_users, data.num_items, len(data.log)) == (3, 2, 6)
+  for i in range(2):
+    seen = data.users[f"context_{i}"][data.log.user_index]
+    np.testing.assert_array_equal(seen, given["context"][:, i])
+    np.testing.assert_array_equal(data.items[f"action_context_{i}"], given["action_context"][:, i])
+  np.testing.assert_array_equal(data.log.action, given["action"])
+  np.testing.assert_array_equal(data.log.propensity, given["pscore"])
+  np.testing.assert_array_equal(data.log.position, given["position"])
+  np.testing.assert_array_equal(data.titles, ["0", "1"])
+  assert [f.name for f in data.schema.user_inputs] == ["context_0", "context_1"]
+
+
+@pytest.mark.parametrize("arms", [None, np.eye(2), KeyError])
+def test_one_hot_arms_say_no_more_than_their_ids(arms):
+  data = from_bandit_feedback(feedback(action_context=arms))
+  assert list(data.items) == ["item_id"]
+
+
+def test_pscore_and_position_may_be_missing():
+  data = from_bandit_feedback(feedback(pscore=None, position=KeyError))
+  assert not data.has_propensities
+  assert data.log.position is None
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"reward": KeyError}, r"missing key\(s\) \['reward'\]; found \['action'"),
+    ({"context": np.zeros(6)}, r"context must be \[6, d\] numbers"),
+    ({"context": np.full((6, 1), np.nan)}, "context holds numbers that are not finite"),
+    ({"n_rounds": 5, "context": np.zeros((5, 1))}, "vectors of one length"),
+    ({"action": np.array([0, 1, 2, 0, 0, 1])}, "sizes differ.*'action'"),
+    ({"action": np.zeros(6)}, "'action' must be int32"),
+    ({"pscore": np.zeros(6)}, r"'propensity' must lie in \(0, 1\]"),
+    ({"action_context": np.zeros((3, 1))}, r"action_context must be \[2, d\]"),
+  ],
+)
+def test_a_dict_that_does_not_fit_is_refused(changes, message):
+  with pytest.raises(InputError, match=message):
+    from_bandit_feedback(feedback(**changes))

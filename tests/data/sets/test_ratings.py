@@ -1,0 +1,131 @@
+"""RatingsData: what it refuses, and its fingerprint."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from tf_twostage.data.schema import Bag, Categorical, Id, Numeric, Schema
+from tf_twostage.data.sets.ratings import RatingsData, unit_range
+from tf_twostage.errors import InputError
+
+SCHEMA = Schema(
+  user=(Id("user", ("u0", "u1")), Numeric("height")),
+  item=(
+    Id("item", ("i0", "i1", "i2")),
+    Categorical("color", ("red", "blue")),
+    Bag("tags", ("a", "b"), max_length=2),
+  ),
+  context=(Numeric("time"),),
+)
+ITEMS = {
+  "item": np.array(["i0", "i1", "i2"]),
+  "color": np.array(["red", "blue", "red"]),
+  "tags": np.array([["a", ""], ["a", "b"], ["b", ""]]),
+}
+
+
+def make(**changes) -> RatingsData:
+  fields = {
+    "name": "toy",
+    "schema": SCHEMA,
+    "users": {"user": np.array(["u0", "u1"]), "height": np.array([1.5, 1.8])},
+    "items": ITEMS,
+    "titles": np.array(["zero", "one", "two"]),
+    "user_index": np.array([0, 1, 1, 0], np.int32),
+    "item_index": np.array([0, 2, 1, 1], np.int32),
+    "rating": np.array([1, 2, 3, 4], np.float32),
+    "context": {"time": np.array([0.0, 1.0, 2.0, 3.0])},
+  }
+  return RatingsData(**(fields | changes))
+
+
+def test_counts_come_from_the_schema():
+  assert (make().num_users, make().num_items) == (2, 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"users": {"user": np.array(["u0", "u1"])}}, "user features: missing column.*height"),
+    ({"items": ITEMS | {"color": np.array(["red"])}}, "item features: columns differ in length"),
+    ({"items": {k: v[:2] for k, v in ITEMS.items()}}, "item features: 2 rows for 3 values"),
+    ({"items": ITEMS | {"item": ITEMS["item"][::-1]}}, "2 of 3 rows differ .first: row 0"),
+    ({"items": ITEMS | {"color": ITEMS["color"].astype(object)}}, "'color' must hold NumPy strin"),
+    ({"titles": np.array(["zero", "one"])}, "titles must be 3 strings"),
+    ({"titles": np.array([0, 1, 2])}, "titles must be 3 strings"),
+    ({"rating": np.zeros(0, np.float32)}, "no ratings"),
+    ({"rating": np.ones(4)}, "rating must be float32"),
+    ({"rating": np.array([1, np.nan, 3, 4], np.float32)}, "rating holds values that are not fin"),
+    ({"user_index": np.zeros(3, np.int32)}, r"user_index must be int32 \(4,\)"),
+    ({"item_index": np.zeros(4, np.int64)}, "item_index must be int32"),
+    ({"user_index": np.array([0, 1, 2, 2], np.int32)}, r"\[0, 2\); 2 of 4 .*row 2, 2"),
+    ({"item_index": np.array([0, -1, 2, 2], np.int32)}, r"\[0, 3\); 1 of 4 .*row 1, -1"),
+    ({"context": {}}, "context: missing column"),
+    ({"context": {"time": np.zeros(3)}}, "context has 3 rows for 4 ratings"),
+    ({"context": {"time": np.array([0, np.inf, 0, 0])}}, "'time' holds 1 of 4 values"),
+  ],
+)
+def test_refuses_what_does_not_fit(changes, message):
+  with pytest.raises(InputError, match=message):
+    make(**changes)
+
+
+def test_context_may_be_absent():
+  schema = dataclasses.replace(SCHEMA, context=())
+  assert make(schema=schema, context={}).schema.context == ()
+
+
+def test_equal_content_has_an_equal_fingerprint():
+  reordered = dict(reversed(ITEMS.items()))
+  assert make().fingerprint() == make(items=reordered).fingerprint()
+  assert len(make().fingerprint()) == 64
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"schema": dataclasses.replace(SCHEMA, context=(Numeric("time", scale=2.0),))},
+    {"users": {"user": np.array(["u0", "u1"]), "height": np.array([1.5, 1.9])}},
+    {"items": ITEMS | {"tags": np.array([["a", ""], ["b", "a"], ["b", ""]])}},
+    {"titles": np.array(["zero", "one", "too"])},
+    {"user_index": np.array([0, 1, 0, 1], np.int32)},
+    {"item_index": np.array([0, 2, 1, 0], np.int32)},
+    {"rating": np.array([1, 2, 3, 5], np.float32)},
+    {"context": {"time": np.array([0.0, 1.0, 2.0, 4.0])}},
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_any_change_changes_the_fingerprint(changes):
+  assert make(**changes).fingerprint() != make().fingerprint()
+
+
+def test_equal_bytes_of_another_type_have_another_fingerprint():
+  height = make().users["height"]
+  users = make().users | {"height": height.view(np.int64)}
+  assert make(users=users).fingerprint() != make().fingerprint()
+
+
+def test_fingerprint_of_a_million_ratings_is_quick():
+  million = 1_000_000
+  data = make(
+    user_index=np.zeros(million, np.int32),
+    item_index=np.zeros(million, np.int32),
+    rating=np.ones(million, np.float32),
+    context={"time": np.zeros(million)},
+  )
+  start = time.perf_counter()
+  data.fingerprint()
+  assert time.perf_counter() - start < 1.0
+
+
+def test_unit_range_reads_the_extremes_as_zero_and_one():
+  values = np.array([30.0, 10.0, 20.0])
+  feature = unit_range("time", values)
+  np.testing.assert_allclose((values - feature.offset) / feature.scale, [1.0, 0.0, 0.5])
+
+
+def test_unit_range_of_one_value_reads_as_zero():
+  feature = unit_range("time", np.array([7.0, 7.0]))
+  assert (7.0 - feature.offset) / feature.scale == 0.0

@@ -1,0 +1,126 @@
+"""Drafts of schemas: what names and values give away, and what they do not."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from tests.data.files import small_log
+from tf_twostage.data import draft
+from tf_twostage.data.log_schema import LogSchema, open_bandit
+from tf_twostage.errors import InputError
+
+
+def drafted(tmp_path, frame, items=None, users=None):
+  paths = []
+  for name, table in (("log", frame), ("items", items), ("users", users)):
+    paths.append(None if table is None else tmp_path / f"{name}.csv")
+    if table is not None:
+      table.to_csv(paths[-1], index=False)
+  text = draft.draft(*paths)
+  return LogSchema.from_dict(yaml.safe_load(text)), text
+
+
+def log(n=200, **columns):
+  rng = np.random.default_rng(0)
+  user = rng.integers(0, 20, n)
+  frame = pd.DataFrame(
+    {
+      "user_id": user,
+      "item_id": rng.integers(0, 9, n),
+      "propensity": rng.uniform(0.1, 0.9, n),
+      "reward": rng.integers(0, 2, n),
+    }
+  )
+  return frame.assign(**columns)
+
+
+@pytest.mark.parametrize(
+  ("role", "column"),
+  [
+    ("propensity", "pscore"),
+    ("propensity", "Propensity Score"),
+    ("propensity", "action_prob"),
+    ("reward", "click"),
+    ("reward", "isClicked"),
+    ("user_id", "userId"),
+    ("user_id", "visitor_id"),
+    ("item_id", "movieId"),
+    ("item_id", "action"),
+    ("user_id", "visitor"),
+    ("item_id", "product"),
+    ("reward", "watch_seconds"),
+  ],
+)
+def test_synonyms_are_known(tmp_path, role, column):
+  schema, text = drafted(tmp_path, log().rename(columns={role: column}))
+  assert getattr(schema, role) == column
+  assert f"{role}: {column}" in text
+  assert "by its name" in text
+
+
+def test_a_name_whose_values_do_not_fit_is_not_believed(tmp_path):
+  schema, text = drafted(tmp_path, log(propensity=-1.5))
+  assert schema.propensity is None
+  assert "they will have to be estimated" in text
+
+
+def test_values_are_believed_where_they_are_unmistakable(tmp_path):
+  frame = log(when=[f"2024-01-{1 + i % 28:02d} 10:00" for i in range(200)])
+  frame = frame.rename(columns={"propensity": "col1", "reward": "col2"})
+  schema, text = drafted(tmp_path, frame)
+  assert (schema.propensity, schema.reward, schema.time) == ("col1", "col2", "when")
+  assert text.count("by its values") == 3
+
+
+def test_other_columns_are_sorted_by_whether_they_describe_the_user(tmp_path):
+  frame = log()
+  frame = frame.assign(
+    country=np.array(["AT", "FR", "JP"])[frame["user_id"] % 3],
+    age=frame["user_id"] * 2.5,
+    likes=[f"g{u}|g{u + 1}" for u in frame["user_id"]],
+    battery=np.random.default_rng(1).uniform(0, 1, 200) * 100,
+    page=[f"/{i}" for i in range(200)],
+  )
+  schema, text = drafted(tmp_path, frame)
+  assert [(f.name, f.kind) for f in schema.user_features] == [
+    ("country", "categorical"),
+    ("age", "numeric"),
+    ("likes", "bag"),
+  ]
+  assert [f.name for f in schema.context_features] == ["battery"]
+  assert "#   page" in text
+
+
+def test_tables_give_keys_titles_and_features(tmp_path):
+  items = small_log.items().rename(columns={"product": "sku"})
+  users = pd.DataFrame({"user_id": [f"v{i}" for i in range(4)], "gender": list("FMFM")})
+  frame = small_log.frame().rename(columns={"visitor": "user_id", "product": "item"})
+  schema, _ = drafted(tmp_path, frame.drop(columns="gender"), items, users)
+  assert (schema.item_id, schema.item_key, schema.title) == ("item", "sku", "name")
+  assert [f.name for f in schema.item_features] == ["genres", "price"]
+  assert [f.name for f in schema.user_features] == ["gender"]
+
+
+def test_what_is_missing_is_said(tmp_path):
+  (tmp_path / "log.csv").write_text("a,b\nx,y\nz,y\n")
+  text = draft.draft(tmp_path / "log.csv")
+  assert "item_id: null" in text
+  assert "MISSING: name the column of the item ids" in text
+  with pytest.raises(InputError, match="item_id: every log needs it"):
+    LogSchema.from_dict(yaml.safe_load(text))
+
+
+def test_a_log_without_rows_is_refused(tmp_path):
+  (tmp_path / "log.csv").write_text("a,b\n")
+  with pytest.raises(InputError, match="no rows to draft a schema from"):
+    draft.draft(tmp_path / "log.csv")
+
+
+def test_open_bandit_is_recognised(test_data):
+  directory = test_data / "open-bandit" / "random" / "all"
+  if not directory.exists():
+    pytest.skip("TF_TWOSTAGE_TEST_DATA holds no open-bandit/random/all")
+  text = draft.draft(directory / "all.csv", directory / "item_context.csv")
+  assert LogSchema.from_dict(yaml.safe_load(text)) == open_bandit()
+  assert "user-item_affinity_0 ... user-item_affinity_79 (80 columns)" in text

@@ -1,0 +1,236 @@
+"""A log of one's own becomes the arrays that training takes, whatever the format."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.data.files import small_log
+from tf_twostage.data import load
+from tf_twostage.data.files import convert
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.log_schema import FeatureColumn, LogSchema
+from tf_twostage.data.schema import Bag, Categorical, Id, Numeric
+from tf_twostage.errors import InputError
+
+BARE = LogSchema(user_id="visitor", item_id="product", propensity="pscore", reward="click")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+  return small_log.write(tmp_path_factory.mktemp("own") / "log")
+
+
+@pytest.fixture(scope="module")
+def data(places):
+  return load.load(*places)
+
+
+def test_vocabularies_and_ranges_are_those_of_the_data(data):
+  assert data.schema.user == (
+    Id("user_id", ("v0", "v1", "v2", "v3")),
+    Categorical("gender", ("F", "M")),
+  )
+  assert data.schema.item == (
+    Id("item_id", ("p0", "p1", "p2", "p9")),
+    Bag("genres", ("a", "b", "c"), max_length=2),
+    Numeric("price", offset=0.0, scale=4.0),
+  )
+  assert data.schema.context == (Numeric("hour", offset=0.0, scale=7.0),)
+
+
+def test_tables_hold_raw_values(data):
+  np.testing.assert_array_equal(data.users["user_id"], ["v0", "v1", "v2", "v3"])
+  np.testing.assert_array_equal(data.users["gender"], ["F", "M", "F", "M"])
+  np.testing.assert_array_equal(data.items["genres"], [["a", "b"], ["", ""], ["b", ""], ["c", "a"]])
+  np.testing.assert_array_equal(data.items["price"], [1.0, 2.5, 0.0, 4.0])
+  np.testing.assert_array_equal(data.titles, ["Zero", "One", "Two", "Nine"])
+
+
+def test_rows_hold_indices_and_numbers(data):
+  row = np.arange(8)
+  np.testing.assert_array_equal(data.log.user_index, row % 4)
+  np.testing.assert_array_equal(data.log.action, row % 3)
+  np.testing.assert_array_equal(data.log.propensity, [0.5, 0.25] * 4)
+  np.testing.assert_array_equal(data.log.reward, row % 2)
+  np.testing.assert_array_equal(data.log.position, row % 3)
+  np.testing.assert_array_equal(data.log.context["hour"], row)
+  start = pd.Timestamp("2024-05-01T12:00:00Z").timestamp()
+  np.testing.assert_array_equal(data.time, start + row)
+  assert (data.ranker_score, data.split, data.notes) == (None, None, ())
+  assert data.has_propensities
+
+
+def test_items_never_shown_belong_to_the_catalogue(data):
+  assert data.num_items == 4
+  assert 3 not in data.log.action
+
+
+@pytest.mark.parametrize("name", ["log.csv.gz", "log.parquet"])
+def test_the_format_makes_no_difference(tmp_path, data, name):
+  other = load.load(*small_log.write(tmp_path, name=name))
+  assert other.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_nor_does_a_conversion(tmp_path, places, data, compress):
+  log, items, schema = places
+  rows, _ = convert.convert(log, tmp_path / "new", schema, num_shards=3, compress=compress)
+  assert rows == 8
+  end = ".tfrecord.gz" if compress else ".tfrecord"
+  assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+    *(f"log-0000{i}-of-00003{end}" for i in range(3)),
+    "log.json",
+    "schema.yaml",
+  ]
+  other = load.load(tmp_path / "new", items, tmp_path / "new" / "schema.yaml")
+  assert other.fingerprint() == data.fingerprint()
+
+
+def test_several_files_are_one_log(tmp_path, places, data):
+  for part in range(2):
+    frame = small_log.frame()[4 * part : 4 * part + 4]
+    frame.to_csv(tmp_path / f"day-{part}.csv", index=False)
+  _, items, schema = places
+  pattern, files = f"{tmp_path}/day-*.csv", sorted(tmp_path.glob("*.csv"))
+  for log in (tmp_path, pattern, files):
+    assert load.load(log, items, schema).fingerprint() == data.fingerprint()
+
+
+def test_parquet_may_hold_dates_numbers_and_categories(tmp_path, places, data):
+  frame = small_log.frame()
+  frame["at"] = pd.to_datetime(frame["at"])
+  frame["gender"] = frame["gender"].astype("category")
+  frame["click"] = frame["click"].astype(bool)
+  _, items, schema = places
+  path, *_ = small_log.write(tmp_path, frame, name="log.parquet")
+  assert load.load(path, items, schema).fingerprint() == data.fingerprint()
+
+
+def test_without_an_items_file_the_catalogue_is_what_was_logged(places):
+  data = load.load(places[0], None, BARE)
+  assert data.schema.item_id.vocabulary == ("p0", "p1", "p2")
+  np.testing.assert_array_equal(data.titles, ["p0", "p1", "p2"])
+  assert data.notes == ("no items file: the catalogue is the 3 items that were logged",)
+
+
+def test_a_schema_with_item_features_asks_for_the_file(places):
+  with pytest.raises(InputError, match="item features or a title, which stand in an items file"):
+    load.load(places[0], None, places[2])
+
+
+def test_without_propensities_there_are_none(places):
+  data = load.load(places[0], None, dataclasses.replace(BARE, propensity=None))
+  assert data.log.propensity is None
+  assert not data.has_propensities
+  assert "the log has no propensities; they have to be estimated" in data.notes
+  estimated = data.with_propensities(np.full(8, 0.5))
+  assert estimated.has_propensities
+  np.testing.assert_array_equal(estimated.log.reward, data.log.reward)
+  assert estimated.select(slice(0, 3)).log.propensity.size == 3
+
+
+def test_users_of_a_file_keep_its_order_and_need_no_rows(tmp_path, places):
+  users = pd.DataFrame({"id": ["v3", "v9", "v0", "v1", "v2"], "gender": list("FMFMF")})
+  users.to_csv(tmp_path / "users.csv", index=False)
+  schema = dataclasses.replace(LogSchema.from_file(places[2]), user_key="id")
+  data = load.load(places[0], places[1], schema, tmp_path / "users.csv")
+  assert data.schema.user_id.vocabulary == ("v3", "v9", "v0", "v1", "v2")
+  np.testing.assert_array_equal(data.users["gender"], list("FMFMF"))
+  np.testing.assert_array_equal(data.log.user_index, [2, 3, 4, 0] * 2)
+
+
+def test_without_user_ids_combinations_of_features_are_the_users(tmp_path):
+  frame = pd.DataFrame(
+    {
+      "item_id": list("xyxy"),
+      "propensity": 0.5,
+      "reward": [0, 1, 0, 1],
+      "a": ["p|q", "p", "p|q", "p"],
+      "b": ["r", "q|r", "r", "q|r"],  # side by side they read alike, escaped they do not
+    }
+  )
+  frame.to_csv(tmp_path / "log.csv", index=False)
+  features = tuple(FeatureColumn(name, "categorical") for name in "ab")
+  schema = LogSchema(user_id=None, user_features=features)
+  data = load.load(tmp_path / "log.csv", None, schema)
+  assert data.num_users == 2
+  np.testing.assert_array_equal(data.users["a"][data.log.user_index], frame["a"])
+  np.testing.assert_array_equal(data.users["b"][data.log.user_index], frame["b"])
+  assert not data.schema.user_id.embedded
+  with pytest.raises(InputError, match=r"users.csv: a users file needs ids"):
+    load.load(tmp_path / "log.csv", None, schema, tmp_path / "users.csv")
+
+
+def test_scores_and_splits_come_along(tmp_path):
+  frame = small_log.frame().assign(score=np.arange(8) / 4, part=["train"] * 6 + ["val", "test"])
+  path, *_ = small_log.write(tmp_path, frame)
+  schema = dataclasses.replace(BARE, ranker_score="score", split="part")
+  data = load.load(path, None, schema)
+  np.testing.assert_array_equal(data.ranker_score, np.arange(8, dtype=np.float32) / 4)
+  np.testing.assert_array_equal(data.split, frame["part"])
+  part = data.select(np.array([7, 0]))
+  assert (part.split.tolist(), part.ranker_score.tolist()) == (["test", "train"], [1.75, 0.0])
+
+
+def test_a_time_that_is_context_is_read_as_seconds(tmp_path, places):
+  context = (FeatureColumn("moment", "numeric", column="at"),)
+  data = load.load(places[0], None, dataclasses.replace(BARE, time="at", context_features=context))
+  np.testing.assert_array_equal(data.log.context["moment"], data.time)
+
+
+def test_whole_numbers_are_ordered_as_numbers(tmp_path):
+  frame = small_log.frame(20).assign(product=np.arange(20)[::-1])
+  path, *_ = small_log.write(tmp_path, frame)
+  data = load.load(path, None, BARE)
+  assert data.schema.item_id.vocabulary == tuple(map(str, range(20)))
+  np.testing.assert_array_equal(data.log.action, np.arange(20)[::-1])
+
+
+def test_users_that_first_come_in_a_later_chunk_keep_their_features(tmp_path, monkeypatch):
+  monkeypatch.setattr("tf_twostage.data.files.csv_format._BLOCK", 64)  # a row or two
+  data = load.load(*small_log.write(tmp_path))
+  np.testing.assert_array_equal(data.users["gender"], ["F", "M", "F", "M"])
+  frame = small_log.frame()
+  frame.loc[7, "gender"] = "F"
+  with pytest.raises(InputError, match=r"'gender' must be the same.*; 1 of 8 .*line 9, row 7"):
+    load.load(*small_log.write(tmp_path, frame))
+
+
+def test_the_fingerprint_sees_every_array(data):
+  changed = [
+    dataclasses.replace(data, time=data.time + 1),
+    dataclasses.replace(data, titles=data.titles[::-1]),
+    data.with_propensities(data.log.propensity / 2),
+    data.select(slice(1, 8)),
+  ]
+  assert len({d.fingerprint() for d in (data, *changed)}) == 5
+
+
+@pytest.mark.parametrize(
+  "change",
+  [{"time": np.zeros(7)}, {"titles": np.array(["x"])}, {"split": np.array(["train"])}],
+)
+def test_arrays_of_other_sizes_are_refused(data, change):
+  with pytest.raises(InputError, match="found and expected sizes differ"):
+    dataclasses.replace(data, **change)
+
+
+def test_open_bandit_loads(test_data):
+  directory = test_data / "open-bandit" / "bts" / "all"
+  if not directory.exists():
+    pytest.skip("TF_TWOSTAGE_TEST_DATA holds no open-bandit/bts/all")
+  data = load.load(directory / "all.csv", directory / "item_context.csv", "open_bandit")
+  assert isinstance(data, BanditLog)
+  raw = pd.read_csv(directory / "all.csv", index_col=0)
+  assert (len(data.log), data.num_items) == (10_000, 80)
+  np.testing.assert_array_equal(data.log.action, raw["item_id"])
+  np.testing.assert_array_equal(data.log.reward, raw["click"])
+  np.testing.assert_allclose(data.log.propensity, raw["propensity_score"], rtol=1e-6)
+  features = [f"user_feature_{i}" for i in range(4)]
+  assert data.num_users == len(raw[features].drop_duplicates())
+  for name in features:
+    np.testing.assert_array_equal(data.users[name][data.log.user_index], raw[name])
+  moments = pd.to_datetime(raw["timestamp"], format="ISO8601").astype("datetime64[us, UTC]")
+  np.testing.assert_array_equal(data.time, moments.astype("int64") / 1e6)

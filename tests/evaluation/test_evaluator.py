@@ -1,0 +1,34 @@
+"""Metrics: how scores are called, shown and selected by."""
+
+import numpy as np
+import pytest
+
+from tf_twostage import metrics
+from tf_twostage.metrics import Metric
+
+
+def test_numbers_are_rounded_and_have_their_error_where_known():
+  measure = Metric("value", factor=1.0, decimals=3)
+  assert measure.text(0.12345) == "0.123"
+  assert measure.text(0.12345, 0.0567) == "0.123 ± 0.057"
+  assert measure.text(0.12345, np.nan) == "0.123"
+
+
+@pytest.mark.parametrize(
+  ("measures", "title", "caption"),
+  [
+    (metrics.FULL_INFORMATION, "Test users, both (%)", "precision@10, validation users, %"),
+    (metrics.HELD_OUT, "Test rows, both (mean reward)", "snips, validation rows, mean reward"),
+  ],
+)
+def test_tables_and_axes_are_named_after_what_is_judged(measures, title, caption):
+  assert measures.title("both") == title
+  assert measures.caption("validation") == caption
+
+
+@pytest.mark.parametrize(
+  ("measures", "factor"), [(metrics.FULL_INFORMATION, 100), (metrics.HELD_OUT, 1)]
+)
+def test_a_metric_of_no_table_is_shown_as_the_headline_is(measures, factor):
+  assert measures.shown({"unheard of": 0.5}, "unheard of") == 0.5 * factor
+  assert measures.shown({measures.headline: 0.25}, measures.headline) == 0.25 * factor

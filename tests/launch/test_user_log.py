@@ -1,0 +1,110 @@
+"""Logs of one's own from the command line."""
+
+import json
+import re
+
+import pytest
+import tensorflow as tf
+
+from tests import user_logs
+from tests.commands import ROOT, run
+from tests.launch.test_train import directories
+
+FLAGS = "--flagfile=launch/user_log.flags"
+SHORT = ("--epochs=2", "--ranker_epochs=2", "--behavior_epochs=2")
+
+
+def files(directory):
+  return (
+    *(f"--{name}={directory / name}.csv" for name in ("log", "items", "users")),
+    f"--schema={directory / 'schema.yaml'}",
+  )
+
+
+@pytest.fixture
+def open_bandit(test_data):
+  directory = test_data / "open-bandit" / "random" / "all"
+  if not directory.is_dir():
+    pytest.skip(f"{directory} is not there; put the Open Bandit Dataset's small sample there")
+  return directory
+
+
+def test_open_bandit_goes_the_whole_way(open_bandit, tmp_path):
+  done = run(
+    FLAGS,
+    *SHORT,
+    f"--log={open_bandit / 'all.csv'}",
+    f"--items={open_bandit / 'item_context.csv'}",
+    "--schema=open_bandit",
+    *directories(tmp_path),
+  )
+  assert done.returncode == 0, done.stderr
+  for words in ("Test rows, generator + ranker (mean reward)", "logging policy", "SNIPS", "±"):
+    assert words in done.stdout
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert metrics["rows"] == {"train": 7000, "validation": 1500, "test": 1500}
+  logging = metrics["baselines"]["logging policy"]["test"]["two_stage"]
+  uniform = metrics["baselines"]["random"]["test"]["one_stage"]
+  # The log is that of a uniform policy: weights are all 1.
+  assert uniform["ips"] == pytest.approx(logging["ips"], rel=1e-4)
+  assert uniform["effective_sample_size"] == pytest.approx(1500)
+  signature = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
+  answer = signature(
+    **{f"user_feature_{i}": tf.constant(["new"]) for i in range(4)},
+    exclude=tf.constant([[""]]),
+    k=tf.constant(10),
+  )
+  assert answer["item_id"].shape == (1, 10)
+
+
+def test_a_log_can_stay_on_disk(tmp_path):
+  written = user_logs.make(600).write(tmp_path / "log")
+  arguments = (
+    FLAGS,
+    *SHORT,
+    *files(written),
+    "--stream",
+    "--batch_size=48",
+    *directories(tmp_path),
+  )
+  done = run(*arguments)
+  assert done.returncode == 0, done.stderr
+  assert re.search(
+    r"generator \d+\.\d s \(\d+\.\d% of its steps' time waiting for batches", done.stdout
+  )
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  assert metrics["rows"] == {"train": 420, "validation": 90, "test": 90}
+  assert not metrics["timings"]["streamed_log"]["reused"]
+  again = run(*arguments)
+  assert "streamed_log reused" in again.stdout
+  (path, *_) = (tmp_path / "run" / "stages").glob("streamed_log-*/rows/rewarded-lane00*")
+  path.write_bytes(path.read_bytes()[:60])
+  broken = run(*arguments, "--seed=1")
+  assert broken.returncode == 1
+  assert re.search(f"{path}: damaged at row .* byte offset .*; delete", broken.stderr)
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--ranker=nowhere"], "error: --ranker=nowhere: there is no such file or directory"),
+    (["--test_share=1"], "error: splits: shares must be >= 0"),
+  ],
+)
+def test_wrong_input_is_one_message(tmp_path, flags, message):
+  user_logs.make(60).write(tmp_path)
+  done = run(FLAGS, *files(tmp_path), *flags, *directories(tmp_path))
+  assert done.returncode == 2
+  (line,) = [text for text in done.stderr.splitlines() if text.startswith("error:")]
+  assert line.startswith(message)
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "run" / "generators").exists()
+
+
+def test_every_flag_of_the_file_is_explained():
+  text = (ROOT / "launch" / "user_log.flags").read_text()
+  shown = run("--help").stdout
+  flags = re.findall(r"^--(?:no)?(\w+)", text, re.MULTILINE)
+  assert {"split", "slate_size", "loss", "selection"} <= set(flags)
+  assert all(f"--{flag} " in shown for flag in flags)
+  assert "A log of your own:" in shown

@@ -1,0 +1,248 @@
+"""Pictures: proper files, in which nothing is cut off or covered."""
+
+import builtins
+import itertools
+import struct
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.histories import STAGES, history, scores
+from tf_twostage.reports import plots, tables
+
+matplotlib = pytest.importorskip("matplotlib")
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.image import imread  # noqa: E402
+
+PICTURES = {"curves.png", "losses.png", "stages.png", "seeds.png"}
+BASELINES = {
+  name: scores(value)
+  for name, value in {
+    "logging policy": 0.73,
+    "popularity": 0.93,
+    "ranker, all items": 0.94,
+    "random": 0.14,
+  }.items()
+}
+LONG_NAMES = (
+  "cross_entropy",
+  "ips:policy=two_stage",
+  "two_stage_ips:sampling=systematic:normalize_shares=true",
+)
+
+
+def made_up(variants, seeds, epochs):
+  """Histories that rise towards a level of the variant's own, in two stages higher than in one."""
+  rng = np.random.default_rng(0)
+  histories = {}
+  for (place, variant), seed in itertools.product(enumerate(variants), range(seeds)):
+    runs = []
+    for epoch in range(1, epochs + 1):
+      level = 0.95 - 0.02 * place - 0.2 / epoch + rng.normal(scale=0.005)
+      given = scores(level)
+      for split in given:
+        given[split]["two_stage"] = dict.fromkeys(given[split]["two_stage"], level + 0.03)
+      runs.append(given)
+    histories[variant, seed] = history(*runs)
+  return histories
+
+
+def draw(directory, variants, seeds=3, epochs=5, baselines=BASELINES):
+  histories = made_up(variants, seeds, epochs)
+  plots.experiment(
+    tables.every_seed(histories), tables.curves(histories), variants, baselines, directory
+  )
+
+
+def check_png(path):
+  """A whole PNG, from signature to last chunk, that is not all of one color; its size."""
+  content = path.read_bytes()
+  assert content.startswith(b"\x89PNG\r\n\x1a\n")
+  assert content[-12:] == b"\x00\x00\x00\x00IEND\xaeB`\x82"
+  width, height = struct.unpack(">II", content[16:24])
+  pixels = imread(path)
+  assert pixels.shape[:2] == (height, width)
+  assert pixels[..., :3].std() > 0.01
+  return width, height
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+  """The figures that were saved, by file name."""
+  saved = {}
+  savefig = Figure.savefig
+
+  def keep(self, path, **options):
+    saved[path.name.lstrip(".")] = self
+    savefig(self, path, **{**options, "dpi": 50})  # quick
+
+  monkeypatch.setattr(Figure, "savefig", keep)
+  return saved
+
+
+def test_an_experiment_leaves_four_pictures_and_nothing_else(tmp_path):
+  draw(tmp_path, ["cross_entropy", "ips"])
+  assert {path.name for path in tmp_path.iterdir()} == PICTURES
+  for name in PICTURES:
+    width, _ = check_png(tmp_path / name)
+    assert width >= 1400  # seven inches of 200 dots: fit for print
+
+
+@pytest.mark.parametrize(
+  ("variants", "seeds", "epochs"), [(1, 1, 1), (1, 3, 4), (3, 1, 4), (3, 3, 1), (10, 2, 25)]
+)
+def test_experiments_of_any_size_are_drawn(tmp_path, variants, seeds, epochs):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    draw(tmp_path, [f"loss_{i}" for i in range(variants)], seeds, epochs)
+  for name in PICTURES:
+    check_png(tmp_path / name)
+
+
+def test_no_baselines_are_needed(tmp_path):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    draw(tmp_path, ["cross_entropy"], baselines={})
+  assert {path.name for path in tmp_path.iterdir()} == PICTURES
+
+
+def test_a_new_picture_replaces_the_old_one(tmp_path):
+  draw(tmp_path, ["cross_entropy"])
+  before = {name: (tmp_path / name).read_bytes() for name in PICTURES}
+  draw(tmp_path, ["cross_entropy", "ips"])
+  assert all((tmp_path / name).read_bytes() != content for name, content in before.items())
+
+
+@pytest.mark.parametrize("variants", [LONG_NAMES, LONG_NAMES[:1], [f"loss_{i}" for i in range(10)]])
+def test_nothing_is_cut_off_or_covered(tmp_path, drawn, variants):
+  draw(tmp_path, variants)
+  assert set(drawn) == PICTURES
+  for name, figure in drawn.items():
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    axes = [axis.get_tightbbox(renderer) for axis in figure.axes]
+    boxes = [
+      *axes,
+      *(legend.get_window_extent(renderer) for legend in figure.legends),
+      *(title.get_window_extent(renderer) for title in figure.texts),
+    ]
+    for box in boxes:
+      assert box.x0 >= 0, name
+      assert box.y0 >= 0, name
+      assert box.x1 <= figure.bbox.x1, name
+      assert box.y1 <= figure.bbox.y1, name
+    for first, second in itertools.combinations(boxes, 2):
+      assert not first.overlaps(second), name
+    for axis, box in zip(figure.axes, axes, strict=True):
+      frame = axis.get_window_extent(renderer)
+      # The panel is the picture, not its labels.
+      assert frame.width > 0.5 * box.width, name
+      assert frame.height > 0.35 * box.height, name
+
+
+def test_legends_name_variants_and_baselines_but_not_random(tmp_path, drawn):
+  draw(tmp_path, LONG_NAMES)
+  shown = [name for name in BASELINES if name != "random"]
+  for name, figure in drawn.items():
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    # Where every variant has a row of its own, the row is named.
+    assert names == ([*LONG_NAMES, *shown] if name in ("curves.png", "stages.png") else shown)
+
+
+def test_all_that_is_drawn_lies_within_the_axes(tmp_path, drawn):
+  draw(tmp_path, LONG_NAMES)
+  for name in ("losses.png", "seeds.png"):
+    for axis in drawn[name].axes:
+      low, high = axis.get_xlim()
+      room = 0.01 * (high - low)
+      for line in axis.get_lines():
+        for x in line.get_xdata():
+          assert low + room < x < high - room
+
+
+def test_intervals_are_those_of_student(tmp_path, drawn):
+  # 50, 60, 70: mean 60, standard error 10 / sqrt(3); the 97.5% point of Student's distribution
+  # with 2 degrees of freedom is t with t / sqrt(2 + t^2) = 0.95.
+  t = np.sqrt(2 * 0.95**2 / (1 - 0.95**2))
+  table = tables.every_seed(
+    {("v", seed): history(scores(value)) for seed, value in enumerate((0.5, 0.6, 0.7))}
+  )
+  curves = tables.curves({("v", 0): history(scores(0.5))})
+  plots.experiment(table, curves, ["v"], {}, tmp_path)
+  for axis in drawn["losses.png"].axes:
+    (container,) = axis.containers
+    (segment,) = container.lines[2][0].get_segments()
+    half = t * 10 / np.sqrt(3)
+    np.testing.assert_allclose(segment[:, 0], [60 - half, 60 + half])
+
+
+def test_the_line_of_no_change_is_the_diagonal(tmp_path, drawn):
+  draw(tmp_path, LONG_NAMES)
+  (axis,) = drawn["stages.png"].axes
+  (line,) = axis.get_lines()
+  (x, y), slope = line.get_xy1(), line.get_slope()
+  assert x == y
+  assert slope == 1
+
+
+def test_points_alone_set_the_limits_of_stages(tmp_path, drawn):
+  histories = {}
+  for seed in range(3):
+    given = scores(0.30 + 0.01 * seed)
+    given["test"]["two_stage"] = scores(0.80 + 0.01 * seed)["test"]["two_stage"]
+    histories["v", seed] = history(given)
+  plots.experiment(tables.every_seed(histories), tables.curves(histories), ["v"], {}, tmp_path)
+  (axis,) = drawn["stages.png"].axes
+  for (low, high), first in ((axis.get_xlim(), 30), (axis.get_ylim(), 80)):
+    assert first - 1 < low < first
+    assert first + 2 < high < first + 3
+
+
+def test_no_two_variants_look_alike():
+  looks = [tuple(plots._look(i).values()) for i in range(50)]
+  assert len(set(looks)) == 50
+
+
+def test_the_curves_of_a_run_are_a_picture_written_in_one_step(tmp_path):
+  path = tmp_path / "curves.png"
+  run = history(scores(0.1), scores(0.2), scores(0.3))
+  plots.run_curves(run, {"popularity": scores(0.2)}, "a run", path)
+  check_png(path)
+  assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("epochs", [1, 25])
+def test_the_curves_of_a_run_show_every_epoch(tmp_path, drawn, epochs):
+  run = made_up(["v"], 1, epochs)["v", 0]
+  plots.run_curves(run, BASELINES, "a run", tmp_path / "curves.png")
+  loss, *panels = drawn["curves.png"].axes
+  np.testing.assert_array_equal(
+    loss.get_lines()[0].get_ydata(), [1 / e for e in range(1, epochs + 1)]
+  )
+  for axis, stage in zip(panels, STAGES, strict=True):
+    expected = [100 * e["scores"]["validation"][stage]["precision@10"] for e in run]
+    np.testing.assert_array_equal(axis.get_lines()[0].get_ydata(), expected)
+    low, high = axis.get_xlim()
+    assert all(t % 1 == 0 for t in axis.get_xticks() if low <= t <= high)
+
+
+def test_without_matplotlib_one_warning_tells_the_remedy(tmp_path, monkeypatch, caplog):
+  real_import = builtins.__import__
+
+  def without_matplotlib(name, *arguments, **options):
+    if name.startswith("matplotlib"):
+      raise ImportError(name)
+    return real_import(name, *arguments, **options)
+
+  monkeypatch.setattr(builtins, "__import__", without_matplotlib)
+  draw(tmp_path, ["cross_entropy"])
+  (record,) = caplog.records
+  message = record.getMessage()
+  assert "tf_twostage[plot]" in message
+  assert all(name in message for name in PICTURES)
+  plots.run_curves(history(scores(0.1)), {}, "a run", tmp_path / "curves.png")
+  assert len(caplog.records) == 2
+  assert not list(tmp_path.iterdir())

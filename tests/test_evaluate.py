@@ -1,0 +1,256 @@
+"""Finished generators evaluated off-policy: by the package, and by the command."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from launch.evaluate import training_command
+from tests import commands
+from tf_twostage import environment as environments
+from tf_twostage import evaluate, pipeline
+from tf_twostage.config import (
+  Config,
+  DataConfig,
+  FitConfig,
+  GeneratorConfig,
+  LossConfig,
+  SimulationConfig,
+)
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation.values import ESTIMATORS
+from tf_twostage.generators import Generator, finished
+from tf_twostage.reports.tables import STAGES
+from tf_twostage.workspace import Stages
+
+# The embedded default, only shorter: as a command has it, and as the package does.
+FLAGS = (
+  "--flagfile=launch/synthetic.flags",
+  "--epochs=2",
+  "--simulator_epochs=1",
+  "--behavior_epochs=2",
+  "--ranker_epochs=2",
+  "--ranker_batch_size=512",
+)
+CONFIG = Config(
+  slate_size=20,
+  data=DataConfig(validation_users=130),
+  simulation=SimulationConfig(behavior_pairs=1000, items_per_user=20),
+  simulator=FitConfig(epochs=1, batch_size=256, l2=1e-6),
+  behavior=FitConfig(epochs=2),
+  ranker=FitConfig(epochs=2, batch_size=512),
+  generator=GeneratorConfig(epochs=2),
+  loss=LossConfig(num_slates=50),
+)
+LOSSES = {
+  "cross_entropy": LossConfig("cross_entropy", num_slates=50),
+  "ips:baseline=0.2": LossConfig("ips", num_slates=50, baseline=0.2),
+}
+GENERATORS = [
+  Generator(label, dataclasses.replace(CONFIG, loss=loss)) for label, loss in LOSSES.items()
+]
+ITEMS, USERS, ROWS = 300, 400, 8000
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture(scope="module")
+def environment(workdir):
+  """The environment of two finished generators."""
+  made = environments.make(CONFIG, Stages(workdir / "stages"))
+  for generator in GENERATORS:
+    pipeline.fit_generator(generator.config, made, workdir, progress=False)
+  return made
+
+
+@pytest.fixture(scope="module")
+def evaluation(environment, workdir):
+  return environment.evaluation_log(Stages(workdir / "stages"))
+
+
+def test_the_evaluation_log_is_another_of_the_same_policy_and_users(environment, evaluation):
+  log, trained = evaluation.log, environment.log
+  assert len(log) == len(trained) == ROWS
+  np.testing.assert_array_equal(log.user_index, trained.user_index)
+  assert (log.action != trained.action).mean() > 0.5
+  rows = np.arange(ROWS)
+  beta = evaluation.logging_probabilities(rows)
+  np.testing.assert_allclose(beta.sum(axis=1), 1, atol=1e-5)
+  np.testing.assert_allclose(log.propensity, beta[rows, log.action], rtol=1e-5)
+  expected = evaluation.expected_rewards(rows)
+  np.testing.assert_array_equal(log.reward, expected[rows, log.action])
+
+
+def test_a_policy_sees_what_evaluation_shows_it_whatever_was_drawn(environment, evaluation):
+  users, context = evaluation.log.user_index, evaluation.log.context
+  shown = environment.evaluator.inputs["context"]
+  assert context.keys() == shown.keys()
+  for name, values in context.items():
+    np.testing.assert_allclose(values, shown[name][users], rtol=1e-12)
+  assert len(evaluation.situations[0]) == USERS
+
+
+def test_both_policies_of_a_generator_are_distributions_and_differ(
+  environment, evaluation, workdir
+):
+  alone, two_stages = GENERATORS[0].policies(environment, evaluation, workdir)
+  assert [alone.kind, two_stages.kind] == list(STAGES.values())
+  rows = evaluation.situations[0]
+  probabilities = [policy.probabilities(rows) for policy in (alone, two_stages)]
+  for table in probabilities:
+    assert table.shape == (USERS, ITEMS)
+    assert table.min() >= 0
+    np.testing.assert_allclose(table.sum(axis=1), 1, atol=6e-4)  # the quadrature's error
+  assert np.abs(probabilities[0] - probabilities[1]).sum(axis=1).mean() > 0.1
+
+
+def test_a_finished_generator_is_the_one_of_its_best_epoch(environment, workdir):
+  config = GENERATORS[0].config
+  towers = pipeline.finished_generator(config, environment, workdir)
+  history = json.loads(
+    (pipeline.generator_directory(config, environment.name, workdir) / "history.json").read_text()
+  )
+  scores = environment.evaluation(lambda batch: towers(batch["user"]), config.slate_size)()
+  best = max(history, key=lambda epoch: epoch["selected"])
+  for stage, metrics in best["scores"]["test"].items():
+    for metric, value in metrics.items():
+      assert scores["test"][stage][metric] == pytest.approx(value, abs=1e-6)
+
+
+def test_all_finished_generators_are_found_and_called_by_what_is_theirs(environment, workdir):
+  strangers = workdir / "generators" / "ips-seed0-another"
+  strangers.mkdir()
+  (strangers / "config.json").write_text('{"loss": {"of another version": 1}}')
+  other = dataclasses.replace(GENERATORS[1].config, environment_seed=7)
+  elsewhere = pipeline.generator_directory(other, "another environment", workdir)
+  elsewhere.mkdir()
+  (elsewhere / "config.json").write_text(json.dumps(dataclasses.asdict(other)))
+  assert finished(CONFIG, environment, workdir) == GENERATORS
+  (like_ips, _) = reversed(finished(GENERATORS[1].config, environment, workdir))
+  assert like_ips.label == "ips"
+
+
+@pytest.fixture(scope="module")
+def given(environment, evaluation, tmp_path_factory):
+  """The logging policy as an array, and showing anything as a list."""
+  directory = tmp_path_factory.mktemp("given")
+  np.save(directory / "logging.npy", evaluation.logging_probabilities(np.arange(ROWS)))
+  ids = environment.tables.schema.item_id.vocabulary
+  anything = pd.DataFrame({"item_id": ids, "probability": 1 / ITEMS})
+  anything.to_csv(directory / "anything.csv", index=False)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def evaluated(environment, workdir, given):
+  """The command, on all that was trained and two files."""
+  done = commands.run(
+    *FLAGS,
+    f"--workdir={workdir}",
+    "--losses=cross_entropy,ips:baseline=0.2",
+    f"--policy_file={given / 'logging.npy'}",
+    f"--policy_file={given / 'anything.csv'}",
+    name="evaluate",
+  )
+  assert done.returncode == 0, done.stderr
+  return done, pd.read_csv(workdir / "evaluation" / "estimates.csv")
+
+
+def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir):
+  done, _ = evaluated
+  for words in (
+    "8000 rows of 400 users, 95% intervals by user.",
+    "The logging policy earned",
+    "cross_entropy, seed 0, generator alone (true value",
+    "ips:baseline=0.2, seed 0, generator + ranker (true value",
+    "anything.csv, given in a file (true value",
+    *ESTIMATORS,
+    "The log is a fresh one",
+    "The reward model explains",
+    f"Estimates and picture: {workdir / 'evaluation'}",
+  ):
+    assert words in done.stdout
+
+
+def test_the_command_leaves_its_files(evaluated, workdir):
+  directory = workdir / "evaluation"
+  assert {file.name for file in directory.iterdir()} == {
+    *("estimates.csv", "estimates.json", "estimates.png")
+  }
+  assert (directory / "estimates.png").stat().st_size > 10_000
+  stored = json.loads((directory / "estimates.json").read_text())
+  assert (stored["rows"], stored["independent_units"]) == (ROWS, USERS)
+  assert len(stored["estimates"]) == 1 + 6 * len(ESTIMATORS)
+  assert stored["estimates"][1]["max_weight"] is None  # of dm; NaN is no JSON
+
+
+def test_the_truth_lies_in_the_intervals_of_what_weights_rows(evaluated):
+  _, frame = evaluated
+  fair = frame[frame["estimator"].isin(["on_policy", "ips", "dr"])]
+  for bound in ("interval", "bootstrap_interval"):
+    held = fair["truth"].between(fair[f"{bound}_low"], fair[f"{bound}_high"])
+    assert held.mean() > 0.8
+  assert (np.abs(fair["value"] - fair["truth"]) < 4 * fair["standard_error"]).all()
+
+
+def test_the_logging_policy_in_a_file_is_worth_what_it_earned(evaluated):
+  _, frame = evaluated
+  by = frame.set_index(["policy", "estimator"])
+  earned, given = by.loc["logging policy", "on_policy"], by.loc["logging.npy"]
+  for name in ("ips", "snips"):
+    assert given.loc[name, "value"] == pytest.approx(earned["value"], rel=1e-5)
+    assert given.loc[name, "effective_sample_size"] == pytest.approx(ROWS, rel=1e-4)
+  assert given.loc["dr", "value"] == pytest.approx(earned["value"], abs=0.01)
+  assert given.loc["dr", "truth"] == pytest.approx(earned["truth"], rel=1e-6)
+
+
+def test_showing_anything_is_worth_the_mean_of_all_rewards(evaluated, evaluation):
+  _, frame = evaluated
+  truth = frame.set_index("policy").loc["anything.csv", "truth"]
+  np.testing.assert_allclose(truth, evaluation.expected_rewards(np.arange(ROWS)).mean(), rtol=1e-6)
+
+
+def test_what_has_not_finished_is_named_with_the_command_that_trains_it(environment, workdir):
+  longer = dataclasses.replace(CONFIG, generator=GeneratorConfig(epochs=3))
+  generators = [*GENERATORS, Generator("longer", longer), Generator("again", longer)]
+  with pytest.raises(InputError) as error:
+    evaluate.run(CONFIG, generators, workdir, training_command="the command")
+  assert str(error.value) == (
+    f"{workdir} has no finished generator of longer, seed 0; again, seed 0; train with\n"
+    "  the command\nand evaluate again"
+  )
+
+
+def test_the_command_that_trains_is_the_command_that_evaluates_without_its_own_flags():
+  arguments = [
+    "--name=my run",
+    "--policy_file",
+    "a.csv",
+    "--epochs",
+    "3",
+    "--policy_file=b",
+    "--all",
+  ]
+  assert training_command("train", arguments) == (
+    "python -m launch.train '--name=my run' --epochs 3"
+  )
+
+
+def test_nothing_is_built_where_nothing_was_trained(tmp_path):
+  with pytest.raises(InputError, match="holds no generator; train with\n  the command"):
+    evaluate.run(CONFIG, GENERATORS, tmp_path, training_command="the command")
+  assert not list(tmp_path.iterdir())
+
+
+def test_help_shows_its_own_flags_first():
+  done = commands.run("--help", name="evaluate")
+  assert done.returncode == 0
+  own = [done.stdout.index(f"\n  --{name} ") for name in ("losses", "seeds", "all", "policy_file")]
+  assert own == sorted(own)
+  assert done.stdout.index("The evaluation:") < own[0] < done.stdout.index("The run:")
+  assert "--overwrite" not in done.stdout

@@ -1,0 +1,90 @@
+"""Serving, logging and training, round after round."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import prepared_environment
+from tf_twostage import loop, pipeline, serving
+from tf_twostage.config import Config, DataConfig, GeneratorConfig, LossConfig, SimulationConfig
+from tf_twostage.errors import InputError
+
+# As in launch/loop.flags, but for draws of slates that take less time.
+CONFIG = Config(
+  slate_size=20,
+  data=DataConfig(validation_users=130),
+  simulation=SimulationConfig(behavior_pairs=1000, items_per_user=2),
+  generator=GeneratorConfig(epochs=10),
+  loss=LossConfig(sampling="systematic", num_slates=50),
+)
+ROUNDS = 3
+
+
+@pytest.fixture(scope="module")
+def went_round(tmp_path_factory):
+  """The loop, its rounds, and what was logged in each."""
+  root = tmp_path_factory.mktemp("loop")
+  logs = []
+
+  def only_save(recommender, directory, requests, *, keep):
+    version = directory / str(len(logs) + 1)
+    serving.save(recommender, version)
+    return version
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(pipeline.serving, "export", only_save)
+    the_loop = loop.Loop(CONFIG, root / "run", draws=4, temperature=1.0)
+    served = the_loop._served
+    patch.setattr(the_loop, "_served", lambda version: logs.append(served(version)) or logs[-1])
+    rounds = list(the_loop.run(root / "export", ROUNDS, keep=1))
+  return the_loop, rounds, logs
+
+
+def test_the_true_value_rises_round_after_round(went_round):
+  the_loop, rounds, _ = went_round
+  values = [the_loop.logging_policy.value, *(r.truth for r in rounds)]
+  assert len(values) == ROUNDS + 1
+  assert np.all(np.diff(values) > 0.01)
+  assert values[-1] > 2 * values[0]
+
+
+def test_what_is_logged_is_what_the_policy_is_worth(went_round):
+  _, rounds, _ = went_round
+  for r in rounds:
+    assert abs(r.logged.value - r.truth) < 4 * r.logged.standard_error
+
+
+def test_estimates_from_the_log_of_the_policy_before_tell_the_value(went_round):
+  """The first log is of another, worse policy, and worth a few rows only."""
+  _, rounds, _ = went_round
+  first, *later = rounds
+  assert first.estimate.effective_sample_size < 20
+  for r in later:
+    assert r.estimate.effective_sample_size > 40
+    assert abs(r.estimate.value - r.truth) < 4 * r.estimate.standard_error
+
+
+def test_every_policy_learns_from_all_logs_but_for_what_judges_it(went_round):
+  _, rounds, logs = went_round
+  assert {len(log) for log in logs} == {400 * 4}
+  grown = np.diff([r.rows for r in rounds])
+  assert np.all(np.abs(grown - 0.75 * 1600) < 100)
+
+
+def test_a_table_says_it(went_round):
+  the_loop, rounds, _ = went_round
+  lines = loop.table(the_loop.logging_policy, rounds).splitlines()
+  assert lines[0].split()[:2] == ["policy", "trained"]
+  assert lines[1].split()[:2] == ["logging", "policy"]
+  assert f"{100 * rounds[-1].truth:.1f}" in lines[-1]
+  assert len(lines) == ROUNDS + 2
+
+
+def test_users_must_be_simulated(tmp_path):
+  ready = prepared_environment.contents().write(tmp_path / "ready")
+  config = dataclasses.replace(
+    CONFIG, data=dataclasses.replace(CONFIG.data, environment=str(ready))
+  )
+  with pytest.raises(InputError, match="a loop simulates users"):
+    loop.Loop(config, tmp_path, draws=1, temperature=1.0)

@@ -1,0 +1,292 @@
+"""A first draft of a log's schema, from the names and the values of its columns."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import yaml
+
+from tf_twostage.data import splits
+from tf_twostage.data.files import find, reader
+from tf_twostage.data.log_schema import RESERVED, ROLES
+from tf_twostage.errors import InputError
+
+_ROWS = 100_000  # of the first chunk; enough to tell a click from a probability
+_FEW = 20  # whole numbers with no more values than this are codes
+# Names by role, likeliest first, without case and punctuation.
+_NAMES = {
+  "item_id": "itemid item iid action actionid arm movieid productid articleid documentid docid"
+  " contentid videoid adid assetid sku label product movie article video song content asset",
+  "user_id": "userid user uid customerid memberid visitorid accountid personid clientid visitor"
+  " customer member account viewer",
+  "propensity": "propensity propensityscore pscore probability prob actionprob actionprobability"
+  " loggingprob loggingprobability behaviorprob samplingprob",
+  "reward": "reward click clicked clicks isclick isclicked conversion converted purchase purchased"
+  " feedback response outcome rating y watchtime watchseconds dwelltime revenue",
+  "time": "time timestamp ts datetime date eventtime createdat loggedat unixtime",
+  "position": "position pos slot rank",
+  "ranker_score": "rankerscore ranker modelscore rankingscore score",
+  "split": "split fold subset partition",
+}
+_TITLES = "title name itemname productname movietitle headline"
+_MISSING = {
+  "user_id": "none found; combinations of the user features are the users",
+  "item_id": "MISSING: name the column of the item ids",
+  "propensity": "none found; they will have to be estimated",
+  "reward": "MISSING: name the column of clicks, ratings or the like",
+  "position": "none found",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Column:
+  """What can be seen of a column.
+
+  Attributes:
+    name: as the header has it.
+    text: cells as strings, [k].
+    numbers: the same as numbers where every cell is one, else None.
+    dated: whether all cells are dates.
+  """
+
+  name: str
+  text: pd.Series
+  numbers: np.ndarray | None
+  dated: bool
+
+  @property
+  def distinct(self) -> int:
+    return self.text.nunique()
+
+  @property
+  def whole(self) -> bool:
+    return self.numbers is not None and bool((self.numbers % 1 == 0).all())
+
+  def within(self, low: float, high: float) -> bool:
+    return self.numbers is not None and self.numbers.min() >= low and self.numbers.max() <= high
+
+  def facts(self) -> str:
+    """A few words about the values."""
+    if self.distinct == 1:
+      return f"always {self.text.iloc[0]!r}"
+    if self.dated:
+      return f"{self.text.min()} to {self.text.max()}"
+    if self.numbers is None:
+      return f"{self.distinct} different values"
+    return f"{self.distinct} values, {self.numbers.min():.6g} to {self.numbers.max():.6g}"
+
+
+# What the values of a role look like; a column that only has the name is not believed.
+_LOOKS: dict[str, Callable[[_Column], bool]] = {
+  "item_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
+  "user_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
+  "propensity": lambda c: c.within(float(np.finfo(np.float32).tiny), 1),
+  "reward": lambda c: c.within(0, np.inf) and not c.dated,
+  "time": lambda c: c.dated or c.numbers is not None,
+  "position": lambda c: c.whole and c.within(0, 10_000),
+  "ranker_score": lambda c: c.numbers is not None,
+  "split": lambda c: bool(splits.is_label(c.text).all()),
+}
+# What is believed by its values alone.
+_UNMISTAKABLE: dict[str, Callable[[_Column], bool]] = {
+  "propensity": lambda c: _LOOKS["propensity"](c) and not c.whole,
+  "reward": lambda c: c.within(0, 1) and c.whole and c.distinct == 2,
+  "time": lambda c: c.dated,
+  "split": lambda c: _LOOKS["split"](c) and c.distinct > 1,
+}
+
+
+def draft(
+  log: str | os.PathLike,
+  items: str | os.PathLike | None = None,
+  users: str | os.PathLike | None = None,
+) -> str:
+  """The text of a schema file, each line with what it was guessed from.
+
+  Args:
+    log: file, directory or pattern; its first rows are looked at.
+    items: the items file, if there is one.
+    users: the users file, if there is one.
+
+  Raises:
+    InputError: a file cannot be read or has no rows.
+  """
+  place, columns = _look(log)
+  roles, how = _roles(columns)
+  lines = [
+    f"# Drafted from the first {len(columns[0].text)} rows of {place}",
+    "# Check every line: names and values suggest, they do not know.",
+    "# A line says which column plays a part; null says that the log has none.",
+  ]
+  for role in ROLES:
+    if role in roles:
+      lines.append(_line(role, roles[role].name, how[role]))
+    elif role in _MISSING:
+      lines.append(_line(role, None, _MISSING[role]))
+  left = [c for c in columns if c not in roles.values() and not _is_row_number(c)]
+  listed = _look(users)[1] if users is not None else None
+  user, context, unread = _sort_out(left, roles.get("user_id"), elsewhere=users is not None)
+  for side, path, role in (("item", items, "item_id"), ("user", users, "user_id")):
+    if path is None:
+      continue
+    table = listed if side == "user" and listed else _look(path)[1]
+    key = _key(table, roles.get(role))
+    if key is None:
+      lines.append(f"# {side}_key:  # MISSING: no column of {path} looks like the log's {role}")
+    elif key.name != getattr(roles.get(role), "name", None):
+      lines.append(_line(f"{side}_key", key.name, f"in {path}"))
+    table = [c for c in table if c is not key and not _is_row_number(c)]
+    if side == "item":
+      title = _named(table, _TITLES)
+      if title is not None:
+        lines.append(_line("title", title.name, "by its name"))
+        table.remove(title)
+    lines += _section(f"{side}_features", table)
+  if users is None:
+    lines += _section("user_features", user)
+  lines += _section("context_features", context)
+  if unread:
+    lines += ["# Not read; list them under a heading above if models shall read them:"]
+    lines += [f"#   {name}" for name in _ranges([c.name for c in unread])]
+  return "\n".join(lines) + "\n"
+
+
+def _look(path: str | os.PathLike) -> tuple[str, list[_Column]]:
+  """The columns of the first chunk."""
+  found = find.find(path)
+  for file in found.paths:
+    names = list(dict.fromkeys(found.format.column_names(file)))
+    alone = dataclasses.replace(found, paths=(file,))
+    for chunk, _ in reader.chunks(alone, {name: name for name in names}):
+      if len(chunk.table):
+        return found.place, [_column(name, chunk.table[name][:_ROWS]) for name in names]
+  raise InputError(f"{found.place}: there are no rows to draft a schema from")
+
+
+def _column(name: str, raw: pa.ChunkedArray) -> _Column:
+  text = reader.text(raw).to_pandas()
+  values, no_number = reader.numbers(raw)
+  if not no_number.any() and not np.isnan(values).any():
+    return _Column(name, text, values, False)
+  return _Column(name, text, None, bool(np.isfinite(reader.times(raw)).all()))
+
+
+def _roles(columns: Sequence[_Column]) -> tuple[dict[str, _Column], dict[str, str]]:
+  """Columns by role, and how each was found out."""
+  roles: dict[str, _Column] = {}
+  how: dict[str, str] = {}
+  for evidence, role_of in (("by its name", _by_name), ("by its values", _by_values)):
+    for role in _NAMES:
+      free = [column for column in columns if column not in roles.values()]
+      if role not in roles and (column := role_of(role, free)) is not None:
+        roles[role] = column
+        how[role] = f"{evidence}; {column.facts()}"
+  return roles, how
+
+
+def _by_name(role: str, columns: Sequence[_Column]) -> _Column | None:
+  return _named([column for column in columns if _LOOKS[role](column)], _NAMES[role])
+
+
+def _by_values(role: str, columns: Sequence[_Column]) -> _Column | None:
+  if role not in _UNMISTAKABLE:
+    return None
+  return next((column for column in columns if _UNMISTAKABLE[role](column)), None)
+
+
+def _named(columns: Sequence[_Column], names: str) -> _Column | None:
+  by_name = {re.sub(r"[^a-z0-9]", "", column.name.lower()): column for column in columns}
+  return next((by_name[name] for name in names.split() if name in by_name), None)
+
+
+def _is_row_number(column: _Column) -> bool:
+  """Whether it is the unnamed index that pandas writes, or no more than one."""
+  numbers = column.numbers
+  return not column.name or (
+    column.name.lower().startswith(("unnamed", "index", "row"))
+    and numbers is not None
+    and column.distinct == len(numbers)
+  )
+
+
+def _sort_out(
+  columns: Sequence[_Column], user: _Column | None, *, elsewhere: bool
+) -> tuple[list[_Column], list[_Column], list[_Column]]:
+  """The log's other columns: user features, context features, and those of no use as they are.
+
+  What is the same in all rows of a user describes the user; a number that changes is context.
+  Without user ids whatever is no number describes the user. A constant describes nobody.
+  """
+  user_features, context, unread = [], [], []
+  for column in columns:
+    describes_user = column.numbers is None
+    if user is not None:
+      seen_again = user.text.duplicated(keep=False)
+      values = column.text[seen_again].groupby(user.text[seen_again]).nunique()
+      describes_user = len(values) > 0 and bool((values <= 1).all())
+    if column.distinct == 1 or column.name in RESERVED:
+      unread.append(column)
+    elif describes_user and not elsewhere and not column.dated:
+      user_features.append(column)
+    elif column.numbers is not None and user is not None and not describes_user:
+      context.append(column)
+    else:
+      unread.append(column)
+  return user_features, context, unread
+
+
+def _key(table: Sequence[_Column], logged: _Column | None) -> _Column | None:
+  """The column of a table whose values hold most of the log's ids."""
+  if logged is None:
+    return None
+  ids = set(logged.text)
+  distinct = [c for c in table if c.distinct == len(c.text)]
+  best = max(distinct, key=lambda c: (len(ids & set(c.text)), c.name == logged.name), default=None)
+  return best if best is not None and ids & set(best.text) else None
+
+
+def _section(side: str, columns: Sequence[_Column]) -> Iterator[str]:
+  if columns:
+    yield f"{side}:"
+  for column in columns:
+    kind, separator = ("numeric", "") if side == "context_features" else _kind(column)
+    spec: str | Mapping[str, str] = kind
+    if separator:
+      spec = {"kind": kind, "separator": separator}
+    yield "  " + _line(column.name, spec, column.facts())
+
+
+def _kind(column: _Column) -> tuple[str, str]:
+  """Kind and, of a bag, separator."""
+  if column.numbers is not None:
+    return ("categorical" if column.whole and column.distinct <= _FEW else "numeric"), ""
+  for separator in "|;,":
+    parts = column.text.str.split(separator, regex=False).explode().str.strip()
+    several = column.text.str.contains(separator, regex=False).mean() > 0.2
+    # Values of a bag come again in other cells; commas in prose do not.
+    if several and parts.nunique() <= len(parts) / 4:
+      return "bag", separator
+  return "categorical", ""
+
+
+def _line(key: str, value: str | Mapping[str, str] | None, comment: str) -> str:
+  said = ": ".join(
+    yaml.safe_dump(part, default_flow_style=True, allow_unicode=True, width=1000).split("\n")[0]
+    for part in (key, value)
+  )
+  return f"{said.ljust(30)}  # {comment}"
+
+
+def _ranges(names: Sequence[str]) -> Iterator[str]:
+  """Names, those that only differ in a number at the end as first ... last."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    groups.setdefault(re.sub(r"\d+$", "", name), []).append(name)
+  for group in groups.values():
+    yield from group if len(group) < 4 else [f"{group[0]} ... {group[-1]} ({len(group)} columns)"]

@@ -1,0 +1,143 @@
+"""Users and items from files of their own, and raw columns -> features with their vocabularies."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from tf_twostage.data.files import find, reader
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.rules import NUMBER
+from tf_twostage.data.files.vocabulary import natural_order
+from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.schema import Bag, Categorical, Feature
+from tf_twostage.data.sets.ratings import unit_range
+from tf_twostage.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawTable:
+  """Rows of a users or items file, in its order.
+
+  Attributes:
+    ids: [rows] string, distinct and not blank.
+    columns: features and the title by name, [rows] str or float64.
+  """
+
+  ids: pa.Array
+  columns: Mapping[str, np.ndarray]
+
+
+def read(
+  path: str | os.PathLike,
+  key: str,
+  features: Sequence[FeatureColumn],
+  title: str | None = None,
+) -> RawTable:
+  """Reads a users or items file: CSV or Parquet, or whatever a log may be.
+
+  Args:
+    path: the file.
+    key: the column of the ids.
+    features: what else to read.
+    title: the column of display names, read as the column "title".
+
+  Raises:
+    InputError: the file cannot be read or is empty, a column is missing, an id is blank or there
+      twice, or a number is none.
+  """
+  found = find.find(path)
+  wanted = {"": key} | {feature.name: feature.column for feature in features}
+  if title is not None:
+    wanted["title"] = title
+  bad_rows = BadRows()
+  ids: list[pa.Array] = []
+  parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted if name}
+  seen: set[str] = set()
+  for chunk, _ in reader.chunks(found, wanted):
+
+    def require(valid, column, says, remedy, chunk=chunk):
+      bad_rows.require(valid, chunk, column, says, remedy)
+
+    bad_rows.see(chunk)
+    ids.append(reader.required_ids(chunk.table[key], key, require))
+    named = ids[-1].to_pandas()
+    repeated = (named.duplicated() | named.isin(seen)) & (named != "")
+    require(~repeated.to_numpy(bool), key, "must not repeat", "keep one row of each")
+    seen.update(named)
+    numeric = {feature.name for feature in features if feature.kind == "numeric"}
+    for name, values in parts.items():
+      raw = chunk.table[wanted[name]]
+      values.append(
+        reader.required_numbers(raw, wanted[name], NUMBER, require)
+        if name in numeric
+        else strings(reader.text(raw))
+      )
+  bad_rows.settle("fail")
+  if not bad_rows.rows:
+    raise InputError(f"{found.place}: the file has no rows; write one for each {key}")
+  return RawTable(
+    pa.chunked_array(ids).combine_chunks(),
+    {name: np.concatenate(values) for name, values in parts.items()},
+  )
+
+
+def strings(values: pa.Array | Sequence[str]) -> np.ndarray:
+  """A NumPy unicode array, as narrow as its values allow."""
+  return np.array(values.to_pylist() if isinstance(values, pa.Array) else values, dtype=str)
+
+
+def build(
+  features: Sequence[FeatureColumn], columns: Mapping[str, np.ndarray]
+) -> tuple[list[Feature], dict[str, np.ndarray]]:
+  """Features with vocabularies and ranges as the values have them, and the raw feature table.
+
+  Args:
+    features: what the columns are.
+    columns: raw values by feature name, [rows] str or float64.
+
+  Raises:
+    InputError: a categorical column or a bag holds no value at all.
+  """
+  built = {feature.name: _BUILDERS[feature.kind](feature, columns) for feature in features}
+  return [feature for feature, _ in built.values()], {name: raw for name, (_, raw) in built.items()}
+
+
+def _numeric(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
+  return unit_range(spec.name, columns[spec.name]), columns[spec.name]
+
+
+def _categorical(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
+  values = columns[spec.name]
+  return Categorical(spec.name, _distinct(spec, values)), values
+
+
+def split(cells: np.ndarray, separator: str) -> np.ndarray:
+  """The values of bags, padded with "": [rows] to [rows, width] str."""
+  parts = pd.Series(cells).str.split(separator, regex=False)
+  bags = [[value for part in cell if (value := part.strip())] for cell in parts]
+  width = max(1, *map(len, bags)) if bags else 1
+  return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=str)
+
+
+def _bag(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
+  values = split(columns[spec.name], spec.separator)
+  return Bag(spec.name, _distinct(spec, values), max_length=values.shape[1]), values
+
+
+_BUILDERS = {"numeric": _numeric, "categorical": _categorical, "bag": _bag}
+
+
+def _distinct(spec: FeatureColumn, values: np.ndarray) -> tuple[str, ...]:
+  distinct = [value for value in np.unique(values).tolist() if value]
+  if not distinct:
+    raise InputError(
+      f"column {spec.column!r} holds no value at all; leave the feature {spec.name!r} out of the"
+      " schema"
+    )
+  return tuple(distinct[i] for i in natural_order(distinct))

@@ -1,0 +1,108 @@
+"""A policy in a file: a probability for each item, or for each item in each position."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tf_twostage.data.files import find, reader
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.rules import RULES, Rule
+from tf_twostage.errors import InputError
+
+_TOLERANCE = 1e-3  # probabilities are often written with a few digits
+_COLUMNS = {"item_id": "item_id", "position": "position", "probability": "probability"}
+_PROBABILITY = Rule("float64", lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyTable:
+  """A policy that does not look at the user.
+
+  Attributes:
+    positions: [P] int, the positions it knows; None: it is the same in all.
+    probabilities: [P, N], or [1, N]; each row sums to 1.
+  """
+
+  positions: np.ndarray | None
+  probabilities: np.ndarray
+
+  def rows(self, position: np.ndarray | None) -> np.ndarray:
+    """For positions [n] of a log, the row of `probabilities`, [n]; for None 0.
+
+    Raises:
+      InputError: the log has no positions, or has some that the policy does not know.
+    """
+    if self.positions is None:
+      return np.zeros(1 if position is None else len(position), int)
+    if position is None:
+      raise InputError("the policy differs by position, but the log has none; leave it out of both")
+    place = np.clip(np.searchsorted(self.positions, position), 0, len(self.positions) - 1)
+    unknown = self.positions[place] != position
+    if unknown.any():
+      raise InputError(
+        f"the policy knows the positions {self.positions.tolist()}, but the log has"
+        f" {int(position[unknown][0])}; add its probabilities"
+      )
+    return place
+
+
+def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
+  """Reads `item_id`, `probability` and perhaps `position`; items left out have probability 0.
+
+  Args:
+    path: CSV or Parquet.
+    item_ids: [N] ids of the catalogue.
+
+  Raises:
+    InputError: the file cannot be read; an item is unknown or there twice; probabilities are out of
+      range, or do not sum to 1.
+  """
+  bad_rows = BadRows()
+  parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+  known = pa.array(item_ids.tolist(), pa.string())
+  by_position = False
+  for chunk, columns in reader.chunks(find.find(path), _COLUMNS, optional=("position",)):
+
+    def require(valid, column, says, remedy, chunk=chunk):
+      bad_rows.require(valid, chunk, column, says, remedy)
+
+    bad_rows.see(chunk)
+    index = pc.index_in(reader.text(chunk.table["item_id"]), value_set=known)
+    item = pc.fill_null(index, -1).to_numpy()
+    require(
+      item >= 0, "item_id", "must name a known item", "leave out what is not in the catalogue"
+    )
+    probability = reader.required_numbers(
+      chunk.table["probability"], "probability", _PROBABILITY, require
+    )
+    by_position = "position" in columns
+    position = np.zeros(len(item), np.int32)
+    if by_position:
+      position = reader.required_numbers(
+        chunk.table["position"], "position", RULES["position"], require
+      )
+    parts.append((item, position, probability))
+  bad_rows.settle("fail")
+  if not bad_rows.rows:
+    raise InputError(f"{path}: the policy has no rows; write item_id and probability")
+  item, position, probability = (np.concatenate(column) for column in zip(*parts, strict=True))
+  positions, place = np.unique(position, return_inverse=True)
+  cells = place * len(item_ids) + item
+  if len(np.unique(cells)) < len(cells):
+    raise InputError(f"{path}: an item is there twice in one position; keep one row of each")
+  table = np.zeros((len(positions), len(item_ids)))
+  table.reshape(-1)[cells] = probability
+  sums = table.sum(axis=1)
+  off = np.flatnonzero(np.abs(sums - 1) > _TOLERANCE)
+  if off.size:
+    where = f" of position {positions[off[0]]}" if by_position else ""
+    raise InputError(
+      f"{path}: the probabilities{where} sum to {sums[off[0]]:.6g}, not to 1; write a distribution"
+      " over the catalogue"
+    )
+  return PolicyTable(positions if by_position else None, table / sums[:, None])

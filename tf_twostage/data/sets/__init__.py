@@ -1,0 +1,59 @@
+"""Raw files -> arrays: every data set by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+from tf_twostage.data.sets.movielens import load_movielens_1m
+from tf_twostage.data.sets.ratings import RatingsData
+from tf_twostage.data.sets.synthetic import make_synthetic
+from tf_twostage.data.sets.xmc import XmcData, load_xmc, make_xmc
+from tf_twostage.errors import InputError
+
+__all__ = [
+  "DATASETS",
+  "RatingsData",
+  "XmcData",
+  "load",
+  "load_movielens_1m",
+  "load_xmc",
+  "make_synthetic",
+  "make_xmc",
+]
+
+Data = TypeVar("Data", RatingsData, XmcData)
+
+
+def _made(name: str, make: Callable[[], Data]) -> Callable[[str | None], Data]:
+  def load(data_dir: str | None) -> Data:
+    if data_dir is not None:
+      raise InputError(f"data set {name!r} reads no files; leave out --data_dir={data_dir}")
+    return make()
+
+  return load
+
+
+DATASETS: dict[str, Callable[[str | None], RatingsData | XmcData]] = {
+  "delicious": functools.partial(load_xmc, "delicious"),
+  "movielens_1m": load_movielens_1m,
+  "synthetic": _made("synthetic", make_synthetic),
+  "wiki10": functools.partial(load_xmc, "wiki10"),
+  "wiki10_shape": _made("wiki10_shape", make_xmc),  # as large as Wiki10-31K
+}
+
+
+def load(name: str, data_dir: str | None = None) -> RatingsData | XmcData:
+  """Loads a data set by its name.
+
+  Args:
+    name: a key of `DATASETS`.
+    data_dir: where its files are; None lets the data set find or make them itself.
+
+  Raises:
+    InputError: there is no such data set, or its data are missing or wrong.
+  """
+  if name not in DATASETS:
+    raise InputError(f"unknown data set {name!r}; choose one of {', '.join(sorted(DATASETS))}")
+  return DATASETS[name](data_dir)

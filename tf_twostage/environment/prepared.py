@@ -1,0 +1,172 @@
+"""A prepared environment: its full information, log and ranker read from a directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from tf_twostage.config import Config
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.sets.ratings import RatingsData
+from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.full_information import unpack_pairs
+from tf_twostage.environment.simulated import ratings_evaluator
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import full_information
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.precomputed import PrecomputedTowers
+from tf_twostage.models.slate_ranker import TowerRanker
+
+_SEEN = (
+  "The log is the one that the generators learned from: their values come out too high, by how much"
+  " is not known. True values are not known either: the environment holds no rewards of pairs that"
+  " were not logged, only what evaluation counts as relevant."
+)
+PREPARED_FILES = ("full_information.npz", "bandit_log.csv", "ranker.npz")
+
+
+def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Environment:
+  """The environment that `directory` holds.
+
+  Raises:
+    InputError: files are missing, damaged, or of other data.
+  """
+  missing = [name for name in PREPARED_FILES if not (directory / name).is_file()]
+  if missing:
+    raise InputError(
+      f"--environment={directory}: no {', '.join(missing)}; a prepared environment holds"
+      f" {', '.join(PREPARED_FILES)}"
+    )
+  # The context shaped labels and ranker and is not read again.
+  schema = dataclasses.replace(data.schema, context=())
+  tables = EncodedTables.encode(schema, data.users, data.items)
+  shape = data.num_users, data.num_items
+  relevance = _relevance(directory / "full_information.npz", shape)
+  log = _indexed_log(directory / "bandit_log.csv", shape)
+  vectors = _vectors(directory / "ranker.npz", shape)
+  ranker_logits = full_information.vector_scorer(*vectors)
+  digest = hashlib.sha256(data.fingerprint().encode())
+  for name in PREPARED_FILES:
+    digest.update((directory / name).read_bytes())
+  name = f"prepared-{digest.hexdigest()[:10]}"
+  evaluator = ratings_evaluator(config, tables, log, relevance, {})
+  return Environment(
+    tables=tables,
+    titles=data.titles,
+    log=log,
+    evaluator=evaluator,
+    ranker_logits=ranker_logits,
+    slate_ranker=TowerRanker(PrecomputedTowers(schema.user_id.name, *vectors)),
+    policies=usual_policies(
+      full_information.popularity(log, data.num_items), ranker_logits, config.environment_seed
+    ),
+    requests=requests(schema, data.users, {}, evaluator.excluded),
+    name=f"{name}-{config.environment_seed}",
+    facts={},
+    evaluation_log=lambda stages: EvaluationLog(log, data.num_items, name, (_SEEN,)),
+  )
+
+
+def _relevance(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+  """[U, N] bool from bit-packed rows."""
+  shapes = {"relevance": (shape[0], -(-shape[1] // 8))}
+  return unpack_pairs(_arrays(path, shapes, np.uint8)["relevance"], shape[1])
+
+
+def _vectors(path: pathlib.Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+  shapes = {"user_vectors": (shape[0], None), "item_vectors": (shape[1], None)}
+  users, items = _arrays(path, shapes, np.float32).values()
+  if users.shape[1] != items.shape[1]:
+    raise InputError(
+      f"{path}: user_vectors are {users.shape[1]} wide and item_vectors {items.shape[1]}; their"
+      " products are the ranker's logits, so make them one width"
+    )
+  return users, items
+
+
+def _arrays(
+  path: pathlib.Path, shapes: Mapping[str, tuple[int | None, ...]], dtype: type
+) -> dict[str, np.ndarray]:
+  """Arrays [rows, ...] of an .npz, of the given shapes (None: any size) and dtype, all finite."""
+  try:
+    if not zipfile.is_zipfile(path):  # NumPy would also read a single array
+      raise zipfile.BadZipFile("File is not a zip file")
+    with np.load(path) as stored:
+      found = sorted(stored)
+      arrays = {name: stored[name] for name in shapes if name in stored}
+  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise InputError(f"{path}: not a readable .npz ({error}); copy the file again") from error
+  missing = sorted(set(shapes) - set(arrays))
+  if missing:
+    raise InputError(f"{path}: no array(s) {missing}, found {found}; make the file again")
+  for name, shape in shapes.items():
+    array = arrays[name]
+    if not tf.TensorShape(shape).is_compatible_with(array.shape):
+      raise InputError(
+        f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to other data than"
+        " --dataset and --data_dir"
+      )
+    try:
+      with np.errstate(over="ignore"):  # the check below sees what the dtype cannot hold
+        arrays[name] = array.astype(dtype, casting="same_kind")
+    except TypeError:
+      raise InputError(
+        f"{path}: {name} is {array.dtype}, expected {np.dtype(dtype)}; make the file again"
+      ) from None
+    bad = np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1))
+    if bad.size:
+      raise InputError(
+        f"{path}: {name} must be finite; {bad.size} of {len(array)} rows are not (first: row"
+        f" {bad[0]}); make the file again"
+      )
+  return arrays
+
+
+def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> LogRows:
+  """A log whose ids are rows of the users' and items' tables."""
+  columns = ("user_index", "item_index", "propensity", "reward")
+  try:
+    frame = pd.read_csv(path)
+  except (ValueError, OSError) as error:
+    raise InputError(f"{path}: not a readable CSV ({error}); copy the file again") from error
+  missing = [name for name in columns if name not in frame]
+  if missing:
+    raise InputError(
+      f"{path}: missing column(s) {missing} in a log of {len(frame)} rows; found"
+      f" {list(map(str, frame))}; add them, or mend the header"
+    )
+  if frame.empty:
+    raise InputError(f"{path}: the log has no rows; log some traffic first")
+
+  def require(ok: np.ndarray, name: str, rule: str) -> None:
+    bad = np.flatnonzero(~ok)
+    if bad.size:
+      raise InputError(
+        f"{path}: column {name!r} must {rule}; {bad.size} of {len(frame)} rows do not (first: row"
+        f" {bad[0]}, value {str(frame[name].iloc[bad[0]])!r}); mend or drop these rows"
+      )
+
+  numbers = {
+    name: pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in columns
+  }
+  for name, values in numbers.items():
+    require(~np.isnan(values), name, "hold numbers")
+  for name, size in zip(columns, shape, strict=False):
+    values = numbers[name]
+    whole = (values >= 0) & (values < size) & (values % 1 == 0)
+    require(whole, name, f"be a whole number in [0, {size})")
+    numbers[name] = values.astype(np.int32)
+  try:
+    user_index, action, propensity, reward = numbers.values()
+    return LogRows(user_index, action, propensity, reward)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error

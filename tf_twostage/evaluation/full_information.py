@@ -1,0 +1,162 @@
+"""One-stage and two-stage evaluation on full information (DESIGN of [Ma20], section 5)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage.data.rows import LogRows
+from tf_twostage.evaluation import ranking
+from tf_twostage.evaluation.evaluator import Scorer
+from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES, Metrics, Scores
+from tf_twostage.models.generator import RankerLogits
+from tf_twostage.models.two_stage import rerank, retrieve
+
+_USERS_PER_CHUNK = 1024
+_PAIRS_PER_CHUNK = 2**23  # 32 MB of scores, of which an evaluation holds several
+
+
+@dataclasses.dataclass(frozen=True)
+class FullInformationEvaluator:
+  """Who is evaluated, on what: the judge that knows every pair.
+
+  Attributes:
+    inputs: what a scorer reads, of all U evaluated users: {"user": {name: [U, ...]}, "context":
+      {name: [U]}, "user_index": [U]}.
+    relevance: [U, N] bool.
+    excluded: [U, N] bool; neither recommended nor counted as relevant. None: no item is.
+    num_validation: users before this one validate, all others test.
+  """
+
+  inputs: Mapping[str, Any]
+  relevance: np.ndarray
+  excluded: np.ndarray | None
+  num_validation: int
+
+  @property
+  def measures(self) -> Metrics:
+    return FULL_INFORMATION
+
+  @property
+  def settings(self) -> Mapping[str, Any]:
+    return {"validation_users": self.num_validation}
+
+  def evaluation(
+    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
+  ) -> Callable[[], Scores]:
+    """As `make_evaluation`."""
+    return make_evaluation(scorer, ranker_logits, self, slate_size)
+
+  def known(self) -> Mapping[str, Scores]:
+    """None: every policy has a scorer."""
+    return {}
+
+  def warnings(self, scores: Scores) -> list[str]:
+    """None: nothing is estimated."""
+    return []
+
+
+def logged_positives(log: LogRows, num_users: int, num_items: int) -> np.ndarray:
+  """[U, N] bool: pairs that the log holds as positive."""
+  positives = log.positives()
+  mask = np.zeros((num_users, num_items), bool)
+  mask[positives.user_index, positives.action] = True
+  return mask
+
+
+def make_evaluation(
+  scorer: Scorer, ranker_logits: Scorer, users: FullInformationEvaluator, slate_size: int
+) -> Callable[[], Scores]:
+  """A function that evaluates `scorer` as it is when called (a model under training, say).
+
+  One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
+  """
+  inputs, relevance = dict(users.inputs), users.relevance
+  if users.excluded is not None:
+    inputs["excluded"] = users.excluded
+    relevance = relevance & ~users.excluded
+  num_relevant = relevance.sum(axis=1)
+  splits = {
+    "validation": slice(0, users.num_validation),
+    "test": slice(users.num_validation, None),
+  }
+  chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
+  batches = tf.data.Dataset.from_tensor_slices(inputs).batch(chunk).cache()
+
+  # A partial function counts as one of its own in TensorFlow's watch over retracing.
+  top_items = tf.function(
+    functools.partial(_top_items, scorer, ranker_logits, slate_size),
+    input_signature=[batches.element_spec],
+  )
+
+  def evaluate() -> Scores:
+    chunks = [top_items(batch) for batch in batches]
+    stages = {
+      stage: ranking.hits_from_ids(np.concatenate(ids), relevance)
+      for stage, ids in zip(STAGES, zip(*chunks, strict=True), strict=True)
+    }
+    return {
+      split: {
+        stage: ranking.summarise(hits[rows], num_relevant[rows], CUTOFFS)
+        for stage, hits in stages.items()
+      }
+      for split, rows in splits.items()
+    }
+
+  return evaluate
+
+
+def _top_items(
+  scorer: Scorer, ranker_logits: Scorer, slate_size: int, batch: Mapping[str, Any]
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Ids of the best items in one stage and in two, [B, depth] each."""
+  depth = max(CUTOFFS)
+  slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
+  slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
+  reordered, _ = rerank(slate, slate_scores, depth)
+  return slate[:, :depth], reordered
+
+
+def list_scorer(scores: np.ndarray) -> Scorer:
+  """The same scores [N] for everyone."""
+  row = tf.constant(scores, tf.float32)[tf.newaxis]
+  return lambda batch: tf.repeat(row, tf.shape(batch["user_index"])[0], axis=0)
+
+
+def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> RankerLogits:
+  """Products of stored user vectors [U, D] and item vectors [N, D]."""
+  users, vectors = tf.constant(user_vectors), tf.constant(item_vectors)
+
+  def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
+    scored = vectors if items is None else tf.gather(vectors, items)
+    return tf.matmul(tf.gather(users, batch["user_index"]), scored, transpose_b=True)
+
+  return logits
+
+
+def random_scorer(num_items: int, seed: int) -> Scorer:
+  """Every list equally likely; the same ones at every call."""
+  return lambda batch: tf.random.stateless_uniform(
+    [tf.shape(batch["user_index"])[0], num_items], seed=[seed, batch["user_index"][0]]
+  )
+
+
+def popularity(log: LogRows, num_items: int) -> np.ndarray:
+  """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
+  shown = np.bincount(log.action, minlength=num_items)
+  return smoothed_means(shown, total_reward(log, num_items))
+
+
+def smoothed_means(shown: np.ndarray, earned: np.ndarray) -> np.ndarray:
+  """(earned + 1) / (shown + 2) of each item: [N], of numbers of rows and sums of rewards."""
+  return (earned + 1) / (shown + 2)
+
+
+def total_reward(log: LogRows, num_items: int) -> np.ndarray:
+  """Sum of the logged rewards of each item: [N]."""
+  return np.bincount(log.action, weights=log.reward, minlength=num_items)

@@ -1,0 +1,270 @@
+"""What off-policy estimators read of a log: a few numbers a row, checked.
+
+The catalogue-wide arrays [n, N] of a policy and of a reward model need not fit in memory: reduce
+them a chunk of rows at a time and concatenate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tf_twostage.errors import InputError
+
+_TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within this
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyRows:
+  """Logged rewards beside what the target policy π and a reward model rhat say of them; n rows.
+
+  Attributes:
+    rewards: [n] finite.
+    propensities: [n] in (0, 1], β(a_i | x_i), the logging probability of the logged action.
+    target_probabilities: [n] in [0, 1], π(a_i | x_i) of the same action.
+    predicted_rewards: [n] rhat(x_i, a_i); None where there is no reward model.
+    direct_values: [n] Σ_a π(a | x_i) rhat(x_i, a); comes and goes with `predicted_rewards`.
+    groups: [n] of ids, a user's say, whose rows are not independent of each other; None: each row
+      stands for itself.
+    action_mass: [N] Σ_i π(a | x_i), and
+    action_counts: [N] how often each action was logged. They show which actions the target policy
+      wants and the log never tried; None where unknown.
+
+  Raises:
+    InputError: an array is empty, has another length, or holds a value out of range.
+  """
+
+  rewards: np.ndarray
+  propensities: np.ndarray
+  target_probabilities: np.ndarray
+  predicted_rewards: np.ndarray | None = None
+  direct_values: np.ndarray | None = None
+  groups: np.ndarray | None = None
+  action_mass: np.ndarray | None = None
+  action_counts: np.ndarray | None = None
+
+  def __post_init__(self):
+    rewards = check_vector("rewards", self.rewards)
+    check_finite("rewards", rewards, "drop the rows whose outcome is unknown")
+    columns = {"rewards": rewards}
+    for name in ("propensities", "target_probabilities", "predicted_rewards", "direct_values"):
+      if getattr(self, name) is not None:
+        columns[name] = check_vector(name, getattr(self, name), len(rewards))
+    _check_propensities(columns["propensities"])
+    _check_target(columns["target_probabilities"])
+    if (self.predicted_rewards is None) != (self.direct_values is None):
+      raise InputError("predicted_rewards and direct_values are of one reward model: pass both")
+    for name in ("predicted_rewards", "direct_values"):
+      if name in columns:
+        check_finite(name, columns[name], "mend the reward model")
+    for name, column in columns.items():
+      object.__setattr__(self, name, column)
+    if self.groups is not None:
+      object.__setattr__(self, "groups", check_groups(self.groups, len(rewards)))
+    with np.errstate(over="ignore"):
+      overflow = ~np.isfinite(self.weights)
+    check_rows(
+      "propensities",
+      overflow,
+      self.propensities,
+      "are so small that the weight overflows",
+      "log the true propensity",
+    )
+
+  @functools.cached_property
+  def weights(self) -> np.ndarray:
+    """[n] ω_i = π(a_i | x_i) / β(a_i | x_i)."""
+    return self.target_probabilities / self.propensities
+
+  @functools.cached_property
+  def unlogged(self) -> tuple[int, float]:
+    """How many actions π takes that no row of the log shows, and π's mass on them; 0 and NaN where
+    that is not known."""
+    if self.action_mass is None or self.action_counts is None:
+      return 0, np.nan
+    mass = self.action_mass[self.action_counts == 0]
+    return int(np.count_nonzero(mass)), float(mass.sum() / len(self))
+
+  def __len__(self) -> int:
+    return len(self.rewards)
+
+  @classmethod
+  def from_arrays(
+    cls,
+    actions: Any,
+    rewards: Any,
+    propensities: Any,
+    probabilities: Any,
+    predicted_rewards: Any = None,
+    groups: Any = None,
+  ) -> PolicyRows:
+    """Reduces catalogue-wide arrays to rows.
+
+    Open Bandit Pipeline calls these action, reward, pscore, action_dist (at the row's position)
+    and estimated_rewards_by_reg_model.
+
+    Args:
+      actions: [n] int, catalogue index of the logged action.
+      rewards: [n].
+      propensities: [n], β(a_i | x_i).
+      probabilities: [n, N], π(a | x_i); each row sums to 1 within 1e-4. For a policy without
+        context, `np.broadcast_to(policy, (n, N))` takes no memory.
+      predicted_rewards: [n, N], rhat(x_i, a).
+      groups: [n] ids.
+
+    Raises:
+      InputError: as for the class; actions are not catalogue indices; probabilities are negative
+        or do not sum to 1; shapes do not fit.
+    """
+    rewards = check_vector("rewards", rewards)
+    n = len(rewards)
+    probabilities = _check_matrix("probabilities", probabilities, n)
+    check_distribution("probabilities", probabilities)
+    num_actions = probabilities.shape[1]
+    actions = check_actions(actions, n, num_actions)
+    row = np.arange(n)
+    predicted = direct = None
+    if predicted_rewards is not None:
+      table = _check_matrix("predicted_rewards", predicted_rewards, n)
+      if table.shape != probabilities.shape:
+        raise InputError(
+          f"predicted_rewards {table.shape} and probabilities {probabilities.shape} must have one"
+          " shape [n, N]; predict every action of the catalogue"
+        )
+      predicted = table[row, actions]
+      direct = np.einsum("na,na->n", probabilities, table, dtype=np.float64)
+    return cls(
+      rewards=rewards,
+      propensities=propensities,
+      target_probabilities=probabilities[row, actions],
+      predicted_rewards=predicted,
+      direct_values=direct,
+      groups=groups,
+      action_mass=probabilities.sum(axis=0, dtype=np.float64),
+      action_counts=np.bincount(actions, minlength=num_actions),
+    )
+
+  @classmethod
+  def concatenate(cls, chunks: Iterable[PolicyRows]) -> PolicyRows:
+    """One log of several chunks of rows.
+
+    Raises:
+      InputError: there is no chunk, some chunks have a column that others lack, or their
+        catalogues differ.
+    """
+    parts = list(chunks)
+    if not parts:
+      raise InputError("no chunk of rows to concatenate: the log is empty")
+    merged: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+      values = [getattr(part, field.name) for part in parts]
+      missing = sum(value is None for value in values)
+      if missing == len(values):
+        continue
+      if missing:
+        raise InputError(
+          f"{field.name}: {missing} of {len(parts)} chunks lack it; pass it for all or for none"
+        )
+      if not field.name.startswith("action_"):
+        merged[field.name] = np.concatenate(values)
+      elif len({len(value) for value in values}) == 1:
+        merged[field.name] = np.sum(values, axis=0)
+      else:
+        raise InputError("chunks differ in their number of actions; use one catalogue")
+    return cls(**merged)
+
+
+def check_rows(name: str, bad: np.ndarray, values: np.ndarray, what: str, remedy: str) -> None:
+  """Raises InputError where any row of `bad` [n] holds, with the first of `values` [n]."""
+  if bad.any():
+    first = int(np.flatnonzero(bad)[0])
+    raise InputError(
+      f"{name}: {bad.sum()} of {len(bad)} rows {what} (first: row {first}, {values[first]});"
+      f" {remedy}"
+    )
+
+
+def check_finite(name: str, values: np.ndarray, remedy: str) -> None:
+  check_rows(name, ~np.isfinite(values), values, "are not finite", remedy)
+
+
+def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarray:
+  """`values` as [n] float64, n > 0 and equal to `length` if given."""
+  array = _as_numbers(name, values)
+  if array.ndim != 1:
+    raise InputError(f"{name} must be a vector [n], got shape {array.shape}")
+  if not array.size:
+    raise InputError(f"{name} is empty: there is nothing to evaluate on")
+  if length is not None and len(array) != length:
+    raise InputError(f"{name} has {len(array)} rows, rewards have {length}; align them by row")
+  return array.astype(np.float64, copy=False)
+
+
+def check_actions(actions: Any, length: int, num_actions: int) -> np.ndarray:
+  """`actions` as [n] integers in [0, num_actions)."""
+  array = np.asarray(actions)
+  if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) != length:
+    raise InputError(
+      f"actions must be [{length}] int, got {array.dtype} of shape {array.shape}; pass catalogue"
+      " indices, one a row"
+    )
+  outside = (array < 0) | (array >= num_actions)
+  remedy = "index the columns of probabilities"
+  check_rows("actions", outside, array, f"lie outside the catalogue of {num_actions}", remedy)
+  return array
+
+
+def check_groups(groups: Any, length: int) -> np.ndarray:
+  """`groups` as [n] ids without a missing one."""
+  array = np.asarray(groups)
+  if array.ndim != 1 or len(array) != length:
+    raise InputError(f"groups must be [{length}], got shape {array.shape}; pass one id a row")
+  check_rows("groups", pd.isna(array), array, "have no id", "give every row an id")
+  return array
+
+
+def _as_numbers(name: str, values: Any) -> np.ndarray:
+  try:
+    array = np.asarray(values)
+  except ValueError as error:  # ragged lists
+    raise InputError(f"{name} is not an array of numbers: {error}") from error
+  if array.dtype.kind not in "biuf":
+    raise InputError(f"{name} must hold numbers, got {array.dtype}; convert it first")
+  return array
+
+
+def _check_matrix(name: str, values: Any, length: int) -> np.ndarray:
+  array = _as_numbers(name, values)
+  if array.ndim != 2 or len(array) != length or not array.shape[1]:
+    raise InputError(f"{name} must be [n, N] with n = {length} rows, got shape {array.shape}")
+  return array
+
+
+def check_distribution(name: str, probabilities: np.ndarray) -> None:
+  """Raises InputError unless all rows of `probabilities` [n, N] are distributions."""
+  lowest = probabilities.min(axis=1)  # NaN passes through, and fails the comparison
+  remedy = "pass a distribution over the catalogue a row"
+  check_rows(name, ~(lowest >= 0), lowest, "hold a negative value or NaN", remedy)
+  total = probabilities.sum(axis=1, dtype=np.float64)
+  off = ~(np.abs(total - 1) <= _TOLERANCE)
+  check_rows(name, off, total, "do not sum to 1", remedy + " (a softmax, not logits)")
+
+
+def _check_propensities(values: np.ndarray) -> None:
+  outside = ~((values > 0) & (values <= 1))
+  remedy = (
+    "log the probability with which the action was drawn; where it is unknown or zero, the row"
+    " cannot be used"
+  )
+  check_rows("propensities", outside, values, "lie outside (0, 1]", remedy)
+
+
+def _check_target(values: np.ndarray) -> None:
+  outside = ~((values >= 0) & (values <= 1 + _TOLERANCE))
+  remedy = "pass the target policy's probability of the logged action"
+  check_rows("target_probabilities", outside, values, "lie outside [0, 1]", remedy)

@@ -1,0 +1,272 @@
+"""A ranker that somebody else made: a SavedModel or a Keras model that scores pairs.
+
+It takes raw columns by name, [n] each, as they stand in the users' and items' tables, and returns
+one score a pair. An export calls it on the candidates, so that what is served is the model itself
+and no copy of it in towers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage.data.schema import Bag, Feature, FeatureTable, Numeric, Schema
+from tf_twostage.errors import InputError
+from tf_twostage.models.encoders import Codes
+
+MAX_PAIRS = 10**8  # 400 MB of scores
+_PAIRS_PER_CALL = 2**17
+_SIGNATURE = "serving_default"
+_KERAS_SUFFIXES = (".keras", ".h5")
+
+# From inputs by name to the score of each pair, by the name of the output.
+_Call = Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]
+
+
+class ExternalRanker(tf.Module):
+  """Scores pairs by calling the model, in training and inside an export alike."""
+
+  def __init__(self, path: str | os.PathLike, schema: Schema, items: FeatureTable):
+    """Args:
+    path: directory of a SavedModel, or a Keras file.
+    schema: whose user and item features the model may take.
+    items: raw item features, [N, ...] each.
+
+    Raises:
+      InputError: there is no model, or it does not take what the schema has.
+    """
+    super().__init__()
+    self.path = pathlib.Path(path)
+    self._model, self._call, specs = _load(self.path)
+    self._users = _taken(schema.user_inputs, specs)
+    self._items = _taken(schema.item, specs)
+    self._specs = specs
+    self._check_inputs(schema)
+    self._table = {name: tf.constant(_raw(items[name])) for name in self._items}
+
+  def __call__(self, raw: FeatureTable, codes: Codes, slate: tf.Tensor) -> tf.Tensor:
+    """Scores of slates, [B, K]; see `slate_ranker.SlateRanker`."""
+    width = tf.shape(slate)[1]
+    users = {name: tf.repeat(raw[name], width, axis=0) for name in self._users}
+    return tf.reshape(self._score(users, tf.reshape(slate, [-1])), tf.shape(slate))
+
+  def check(self, users: FeatureTable) -> None:
+    """Tries a few pairs.
+
+    Args:
+      users: raw user features, [U, ...] each.
+
+    Raises:
+      InputError: there are more than `MAX_PAIRS` pairs to score, or as `scores`.
+    """
+    num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
+    if num_users * num_items > MAX_PAIRS:
+      raise InputError(
+        f"{self._place}: {num_users} users x {num_items} items are more than {MAX_PAIRS:,} pairs,"
+        " which is what is scored once and kept; log the ranker's scores and name their column"
+        " `ranker_score` in the schema, which fits a ranker to them, or leave --ranker out"
+      )
+    few = np.arange(min(2, num_users, num_items))
+    self._checked({name: _raw(users[name])[few] for name in self._users}, tf.constant(few))
+
+  def scores(self, users: FeatureTable) -> np.ndarray:
+    """Scores of every user and item, [U, N] float32.
+
+    Args:
+      users: raw user features, [U, ...] each.
+
+    Raises:
+      InputError: the model fails on a pair, does not return a number for each, or one that is not
+        finite.
+    """
+    num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
+    out = np.empty((num_users, num_items), np.float32)
+    chunk = max(1, _PAIRS_PER_CALL // num_items)
+    for start in range(0, num_users, chunk):
+      some = {name: _raw(users[name][start : start + chunk]) for name in self._users}
+      count = min(chunk, num_users - start)
+      raw = {name: np.repeat(values, num_items, axis=0) for name, values in some.items()}
+      slate = tf.tile(tf.range(num_items), [count])
+      out[start : start + count] = self._checked(raw, slate).reshape(count, num_items)
+    return out
+
+  @property
+  def _place(self) -> str:
+    return f"--ranker={self.path}"
+
+  def _score(self, users: Mapping[str, Any], items: tf.Tensor) -> tf.Tensor:
+    """[n] scores of users' raw features [n, ...] and catalogue indices [n]."""
+    raw = {**users, **{name: tf.gather(table, items) for name, table in self._table.items()}}
+    inputs = {}
+    for name, spec in self._specs.items():
+      value = tf.convert_to_tensor(raw[name])
+      value = value if spec.dtype == tf.string else tf.cast(value, spec.dtype)
+      rank = spec.shape.rank
+      inputs[name] = value[:, tf.newaxis] if rank is not None and rank > len(value.shape) else value
+    (score,) = self._call(inputs).values()
+    return tf.cast(tf.reshape(score, [-1]), tf.float32)
+
+  def _checked(self, users: Mapping[str, np.ndarray], items: tf.Tensor) -> np.ndarray:
+    try:
+      scores = self._score(users, items).numpy()
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+      reason = " ".join(str(error).split())[:300]
+      raise InputError(
+        f"{self._place}: the model fails on users and items of the log ({reason}); call it on a few"
+        " rows of your tables to see why"
+      ) from error
+    if len(scores) != len(items):
+      raise InputError(
+        f"{self._place}: {len(items)} pairs got {len(scores)} scores; return one number a pair, [n]"
+        " or [n, 1]"
+      )
+    if not np.isfinite(scores).all():
+      raise InputError(
+        f"{self._place}: {(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite;"
+        " mend the model, or the features that it cannot read"
+      )
+    return scores
+
+  def _check_inputs(self, schema: Schema) -> None:
+    known = {**self._users, **self._items}
+    context = [feature.name for feature in schema.context]
+    for name, spec in self._specs.items():
+      if name in context:
+        raise InputError(
+          f"{self._place}: input {name!r} is a context feature, and pairs of users and items are"
+          " scored once, whatever the context; wrap the model with a fixed value of it"
+        )
+      if name not in known:
+        raise InputError(
+          f"{self._place}: the model takes {name!r}, which no user or item feature of the schema is"
+          f" called; found {sorted((*_names(schema.user_inputs), *_names(schema.item)))}; add it to"
+          " user_features or item_features, or rename the model's input"
+        )
+      _check_spec(self._place, name, spec, known[name])
+    for side, taken in (("user", self._users), ("item", self._items)):
+      if not taken:
+        raise InputError(
+          f"{self._place}: the model takes no {side} feature, only {sorted(self._specs)}; a ranker"
+          " scores pairs of users and items"
+        )
+
+
+def digest(path: str | os.PathLike) -> str:
+  """SHA-256 of the model's files, names and contents."""
+  path = pathlib.Path(path)
+  files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+  result = hashlib.sha256()
+  for file in files:
+    result.update(f"{file.relative_to(path.parent)} {file.stat().st_size}\n".encode())
+    result.update(file.read_bytes())
+  return result.hexdigest()
+
+
+def _load(path: pathlib.Path) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
+  """The model, to be kept alive, what to call, and its inputs by name."""
+  place = f"--ranker={path}"
+  if not path.exists():
+    raise InputError(f"{place}: there is no such file or directory; name where the model is")
+  if path.suffix in _KERAS_SUFFIXES:
+    return _load_keras(path, place)
+  if not (path / "saved_model.pb").is_file():
+    versions = sorted(p.parent.name for p in path.glob("*/saved_model.pb"))
+    hint = f"did you mean {path / versions[-1]}?" if versions else "export one there"
+    raise InputError(
+      f"{place}: no model; a SavedModel is a directory with saved_model.pb, a Keras model a file"
+      f" that ends in .keras; {hint}"
+    )
+  try:
+    model = tf.saved_model.load(str(path))
+  except Exception as error:  # whatever a damaged file makes TensorFlow raise
+    raise InputError(
+      f"{place}: the SavedModel does not load ({_short(error)}); export it again"
+    ) from error
+  signatures = dict(model.signatures)
+  if _SIGNATURE not in signatures and len(signatures) != 1:
+    raise InputError(
+      f"{place}: signatures are {sorted(signatures)}; save one as {_SIGNATURE!r}, as in"
+      " tf.saved_model.save(model, DIR, signatures=score.get_concrete_function(...))"
+    )
+  call = signatures.get(_SIGNATURE) or next(iter(signatures.values()))
+  _check_outputs(place, list(call.structured_outputs))
+  return model, lambda inputs: call(**inputs), dict(call.structured_input_signature[1])
+
+
+def _load_keras(path: pathlib.Path, place: str) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
+  try:
+    model = tf.keras.models.load_model(path, compile=False)
+  except Exception as error:  # whatever a damaged file makes Keras raise
+    raise InputError(
+      f"{place}: Keras 2 does not load it ({_short(error)}); a model of Keras 3 can be given as a"
+      " SavedModel: model.export(DIR)"
+    ) from error
+  if not getattr(model, "inputs", None):
+    raise InputError(
+      f"{place}: the model's inputs have no names; build it with tf.keras.Input(name=...), or give"
+      " a SavedModel with a signature"
+    )
+  _check_outputs(place, list(model.output_names))
+  specs = {
+    name: tf.TensorSpec(given.shape, given.dtype, name)
+    for name, given in zip(model.input_names, model.inputs, strict=True)
+  }
+  (output,) = model.output_names
+
+  def call(inputs: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+    return {output: model(dict(inputs), training=False)}
+
+  return model, call, specs
+
+
+def _check_outputs(place: str, outputs: list[str]) -> None:
+  if len(outputs) != 1:
+    raise InputError(
+      f"{place}: the model returns {sorted(outputs)}; return the score alone, or save a signature"
+      " that does"
+    )
+
+
+def _check_spec(place: str, name: str, spec: tf.TensorSpec, feature: Feature) -> None:
+  is_number = isinstance(feature, Numeric)
+  kind = "a number" if is_number else "text"
+  if is_number == (spec.dtype == tf.string):
+    raise InputError(
+      f"{place}: input {name!r} is {spec.dtype.name}, but the feature is {kind}; declare it"
+      f" {'numeric' if not is_number else 'categorical'} in the schema, or convert inside the model"
+    )
+  own = 2 if isinstance(feature, Bag) else 1
+  shape = spec.shape
+  fits = (
+    shape.rank is None or shape.rank == own or (own == 1 and shape.is_compatible_with([None, 1]))
+  )
+  if not fits or (shape.rank and shape[0] is not None):
+    wanted = "[n, length]" if own == 2 else "[n] or [n, 1]"
+    raise InputError(
+      f"{place}: input {name!r} has shape {shape}, expected {wanted} for any n; save a signature"
+      " that takes a batch of pairs"
+    )
+
+
+def _taken(features: tuple[Feature, ...], specs: Mapping[str, Any]) -> dict[str, Feature]:
+  return {feature.name: feature for feature in features if feature.name in specs}
+
+
+def _names(features: tuple[Feature, ...]) -> Iterator[str]:
+  return (feature.name for feature in features)
+
+
+def _raw(values: np.ndarray) -> np.ndarray:
+  """As TensorFlow reads them: text as objects, which strings of one width are not."""
+  values = np.asarray(values)
+  return values.astype(object) if values.dtype.kind in "US" else values
+
+
+def _short(error: Exception) -> str:
+  return " ".join(str(error).split())[:200]

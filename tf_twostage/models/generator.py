@@ -1,0 +1,106 @@
+"""The first stage: a two-tower softmax over the catalogue, with an injected objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import tensorflow as tf
+import tensorflow_recommenders as tfrs
+
+from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.losses.replicas import num_replicas
+from tf_twostage.models.encoders import Codes, TwoTower
+from tf_twostage.models.health import PolicyHealth
+from tf_twostage.models.support import SampledSupport
+
+Batch = Mapping[str, Any]
+
+
+class RankerLogits(Protocol):
+  """A fixed second stage as a function of a batch."""
+
+  def __call__(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """Ranker logits of the catalogue, [B, N], or of `items` [S], [B, S]."""
+    ...
+
+
+class CandidateGenerator(tfrs.Model):
+  """Learns from log rows: user codes, context, action, propensity, reward.
+
+  The behavior policy is the same class with a pointwise objective.
+  """
+
+  def __init__(
+    self,
+    towers: TwoTower,
+    objective: OffPolicyLoss,
+    ranker_logits: RankerLogits | None = None,
+    support: SampledSupport | None = None,
+    precision: str = "float32",
+  ):
+    """Args:
+    towers: users and items.
+    objective: maps logits [B, N] and the logged columns to a loss [B].
+    ranker_logits: objectives with `needs_ranker` read it. A function, not a layer: the ranker
+      is fixed and no part of this model's weights.
+    support: what stands for the catalogue in training; None: all of it does.
+    precision: of the product of users with items in training, "float32" or "mixed_bfloat16".
+    """
+    super().__init__()
+    if objective.needs_ranker and ranker_logits is None:
+      raise ValueError(f"{type(objective).__name__} needs ranker_logits")
+    self.towers = towers
+    self.objective = objective
+    self._ranker_logits = ranker_logits if objective.needs_ranker else None
+    self._support = support
+    self._factor_dtype = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32
+    self._health = PolicyHealth(objective)
+    self._penalty = tf.keras.metrics.Mean("regularization_loss")
+
+  def call(self, user: Codes) -> tf.Tensor:
+    """Logits [B, N] of the policy."""
+    return self.towers(user)
+
+  def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
+    """The mean loss of a batch and the penalty on the embeddings that it read, if there is one.
+
+    Diagnostics go to the model's metrics.
+    """
+    loss, penalty = self._loss_and_penalty(inputs)
+    return loss + penalty
+
+  def _loss_and_penalty(self, inputs: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    query, actions = self.towers.query(inputs["user"]), inputs["action"]
+    items, log_q, ranker_logits = None, None, None
+    if self._support is not None:
+      step = self.optimizer.iterations
+      items, log_q, actions = self._support(actions, query, self.towers, step)
+    factors = [tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items))]
+    logits = tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32)
+    if self._ranker_logits is not None:
+      ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
+    terms = self.objective.terms(
+      logits, actions, inputs["propensity"], inputs["reward"], ranker_logits, log_q
+    )
+    self._health.update(logits, terms, log_q)
+    return tf.reduce_mean(terms.loss), self.towers.touched_penalty(inputs["user"], items)
+
+  def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
+    """A step along the gradient of the global batch's mean loss with the L2 penalty.
+
+    Optimizers add up what replicas with equal parts of the batch find, and Keras adds up what they
+    return: each has its share of the mean. Metrics are updated, but not read, which would be an
+    exchange between replicas for each of their variables.
+
+    Returns:
+      "total_loss": of the global batch before the step.
+    """
+    with tf.GradientTape() as tape:
+      loss, touched = self._loss_and_penalty(inputs)
+      penalty = tf.reduce_sum(self.losses) + touched
+      total_loss = (loss + penalty) / num_replicas()
+    gradients = tape.gradient(total_loss, self.trainable_variables)
+    self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+    self._penalty.update_state(penalty)
+    return {"total_loss": total_loss}
