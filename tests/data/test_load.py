@@ -50,21 +50,21 @@ def test_tables_hold_raw_values(data):
 
 def test_rows_hold_indices_and_numbers(data):
   row = np.arange(8)
-  np.testing.assert_array_equal(data.log.user_index, row % 4)
-  np.testing.assert_array_equal(data.log.action, row % 3)
-  np.testing.assert_array_equal(data.log.propensity, [0.5, 0.25] * 4)
-  np.testing.assert_array_equal(data.log.reward, row % 2)
-  np.testing.assert_array_equal(data.log.position, row % 3)
-  np.testing.assert_array_equal(data.log.context["hour"], row)
+  np.testing.assert_array_equal(data.rows.user_index, row % 4)
+  np.testing.assert_array_equal(data.rows.action, row % 3)
+  np.testing.assert_array_equal(data.rows.propensity, [0.5, 0.25] * 4)
+  np.testing.assert_array_equal(data.rows.reward, row % 2)
+  np.testing.assert_array_equal(data.rows.position, row % 3)
+  np.testing.assert_array_equal(data.rows.context["hour"], row)
   start = pd.Timestamp("2024-05-01T12:00:00Z").timestamp()
   np.testing.assert_array_equal(data.time, start + row)
-  assert (data.ranker_score, data.split, data.notes) == (None, None, ())
+  assert (data.ranker_score, data.split_label, data.notes) == (None, None, ())
   assert data.has_propensities
 
 
 def test_items_never_shown_belong_to_the_catalogue(data):
   assert data.num_items == 4
-  assert 3 not in data.log.action
+  assert 3 not in data.rows.action
 
 
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.parquet"])
@@ -122,13 +122,13 @@ def test_a_schema_with_item_features_asks_for_the_file(places):
 
 def test_without_propensities_there_are_none(places):
   data = load.load(places[0], None, dataclasses.replace(BARE, propensity=None))
-  assert data.log.propensity is None
+  assert data.rows.propensity is None
   assert not data.has_propensities
   assert "the log has no propensities; they have to be estimated" in data.notes
   estimated = data.with_propensities(np.full(8, 0.5))
   assert estimated.has_propensities
-  np.testing.assert_array_equal(estimated.log.reward, data.log.reward)
-  assert estimated.select(slice(0, 3)).log.propensity.size == 3
+  np.testing.assert_array_equal(estimated.rows.reward, data.rows.reward)
+  assert estimated.select(slice(0, 3)).rows.propensity.size == 3
 
 
 def test_users_of_a_file_keep_its_order_and_need_no_rows(tmp_path, places):
@@ -138,7 +138,7 @@ def test_users_of_a_file_keep_its_order_and_need_no_rows(tmp_path, places):
   data = load.load(places[0], places[1], schema, tmp_path / "users.csv")
   assert data.schema.user_id.vocabulary == ("v3", "v9", "v0", "v1", "v2")
   np.testing.assert_array_equal(data.users["gender"], list("FMFMF"))
-  np.testing.assert_array_equal(data.log.user_index, [2, 3, 4, 0] * 2)
+  np.testing.assert_array_equal(data.rows.user_index, [2, 3, 4, 0] * 2)
 
 
 def test_without_user_ids_combinations_of_features_are_the_users(tmp_path):
@@ -156,8 +156,8 @@ def test_without_user_ids_combinations_of_features_are_the_users(tmp_path):
   schema = LogSchema(user_id=None, user_features=features)
   data = load.load(tmp_path / "log.csv", None, schema)
   assert data.num_users == 2
-  np.testing.assert_array_equal(data.users["a"][data.log.user_index], frame["a"])
-  np.testing.assert_array_equal(data.users["b"][data.log.user_index], frame["b"])
+  np.testing.assert_array_equal(data.users["a"][data.rows.user_index], frame["a"])
+  np.testing.assert_array_equal(data.users["b"][data.rows.user_index], frame["b"])
   assert not data.schema.user_id.embedded
   with pytest.raises(InputError, match=r"users.csv: a users file needs ids"):
     load.load(tmp_path / "log.csv", None, schema, tmp_path / "users.csv")
@@ -169,15 +169,15 @@ def test_scores_and_splits_come_along(tmp_path):
   schema = dataclasses.replace(BARE, ranker_score="score", split="part")
   data = load.load(path, None, schema)
   np.testing.assert_array_equal(data.ranker_score, np.arange(8, dtype=np.float32) / 4)
-  np.testing.assert_array_equal(data.split, frame["part"])
+  np.testing.assert_array_equal(data.split_label, frame["part"])
   part = data.select(np.array([7, 0]))
-  assert (part.split.tolist(), part.ranker_score.tolist()) == (["test", "train"], [1.75, 0.0])
+  assert (part.split_label.tolist(), part.ranker_score.tolist()) == (["test", "train"], [1.75, 0.0])
 
 
 def test_a_time_that_is_context_is_read_as_seconds(tmp_path, places):
   context = (FeatureColumn("moment", "numeric", column="at"),)
   data = load.load(places[0], None, dataclasses.replace(BARE, time="at", context_features=context))
-  np.testing.assert_array_equal(data.log.context["moment"], data.time)
+  np.testing.assert_array_equal(data.rows.context["moment"], data.time)
 
 
 def test_whole_numbers_are_ordered_as_numbers(tmp_path):
@@ -185,7 +185,7 @@ def test_whole_numbers_are_ordered_as_numbers(tmp_path):
   path, *_ = small_log.write(tmp_path, frame)
   data = load.load(path, None, BARE)
   assert data.schema.item_id.vocabulary == tuple(map(str, range(20)))
-  np.testing.assert_array_equal(data.log.action, np.arange(20)[::-1])
+  np.testing.assert_array_equal(data.rows.action, np.arange(20)[::-1])
 
 
 def test_users_that_first_come_in_a_later_chunk_keep_their_features(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_the_fingerprint_sees_every_array(data):
   changed = [
     dataclasses.replace(data, time=data.time + 1),
     dataclasses.replace(data, titles=data.titles[::-1]),
-    data.with_propensities(data.log.propensity / 2),
+    data.with_propensities(data.rows.propensity / 2),
     data.select(slice(1, 8)),
   ]
   assert len({d.fingerprint() for d in (data, *changed)}) == 5
@@ -210,7 +210,7 @@ def test_the_fingerprint_sees_every_array(data):
 
 @pytest.mark.parametrize(
   "change",
-  [{"time": np.zeros(7)}, {"titles": np.array(["x"])}, {"split": np.array(["train"])}],
+  [{"time": np.zeros(7)}, {"titles": np.array(["x"])}, {"split_label": np.array(["train"])}],
 )
 def test_arrays_of_other_sizes_are_refused(data, change):
   with pytest.raises(InputError, match="found and expected sizes differ"):
@@ -224,13 +224,13 @@ def test_open_bandit_loads(test_data):
   data = load.load(directory / "all.csv", directory / "item_context.csv", "open_bandit")
   assert isinstance(data, BanditLog)
   raw = pd.read_csv(directory / "all.csv", index_col=0)
-  assert (len(data.log), data.num_items) == (10_000, 80)
-  np.testing.assert_array_equal(data.log.action, raw["item_id"])
-  np.testing.assert_array_equal(data.log.reward, raw["click"])
-  np.testing.assert_allclose(data.log.propensity, raw["propensity_score"], rtol=1e-6)
+  assert (len(data.rows), data.num_items) == (10_000, 80)
+  np.testing.assert_array_equal(data.rows.action, raw["item_id"])
+  np.testing.assert_array_equal(data.rows.reward, raw["click"])
+  np.testing.assert_allclose(data.rows.propensity, raw["propensity_score"], rtol=1e-6)
   features = [f"user_feature_{i}" for i in range(4)]
   assert data.num_users == len(raw[features].drop_duplicates())
   for name in features:
-    np.testing.assert_array_equal(data.users[name][data.log.user_index], raw[name])
+    np.testing.assert_array_equal(data.users[name][data.rows.user_index], raw[name])
   moments = pd.to_datetime(raw["timestamp"], format="ISO8601").astype("datetime64[us, UTC]")
   np.testing.assert_array_equal(data.time, moments.astype("int64") / 1e6)

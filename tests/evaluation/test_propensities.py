@@ -107,10 +107,10 @@ def test_models_of_features_see_no_row_of_the_users_that_they_are_asked_about(
   monkeypatch.setattr(propensities, "fit", lambda *arguments: None)
   propensities.cross_fitted(CONFIG, data)
   assert len(learned) == 2 * 3  # of features, of ids; three folds each
-  rows = len(data.log)
+  rows = len(data.rows)
   assert sum(map(len, learned[:3])) == sum(map(len, learned[3:])) == 2 * rows
   for log in learned[:3]:
-    strangers = ~np.isin(data.log.user_index, log.user_index)
+    strangers = ~np.isin(data.rows.user_index, log.user_index)
     assert strangers.sum() == rows - len(log)
 
 
@@ -125,5 +125,5 @@ def test_shares_are_smoothed_and_never_zero():
 
 def test_the_floor_is_one_row_of_all(estimated):
   data, found, _, _ = estimated
-  assert found.values.min() >= np.float32(1 / len(data.log))
+  assert found.values.min() >= np.float32(1 / len(data.rows))
   assert found.values.max() <= 1

@@ -34,7 +34,7 @@ class RawTable:
 
 
 def read(
-  path: str | os.PathLike,
+  path: str | os.PathLike | find.LogFiles,
   key: str,
   features: Sequence[FeatureColumn],
   title: str | None = None,
@@ -51,7 +51,7 @@ def read(
     InputError: the file cannot be read or is empty, a column is missing, an id is blank or there
       twice, or a number is none.
   """
-  found = find.find(path)
+  found = path if isinstance(path, find.LogFiles) else find.find(path)
   wanted = {"": key} | {feature.name: feature.column for feature in features}
   if title is not None:
     wanted["title"] = title

@@ -27,10 +27,10 @@ _BESIDE = ("propensity", "reward", "position", "time", "ranker_score")
 
 
 def load(
-  log: str | os.PathLike | Sequence[str | os.PathLike],
-  items: str | os.PathLike | None,
+  log: str | os.PathLike | Sequence[str | os.PathLike] | find.LogFiles,
+  items: str | os.PathLike | find.LogFiles | None,
   schema: str | os.PathLike | LogSchema,
-  users: str | os.PathLike | None = None,
+  users: str | os.PathLike | find.LogFiles | None = None,
   *,
   on_bad_rows: str = "fail",
   bad_rows: BadRows | None = None,
@@ -68,10 +68,10 @@ class Source:
 
   def __init__(
     self,
-    log: str | os.PathLike | Sequence[str | os.PathLike],
-    items: str | os.PathLike | None,
+    log: str | os.PathLike | Sequence[str | os.PathLike] | find.LogFiles,
+    items: str | os.PathLike | find.LogFiles | None,
     schema: str | os.PathLike | LogSchema,
-    users: str | os.PathLike | None = None,
+    users: str | os.PathLike | find.LogFiles | None = None,
     *,
     on_bad_rows: str = "fail",
     bad_rows: BadRows | None = None,
@@ -94,7 +94,7 @@ class Source:
     self._people = (
       _LoggedUsers(schema, self._bad_rows) if users is None else _ListedUsers(schema, users)
     )
-    self._files = find.find(log)
+    self._files = find.find(log) if not isinstance(log, find.LogFiles) else log
     self._ranks: dict[str, np.ndarray] = {}
 
   def parts(self) -> Iterator[dict[str, np.ndarray]]:
@@ -115,7 +115,7 @@ class Source:
       names = [name for name in (*_BESIDE, *context) if name in part.table.column_names]
       columns |= {name: part.column(name) for name in names}
       if self.schema.split:
-        columns["split"] = strings(part.table["split"].combine_chunks())
+        columns["split_label"] = strings(part.table["split"].combine_chunks())
       yield {name: values[consistent] for name, values in columns.items()}
     self._bad_rows.settle(self._on_bad_rows)
 
@@ -135,7 +135,9 @@ class Source:
     user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
     user_ids, item_ids = strings(user_table.ids), strings(item_table.ids)
     beside: dict[str, Any] = {
-      name: columns[name][chosen] for name in ("time", "ranker_score", "split") if name in columns
+      name: columns[name][chosen]
+      for name in ("time", "ranker_score", "split_label")
+      if name in columns
     }
     return BanditLog(
       name=self._files.place,
@@ -151,7 +153,7 @@ class Source:
       users={"user_id": user_ids, **user_columns},
       items={"item_id": item_ids, **item_columns},
       titles=item_table.columns.get("title", item_ids),
-      log=self.log(columns, chosen),
+      rows=self.log(columns, chosen),
       notes=tuple(self._notes(len(item_ids))),
       **beside,
     )
@@ -184,7 +186,7 @@ class Source:
 class _Catalogue:
   """The items: those of a file, or those that are met."""
 
-  def __init__(self, schema: LogSchema, path: str | os.PathLike | None):
+  def __init__(self, schema: LogSchema, path: str | os.PathLike | find.LogFiles | None):
     self._met = Vocabulary()
     self._listed = None
     self.known: dict[str, Known] = {}
@@ -208,7 +210,7 @@ class _Catalogue:
 class _ListedUsers:
   """The users of a file."""
 
-  def __init__(self, schema: LogSchema, path: str | os.PathLike):
+  def __init__(self, schema: LogSchema, path: str | os.PathLike | find.LogFiles):
     self._listed = feature_tables.read(path, str(schema.user_key), schema.user_features)
     self.known = {"user_id": _listed(self._listed.ids, "user", path)}
 
@@ -281,6 +283,7 @@ class _FirstValues:
 
 
 def _listed(ids: pa.Array, side: str, path: object) -> Known:
+  path = getattr(path, "place", path)
   return Known(
     ids,
     f"must name a known {side}: unknown {side}, not in {path}",

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
+from tf_twostage.data import frames, splits
+from tf_twostage.data.log_schema import RESERVED, FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema, check_table
 from tf_twostage.errors import InputError
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+  from tf_twostage.data.check.report import LogReport
+  from tf_twostage.data.policy_table import PolicyTable
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,10 +34,10 @@ class BanditLog:
     users: raw user features by name, [U] each ([U, max_length] for a bag).
     items: raw item features by name, [N] each.
     titles: what to call an item when showing it, [N] str.
-    log: n rows; its propensity is None where the log has none.
+    rows: n rows; their propensity is None where the log has none.
     time: when each row was shown, [n] float64, seconds where the log had dates; or None.
     ranker_score: what the ranker in production gave the row's item, [n] float32, or None.
-    split: what the log says each row is for, [n] str, or None.
+    split_label: what the log says each row is for, [n] str, or None.
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
 
@@ -39,32 +50,242 @@ class BanditLog:
   users: FeatureTable
   items: FeatureTable
   titles: np.ndarray
-  log: LogRows
+  rows: LogRows
   time: np.ndarray | None = None
   ranker_score: np.ndarray | None = None
-  split: np.ndarray | None = None
+  split_label: np.ndarray | None = None
   notes: tuple[str, ...] = ()
   estimated_propensities: bool = False
 
   def __post_init__(self):
-    if not len(self.log):
+    if not len(self.rows):
       raise InputError(f"{self.name}: the log has no rows; log some traffic first")
     sizes = {
       "user features": (check_table(self.schema.user, self.users, "user features"), self.num_users),
       "item features": (check_table(self.schema.item, self.items, "item features"), self.num_items),
       "titles": (len(self.titles), self.num_items),
-      "user_index": (max(self.log.user_index.max() + 1, self.num_users), self.num_users),
-      "action": (max(self.log.action.max() + 1, self.num_items), self.num_items),
+      "user_index": (max(self.rows.user_index.max() + 1, self.num_users), self.num_users),
+      "action": (max(self.rows.action.max() + 1, self.num_items), self.num_items),
     }
-    sizes |= {name: (len(values), len(self.log)) for name, values in self._columns().items()}
+    sizes |= {name: (len(values), len(self.rows)) for name, values in self._columns().items()}
     wrong = {name: size for name, size in sizes.items() if size[0] != size[1]}
     if wrong:
       raise InputError(f"{self.name}: found and expected sizes differ: {wrong}")
 
   def _columns(self) -> dict[str, np.ndarray]:
     """The columns beside the log's own, [n] each."""
-    columns = {"time": self.time, "ranker_score": self.ranker_score, "split": self.split}
+    columns = {
+      "time": self.time,
+      "ranker_score": self.ranker_score,
+      "split_label": self.split_label,
+    }
     return {name: values for name, values in columns.items() if values is not None}
+
+  @classmethod
+  def from_pandas(
+    cls,
+    frame: pd.DataFrame,
+    *,
+    user: str | None,
+    item: str,
+    reward: str,
+    propensity: str | None = None,
+    time: str | None = None,
+    position: str | None = None,
+    ranker_score: str | None = None,
+    split: str | None = None,
+    items: pd.DataFrame | None = None,
+    users: pd.DataFrame | None = None,
+    item_features: Mapping[str, str] | None = None,
+    user_features: Mapping[str, str] | None = None,
+    context: Sequence[str] = (),
+    title: str | None = None,
+    name: str = "log",
+    on_bad_rows: str = "fail",
+  ) -> BanditLog:
+    """A log in a DataFrame, one row for each item that was shown.
+
+    Features that are left out are inferred from the frames of items and users: numbers are numeric;
+    lists, and text where "|" or ";" separates values, are bags; all else is categorical. Dates, and
+    text that is different in each of more than 20 rows, are left out and noted.
+
+    Args:
+      frame: n rows; columns that are not named below are ignored.
+      user: column of user ids, text or numbers. None: distinct combinations of the user features
+        are the users.
+      item: column of the ids of the items shown, text or numbers.
+      reward: column of rewards, >= 0.
+      propensity: column of the probability of showing the row's item, in (0, 1]. None: they are
+        estimated before training.
+      time: column of dates, ISO 8601 text or numbers.
+      position: column of 0-based slots.
+      ranker_score: column of the production ranker's scores.
+      split: column of "train", "validation" or "test".
+      items: a row for each item of the catalogue, with a column called as `item`. None: the
+        catalogue is the items that were logged.
+      users: a row for each user, with a column called as `user`.
+      item_features: column of `items` -> "categorical", "numeric" or "bag". None: inferred.
+      user_features: column of `users`, or of `frame` without `users`, -> kind. None: inferred from
+        `users`, none without it.
+      context: numeric columns of `frame` that models may read.
+      title: column of `items` with display names; by default "title" if it exists, else the ids.
+      name: what messages call the log.
+      on_bad_rows: "fail", or "skip" to leave bad rows out and note it.
+
+    Raises:
+      InputError: a column is missing, or no row is left.
+      BadRowsError: rows are bad; names each kind of fault, its first row and the remedy.
+    """
+    frames_of = {"item": (items, item), "user": (users, user)}
+    for side, (table, key) in frames_of.items():
+      if table is not None and key is not None and key == table.index.name:
+        frames_of[side] = (table.reset_index(), key)
+    items, users = frames_of["item"][0], frames_of["user"][0]
+    if title is None and items is not None and "title" in items:
+      title = "title"
+    of_items, no_item = frames.features(item_features, items, "item", (item, title))
+    of_users, no_user = frames.features(
+      {} if users is None and user_features is None else user_features,
+      frame if users is None else users,
+      "user",
+      (user,),
+      [feature.name for feature in of_items],
+    )
+    schema = LogSchema(
+      user_id=user,
+      item_id=item,
+      propensity=propensity,
+      reward=reward,
+      position=position,
+      time=time,
+      ranker_score=ranker_score,
+      split=split,
+      title=title,
+      user_features=of_users,
+      item_features=of_items,
+      context_features=tuple(
+        FeatureColumn(f"context_{column}" if column in RESERVED else column, "numeric", column)
+        for column in context
+      ),
+    )
+    ids = [column for column in (user, item) if column is not None]
+    columns = {"item": {"item": item}, "user": {"user": user or ""}}
+    columns["item"] |= {feature.name: feature.column for feature in of_items}
+    columns["item"] |= {"title": title} if title else {}
+    columns["user"] |= {feature.name: feature.column for feature in of_users}
+    from tf_twostage.data import load
+
+    log = load.load(
+      frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
+      None if items is None else frames.as_files(items, columns["item"], "items", ids),
+      schema,
+      None if users is None else frames.as_files(users, columns["user"], "users", ids),
+      on_bad_rows=on_bad_rows,
+    )
+    unread = [
+      f"columns of {side}s that are not read: {', '.join(names)}; name their kinds in"
+      f" {side}_features to read them"
+      for side, names in (("item", no_item), ("user", no_user))
+      if names
+    ]
+    return dataclasses.replace(log, notes=(*log.notes, *unread))
+
+  @classmethod
+  def from_dataset(cls, dataset: tf.data.Dataset, *, item: str, **columns: Any) -> BanditLog:
+    """A log in a finite `tf.data.Dataset` of dicts, single rows or batches.
+
+    Args:
+      dataset: yields dicts of the columns; vectors of text, ragged or padded with "", are bags.
+      item: as the others, see `from_pandas`.
+      columns: the other arguments of `from_pandas`.
+
+    Raises:
+      InputError: as `from_pandas`; or the dataset never ends.
+    """
+    return cls.from_pandas(frames.from_dataset(dataset, item), item=item, **columns)
+
+  @classmethod
+  def from_files(
+    cls,
+    log: str | os.PathLike | Sequence[str | os.PathLike],
+    *,
+    items: str | os.PathLike | None = None,
+    users: str | os.PathLike | None = None,
+    schema: str | os.PathLike | LogSchema = "native",
+    on_bad_rows: str = "fail",
+  ) -> BanditLog:
+    """A log in CSV, Parquet or TFRecord files.
+
+    Args:
+      log: file, directory, pattern, or several of them.
+      items: file with a row for each item. None: the catalogue is the items that were logged.
+      users: file with a row for each user. None: user features are columns of the log.
+      schema: a `LogSchema`, its file, or the name of a preset.
+      on_bad_rows: "fail", or "skip" to leave bad rows out and note it.
+
+    Raises:
+      InputError: files cannot be read, columns are missing, or nothing is left.
+      BadRowsError: rows are bad; names each kind of fault, its first row and the remedy.
+    """
+    from tf_twostage.data import load
+
+    return load.load(log, items, schema, users, on_bad_rows=on_bad_rows)
+
+  @classmethod
+  def from_bandit_feedback(
+    cls, feedback: Mapping[str, Any], name: str = "bandit feedback"
+  ) -> BanditLog:
+    """The `bandit_feedback` dict of Open Bandit Pipeline."""
+    from tf_twostage.data.sets import open_bandit
+
+    return open_bandit.from_bandit_feedback(feedback, name)
+
+  def check(self, policy: PolicyTable | str | os.PathLike | None = None) -> LogReport:
+    """What the log is worth: propensities, coverage of other policies, gaps and leaks.
+
+    Args:
+      policy: another policy that the log shall evaluate, or its file.
+    """
+    from tf_twostage.data.check import examine
+
+    return examine.check(self, policy)
+
+  def split(
+    self, method: str = "auto", *, validation: float = 0.15, test: float = 0.15, seed: int = 0
+  ) -> tuple[BanditLog, BanditLog, BanditLog]:
+    """Training, validation and test rows; all three share the users and items.
+
+    Args:
+      method: "time" (the latest rows validate and test), "user" (users at random, with all their
+        rows), "random" (rows at random), "column" (as `split_label` says), or "auto": the first of
+        column, time and random that the log allows.
+      validation: share of the rows (by user: of users) that validates; not for "column".
+      test: share that tests; not for "column".
+      seed: fixes random draws.
+
+    Raises:
+      InputError: the log lacks what the method needs, or a part would be empty.
+    """
+    masks = splits.split(
+      method,
+      user_index=self.rows.user_index,
+      time=self.time,
+      labels=self.split_label,
+      validation=validation,
+      test=test,
+      seed=seed,
+    ).masks()
+    empty = [part for part, mask in masks.items() if not mask.any()]
+    if empty:
+      raise InputError(
+        f"{self.name}: the split leaves no rows for {' and '.join(empty)}, of {len(self)}; raise"
+        " the shares, split otherwise, or label such rows"
+      )
+    train, valid, tested = (self.select(mask) for mask in masks.values())
+    return train, valid, tested
+
+  def __len__(self) -> int:
+    return len(self.rows)
 
   @property
   def num_users(self) -> int:
@@ -76,25 +297,25 @@ class BanditLog:
 
   @property
   def has_propensities(self) -> bool:
-    return self.log.propensity is not None
+    return self.rows.propensity is not None
 
   def select(self, rows: np.ndarray | slice) -> BanditLog:
     """The same users and items with some rows of the log: a mask [n], indices, or a slice."""
     columns: dict[str, Any] = {name: values[rows] for name, values in self._columns().items()}
-    return dataclasses.replace(self, log=self.log.select(rows), **columns)
+    return dataclasses.replace(self, rows=self.rows.select(rows), **columns)
 
   def with_propensities(self, propensity: np.ndarray) -> BanditLog:
     """The same data with these propensities, [n] in (0, 1], which are an estimate."""
-    log = dataclasses.replace(self.log, propensity=propensity)
-    return dataclasses.replace(self, log=log, estimated_propensities=True)
+    log = dataclasses.replace(self.rows, propensity=propensity)
+    return dataclasses.replace(self, rows=log, estimated_propensities=True)
 
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""
     digest = hashlib.sha256(self.schema.to_json().encode())
     arrays = {f"user.{k}": v for k, v in self.users.items()}
     arrays |= {f"item.{k}": v for k, v in self.items.items()}
-    arrays |= {f"context.{k}": v for k, v in self.log.context.items()}
-    arrays |= {"titles": self.titles, **self.log.columns(), **self._columns()}
+    arrays |= {f"context.{k}": v for k, v in self.rows.context.items()}
+    arrays |= {"titles": self.titles, **self.rows.columns(), **self._columns()}
     for name, values in sorted(arrays.items()):
       # The header keeps arrays apart whose bytes alone would run together.
       digest.update(f"{name} {values.dtype.str} {values.shape}".encode())

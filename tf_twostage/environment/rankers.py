@@ -182,8 +182,8 @@ def imitated(
   """
   assert data.ranker_score is not None
   seed = config.environment_seed
-  context = {**data.log.context, ImitatingRanker.SCORE: data.ranker_score}
-  log = dataclasses.replace(data.log, context=context)
+  context = {**data.rows.context, ImitatingRanker.SCORE: data.ranker_score}
+  log = dataclasses.replace(data.rows, context=context)
   train, test = log.select(held_out.train), log.select(held_out.test)
   scores = train.context[ImitatingRanker.SCORE]
   tf.keras.utils.set_random_seed(seed)

@@ -179,8 +179,8 @@ def _spooled(
   dtypes: dict[str, np.dtype] = {}
   with contextlib.ExitStack() as open_files:
     for part in parts:
-      if "split" in part:
-        part["label"] = splits.codes(part.pop("split"))
+      if "split_label" in part:
+        part["label"] = splits.codes(part.pop("split_label"))
       for name, values in part.items():
         if name not in spools:
           path = scratch / f"column-{len(spools)}"
@@ -222,7 +222,7 @@ def _load(stage: pathlib.Path, service: str | None) -> Streamed:
       users=named("users"),
       items=named("items"),
       titles=arrays["titles"],
-      log=joined(list(logs.values())),
+      rows=joined(list(logs.values())),
     ),
     parts=LogParts(train=train, **logs, earned=arrays["earned"]),
     sizes=facts["sizes"],

@@ -56,7 +56,7 @@ def user_log(config: Config, stages: Stages) -> Environment:
       )
       held_out = _held_out(config, data)
       facts["rows"] = held_out.sizes()
-      rewarded = int((data.log.reward[held_out.train] > 0).sum())
+      rewarded = int((data.rows.reward[held_out.train] > 0).sum())
       _check_rows(config, data, held_out.sizes(), rewarded)
       given = rankers.given(settings.ranker, data)
     notes = [note for note in data.notes if "have to be estimated" not in note]
@@ -122,7 +122,7 @@ def user_log(config: Config, stages: Stages) -> Environment:
 
 
 def _parts(data: BanditLog, held_out: Splits) -> LogParts:
-  logs = {name: data.log.select(mask) for name, mask in held_out.masks().items()}
+  logs = {name: data.rows.select(mask) for name, mask in held_out.masks().items()}
   train = logs["train"]
   return LogParts(
     **logs,
@@ -152,9 +152,9 @@ def _held_out(config: Config, data: BanditLog) -> Splits:
   settings = config.user_log
   return splits.split(
     settings.split,
-    user_index=data.log.user_index,
+    user_index=data.rows.user_index,
     time=data.time,
-    labels=data.split,
+    labels=data.split_label,
     validation=settings.validation_share,
     test=settings.test_share,
     seed=config.environment_seed,

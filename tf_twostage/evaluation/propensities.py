@@ -133,7 +133,7 @@ def cross_fitted(config: Config, data: BanditLog) -> Propensities:
   best = int(np.argmax([score.max() for score in scores]))
   place = int(scores[best].argmax())
   chosen, trust = candidates[best], TRUST[place]
-  log, floor = data.log, 1 / len(data.log)
+  log, floor = data.rows, 1 / len(data.rows)
   values = np.exp(chosen.log_probs[:, place])
   return Propensities(
     values=np.clip(values, floor, 1.0).astype(np.float32),
@@ -219,7 +219,7 @@ class _Candidate(NamedTuple):
 
   @classmethod
   def fit(cls, config: Config, data: BanditLog, knows_ids: bool) -> _Candidate:
-    seed, settings, log = config.environment_seed, config.behavior, data.log
+    seed, settings, log = config.environment_seed, config.behavior, data.rows
     user_side = tuple(
       dataclasses.replace(f, embedded=knows_ids) if isinstance(f, Id) else f
       for f in data.schema.user

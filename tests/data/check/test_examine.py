@@ -33,13 +33,13 @@ def logged(n=4000, *, items=ITEMS, policy=POLICY, scale=1.0, reward=None, **colu
     users={"user_id": np.array(["a", "b", "c"])},
     items={"item_id": np.array(ids)},
     titles=np.array(ids),
-    log=log,
+    rows=log,
     **columns,
   )
 
 
 def report(data, **options):
-  parts = splits.at_random(len(data.log))
+  parts = splits.at_random(len(data.rows))
   return examine.examine(data, BadRows(), parts, split_method="at random", **options)
 
 
@@ -76,7 +76,7 @@ def test_a_catalogue_of_logged_items_only_is_the_likelier_reason():
 
 def test_one_item_with_wrong_propensities_is_named():
   data = logged()
-  propensity = np.where(data.log.action == 2, 0.05, data.log.propensity)
+  propensity = np.where(data.rows.action == 2, 0.05, data.rows.propensity)
   found = report(data.with_propensities(propensity))
   assert facts(found)["items with too much weight"] == 1
   assert "(worst: i2, 3" in texts(found, "warning")  # 0.15 / 0.05
@@ -100,12 +100,12 @@ def test_effective_sample_sizes_are_those_of_the_weights():
   data = logged()
   policy = PolicyTable(None, np.array([[0.1, 0.1, 0.2, 0.3, 0.3]]))
   found = report(data, policy=policy)
-  weights = policy.probabilities[0, data.log.action] / POLICY[data.log.action]
+  weights = policy.probabilities[0, data.rows.action] / POLICY[data.rows.action]
   by_section = {(f.section, f.name): f.value for f in found.facts}
   size = by_section["Given policy on this log", "effective sample size"]
   assert size == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), abs=0.1)
   assert by_section["Given policy on this log", "mean weight"] == pytest.approx(1, abs=0.1)
-  uniform = 1 / ITEMS / POLICY[data.log.action]
+  uniform = 1 / ITEMS / POLICY[data.rows.action]
   size = by_section["Uniform policy on this log", "effective sample size"]
   assert size == pytest.approx(uniform.sum() ** 2 / (uniform**2).sum(), abs=0.1)
 
@@ -123,7 +123,7 @@ def test_a_policy_may_differ_by_position():
   data = logged(position=position)
   weights = examine.policy_weights(data, policy)
   np.testing.assert_allclose(weights[::2], 1, rtol=1e-6)
-  expected = POLICY[::-1][data.log.action[1::2]] / POLICY[data.log.action[1::2]]
+  expected = POLICY[::-1][data.rows.action[1::2]] / POLICY[data.rows.action[1::2]]
   np.testing.assert_allclose(weights[1::2], expected, rtol=1e-6)
 
 

@@ -131,7 +131,7 @@ def test_a_bad_row_is_named(tmp_path, kind):
 def test_a_bad_row_can_be_skipped(tmp_path, kind):
   path, items, schema = small_log.write(tmp_path, ROWS[kind][0])
   data = load.load(path, items, schema, on_bad_rows="skip")
-  assert len(data.log) == 7
+  assert len(data.rows) == 7
   assert data.notes == ("1 of 8 rows are bad and were left out",)
 
 

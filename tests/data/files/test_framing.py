@@ -128,7 +128,7 @@ def test_a_damaged_record_is_named_or_left_out(log):
   with pytest.raises(InputError, match=message):
     load.load(directory, items, schema)
   data = load.load(directory, items, schema, on_bad_rows="skip")
-  assert len(data.log) == 39
+  assert len(data.rows) == 39
   assert data.notes == ("1 of 40 rows are bad and were left out",)
 
 
@@ -140,7 +140,7 @@ def test_a_shard_that_is_cut_is_read_up_to_there_if_that_is_wanted(log):
   with pytest.raises(InputError, match=rf"damaged at row 5, byte offset {place} .the file ends"):
     load.load(directory, items, schema)
   data = load.load(directory, items, schema, on_bad_rows="skip")
-  assert len(data.log) == 25
+  assert len(data.rows) == 25
   assert f"{shard}: nothing from row 5 on (byte offset {place}: " in data.notes[1]
 
 

@@ -26,14 +26,14 @@ def feedback(**changes):
 def test_contexts_are_users_and_actions_are_items():
   given = feedback()
   data = from_bandit_feedback(given)
-  assert (data.num_users, data.num_items, len(data.log)) == (3, 2, 6)
+  assert (data.num_users, data.num_items, len(data.rows)) == (3, 2, 6)
   for i in range(2):
-    seen = data.users[f"context_{i}"][data.log.user_index]
+    seen = data.users[f"context_{i}"][data.rows.user_index]
     np.testing.assert_array_equal(seen, given["context"][:, i])
     np.testing.assert_array_equal(data.items[f"action_context_{i}"], given["action_context"][:, i])
-  np.testing.assert_array_equal(data.log.action, given["action"])
-  np.testing.assert_array_equal(data.log.propensity, given["pscore"])
-  np.testing.assert_array_equal(data.log.position, given["position"])
+  np.testing.assert_array_equal(data.rows.action, given["action"])
+  np.testing.assert_array_equal(data.rows.propensity, given["pscore"])
+  np.testing.assert_array_equal(data.rows.position, given["position"])
   np.testing.assert_array_equal(data.titles, ["0", "1"])
   assert [f.name for f in data.schema.user_inputs] == ["context_0", "context_1"]
 
@@ -47,7 +47,7 @@ def test_one_hot_arms_say_no_more_than_their_ids(arms):
 def test_pscore_and_position_may_be_missing():
   data = from_bandit_feedback(feedback(pscore=None, position=KeyError))
   assert not data.has_propensities
-  assert data.log.position is None
+  assert data.rows.position is None
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from tf_twostage.data.check.report import Fact, Finding, Report
+from tf_twostage.data import policy_table
+from tf_twostage.data import splits as splits_of
+from tf_twostage.data.check.report import Fact, Finding, LogReport
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
@@ -34,7 +37,7 @@ def examine(
   policy: PolicyTable | None = None,
   all_items_known: bool = True,
   on_bad_rows: str = "fail",
-) -> Report:
+) -> LogReport:
   """The report on a log.
 
   Args:
@@ -55,7 +58,7 @@ def examine(
     *_splits(data, splits, split_method),
     *(Finding("note", note) for note in data.notes),
   ]
-  return Report(
+  return LogReport(
     place=data.name,
     facts=[line for line in lines if isinstance(line, Fact)],
     findings=[line for line in lines if isinstance(line, Finding)],
@@ -64,34 +67,47 @@ def examine(
   )
 
 
-def refused(place: str, bad_rows: BadRows, on_bad_rows: str) -> Report:
+def check(data: BanditLog, policy: PolicyTable | str | os.PathLike | None = None) -> LogReport:
+  """The report on a log in memory; see `BanditLog.check`."""
+  if policy is not None and not isinstance(policy, PolicyTable):
+    policy = policy_table.read(policy, data.items["item_id"])
+  bad_rows = BadRows()
+  bad_rows.rows = len(data)
+  method = splits_of.method("auto", time=data.time, labels=data.split_label)
+  parts = splits_of.split(
+    method, user_index=data.rows.user_index, time=data.time, labels=data.split_label
+  )
+  return examine(data, bad_rows, parts, split_method=f"by {method}", policy=policy)
+
+
+def refused(place: str, bad_rows: BadRows, on_bad_rows: str) -> LogReport:
   """The report on a log whose bad rows stop it: measures of the other rows would mislead."""
   facts = [Fact("Rows", "rows", bad_rows.rows), Fact("Rows", "bad rows", bad_rows.bad)]
   findings = []
   if bad_rows.bad >= bad_rows.rows:
     findings.append(Finding("problem", "no row of the log is good"))
-  return Report(place, facts, findings, bad_rows, on_bad_rows)
+  return LogReport(place, facts, findings, bad_rows, on_bad_rows)
 
 
 def item_counts(data: BanditLog) -> np.ndarray:
   """How often each item was shown, [N]."""
-  return np.bincount(data.log.action, minlength=data.num_items)
+  return np.bincount(data.rows.action, minlength=data.num_items)
 
 
 def uniform_weights(data: BanditLog) -> np.ndarray:
   """Importance weights of the uniform policy, (1/N) / β, [n]."""
-  return 1 / (data.num_items * np.asarray(data.log.propensity, np.float64))
+  return 1 / (data.num_items * np.asarray(data.rows.propensity, np.float64))
 
 
 def policy_weights(data: BanditLog, policy: PolicyTable) -> np.ndarray:
   """Importance weights π/β of another policy, [n]."""
-  probability = policy.probabilities[policy.rows(data.log.position), data.log.action]
-  return probability / np.asarray(data.log.propensity, np.float64)
+  probability = policy.probabilities[policy.rows(data.rows.position), data.rows.action]
+  return probability / np.asarray(data.rows.propensity, np.float64)
 
 
 def _sizes(data: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
   section = "Rows"
-  log, counts = data.log, item_counts(data)
+  log, counts = data.rows, item_counts(data)
   shown = int((counts > 0).sum())
   never = data.num_items - shown
   yield Fact(section, "rows", bad_rows.rows)
@@ -125,7 +141,7 @@ def _sizes(data: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
 
 def _rewards(data: BanditLog) -> Iterator[Fact | Finding]:
   section = "Reward"
-  reward = data.log.reward.astype(np.float64)
+  reward = data.rows.reward.astype(np.float64)
   rewarded = int((reward > 0).sum())
   error = float(reward.std() / np.sqrt(len(reward)))
   yield Fact(
@@ -145,10 +161,10 @@ def _rewards(data: BanditLog) -> Iterator[Fact | Finding]:
 
 def _propensities(data: BanditLog, all_items_known: bool) -> Iterator[Fact | Finding]:
   section = "Propensity"
-  if data.log.propensity is None:
+  if data.rows.propensity is None:
     yield Fact(section, "logged", "no")
     return
-  propensity = data.log.propensity.astype(np.float64)
+  propensity = data.rows.propensity.astype(np.float64)
   low, middle, high = np.quantile(propensity, [0, 0.5, 1])
   yield Fact(section, "lowest", float(low))
   yield Fact(
@@ -199,8 +215,8 @@ def _support(
       " What is outside its support only a reward model can judge",
     )
   # The same for one item: Σ over its rows of 1/β, by n, is the share of contexts that may see it.
-  mass = np.bincount(data.log.action, inverse, minlength=items) / n
-  square = np.bincount(data.log.action, inverse**2, minlength=items) / n
+  mass = np.bincount(data.rows.action, inverse, minlength=items) / n
+  square = np.bincount(data.rows.action, inverse**2, minlength=items) / n
   spread = np.sqrt(np.maximum(square - mass**2, 0) / n)
   tested = item_counts(data) >= _RARE
   if not tested.any():
@@ -226,7 +242,7 @@ def _support(
 
 def _sums(data: BanditLog) -> Iterator[Fact | Finding]:
   """Different items that one user could have been shown in one situation: β sums to 1 at most."""
-  log = data.log
+  log = data.rows
   frame = pd.DataFrame({"user": log.user_index, "item": log.action, "β": log.propensity})
   if log.position is not None:
     frame["position"] = log.position
@@ -253,14 +269,14 @@ def _sums(data: BanditLog) -> Iterator[Fact | Finding]:
 
 
 def _overlap(data: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Finding]:
-  if data.log.propensity is None:
+  if data.rows.propensity is None:
     return
   yield from _weights("Uniform policy on this log", uniform_weights(data), "the uniform policy")
   if policy is None:
     return
   section = "Given policy on this log"
   yield from _weights(section, policy_weights(data, policy), "the given policy")
-  share = np.bincount(policy.rows(data.log.position), minlength=len(policy.probabilities))
+  share = np.bincount(policy.rows(data.rows.position), minlength=len(policy.probabilities))
   mass = share / share.sum() @ policy.probabilities
   unseen = float(mass[item_counts(data) == 0].sum())
   yield Fact(
@@ -317,10 +333,12 @@ def _splits(data: BanditLog, splits: Splits, method: str) -> Iterator[Fact | Fin
   section = f"Split {method}"
   for name in NAMES:
     mask = splits.masks()[name]
-    rewarded = float(data.log.reward[mask].mean()) if mask.any() else None
+    rewarded = float(data.rows.reward[mask].mean()) if mask.any() else None
     shown = "" if rewarded is None else f"mean reward {rewarded:.4g}"
     yield Fact(section, f"{name} rows", int(mask.sum()), shown)
-  leaks = find_leaks(splits, user_index=data.log.user_index, action=data.log.action, time=data.time)
+  leaks = find_leaks(
+    splits, user_index=data.rows.user_index, action=data.rows.action, time=data.time
+  )
   later = "training rows are later than the first row that validates or tests"
   yield Fact(section, "training rows too late", leaks.later_rows, "later than what they predict")
   shared = "rows have the user, item and time of a row in another split"

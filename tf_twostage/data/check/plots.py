@@ -26,7 +26,7 @@ def draw(data: BanditLog, policy: PolicyTable | None, path: pathlib.Path) -> Non
 
   def panels(figure):
     axes = figure.subplots(2, 2)
-    figure.suptitle(f"{data.name}: {len(data.log):,} rows, {data.num_items:,} items")
+    figure.suptitle(f"{data.name}: {len(data.rows):,} rows, {data.num_items:,} items")
     _propensities(axes[0, 0], data)
     _items(axes[0, 1], data)
     _when(axes[1, 0], data)
@@ -39,7 +39,7 @@ def draw(data: BanditLog, policy: PolicyTable | None, path: pathlib.Path) -> Non
 
 def _propensities(axis, data: BanditLog) -> None:
   axis.set(title="Propensities of the rows", xlabel="propensity", ylabel="rows")
-  propensity = data.log.propensity
+  propensity = data.rows.propensity
   if propensity is None:
     _say(axis, "not logged")
     return
@@ -76,9 +76,9 @@ def _when(axis, data: BanditLog) -> None:
     axis.set(title="Rows and reward over time", xlabel="time", ylabel="rows")
     _say(axis, "no times")
     return
-  rewarded = int((data.log.reward > 0).sum())
+  rewarded = int((data.rows.reward > 0).sum())
   rows, edges = np.histogram(data.time, int(np.clip(rewarded / 5, 5, _BINS)))
-  reward, _ = np.histogram(data.time, edges, weights=data.log.reward)
+  reward, _ = np.histogram(data.time, edges, weights=data.rows.reward)
   is_date = edges[0] > 1e8 and edges[-1] < 1e11
   place = pd.to_datetime(edges, unit="s") if is_date else edges
   axis.stairs(rows, place, fill=True, color="0.8")
@@ -102,7 +102,7 @@ def _weights(axis, data: BanditLog, policy: PolicyTable | None) -> None:
     xlabel="heaviest rows, % of all",
     ylabel="their share of the weight, %",
   )
-  if data.log.propensity is None:
+  if data.rows.propensity is None:
     _say(axis, "no propensities")
     return
   weights = {"uniform policy": uniform_weights(data)}
@@ -112,7 +112,7 @@ def _weights(axis, data: BanditLog, policy: PolicyTable | None) -> None:
     heaviest = np.cumsum(np.sort(values)[::-1]) / values.sum()
     place = np.unique(np.geomspace(1, len(values), 500).astype(int))
     axis.plot(100 * place / len(values), 100 * heaviest[place - 1], color=color, label=name)
-  equal = np.geomspace(100 / len(data.log), 100, 500)
+  equal = np.geomspace(100 / len(data.rows), 100, 500)
   axis.plot(equal, equal, "--", color="0.5", label="all weights equal")
   axis.set_xscale("log")
   axis.set_ylim(0, 105)

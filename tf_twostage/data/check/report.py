@@ -40,7 +40,7 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class LogReport:
   """All there is to say about a log.
 
   Attributes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tf_twostage.data import load, policy_table, splits
 from tf_twostage.data.check import examine, plots
-from tf_twostage.data.check.report import Report
+from tf_twostage.data.check.report import LogReport
 from tf_twostage.data.files.bad_rows import BadRows, BadRowsError
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema
@@ -28,7 +28,7 @@ def validate(
   split_method: str = "auto",
   split_options: Mapping[str, Any] | None = None,
   output: pathlib.Path | None = None,
-) -> Report:
+) -> LogReport:
   """Reads a log and reports on it.
 
   Args:
@@ -55,12 +55,12 @@ def validate(
       raise
     return _saved(examine.refused(str(log), bad_rows, on_bad_rows), None, None, output)
   table = None if policy is None else policy_table.read(policy, data.items["item_id"])
-  method = splits.method(split_method, time=data.time, labels=data.split)
+  method = splits.method(split_method, time=data.time, labels=data.split_label)
   parts = splits.split(
     method,
-    user_index=data.log.user_index,
+    user_index=data.rows.user_index,
     time=data.time,
-    labels=data.split,
+    labels=data.split_label,
     **(split_options or {}),
   )
   report = examine.examine(
@@ -88,11 +88,11 @@ def _make(directory: pathlib.Path) -> None:
 
 
 def _saved(
-  report: Report,
+  report: LogReport,
   data: BanditLog | None,
   policy: policy_table.PolicyTable | None,
   output: pathlib.Path | None,
-) -> Report:
+) -> LogReport:
   if output is not None:
     aside = output / f".report.json.{os.getpid()}"
     aside.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -67,7 +67,7 @@ def from_bandit_feedback(feedback: Mapping[str, Any], name: str = "bandit feedba
     users={"user_id": ids["user_id"], **users},
     items={"item_id": ids["item_id"], **items},
     titles=ids["item_id"],
-    log=log,
+    rows=log,
   )
 
 
