@@ -43,6 +43,8 @@ setup(
     "tensorflow-datasets>=4.9.9",
     # tensorflow-datasets imports it and does not declare it.
     "importlib_resources",
+    # Reads the text format of extreme multi-label data.
+    "scikit-learn>=1.4",
     # tensorboard imports pkg_resources on some Python versions.
     "setuptools<81",
     "tqdm>=4.66",

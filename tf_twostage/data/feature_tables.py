@@ -15,8 +15,7 @@ from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.files.rules import NUMBER
 from tf_twostage.data.files.vocabulary import natural_order
 from tf_twostage.data.log_schema import FeatureColumn
-from tf_twostage.data.schema import Bag, Categorical, Feature
-from tf_twostage.data.sets.ratings import unit_range
+from tf_twostage.data.schema import Bag, Categorical, Feature, unit_range
 from tf_twostage.errors import InputError
 
 

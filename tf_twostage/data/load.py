@@ -19,8 +19,7 @@ from tf_twostage.data.files.vocabulary import Vocabulary, natural_order
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema, load_schema
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import Id, Schema
-from tf_twostage.data.sets.ratings import unit_range
+from tf_twostage.data.schema import Id, Schema, unit_range
 from tf_twostage.errors import InputError
 
 _BESIDE = ("propensity", "reward", "position", "time", "ranker_score")

@@ -181,6 +181,18 @@ def _read(features: Sequence[Feature]) -> tuple[Feature, ...]:
   return tuple(f for f in features if not isinstance(f, Id) or f.embedded)
 
 
+def unit_range(name: str, values: np.ndarray) -> Numeric:
+  """Returns the numeric feature that reads the smallest of `values` as 0 and the largest as 1.
+
+  Args:
+    name: the feature's name.
+    values: its raw values, not empty.
+  """
+  low, high = float(values.min()), float(values.max())
+  # One single value has no width to divide by and reads as 0.
+  return Numeric(name, offset=low, scale=high - low or 1.0)
+
+
 def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> int:
   """Returns the number of rows of `table`, or says what does not fit `features`.
 

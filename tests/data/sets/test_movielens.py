@@ -4,8 +4,11 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.sets import mini_movielens as mini
+from tf_twostage.data.sets import movielens
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.errors import InputError
 
@@ -112,8 +115,8 @@ USERS, MOVIES, RATINGS = mini.USERS, mini.MOVIES, mini.RATINGS
     ({"ratings": RATINGS + b"3::1::4.5::9\n"}, r"ratings.dat: column 'rating'.*line 7, '4.5'"),
     ({"ratings": RATINGS + b"3::1::0::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, '0'"),
     ({"ratings": RATINGS + b"3::1::6::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, '6'"),
-    ({"ratings": RATINGS + b"4::1::5::9\n"}, r"'user_id' must stand in .*users.dat; .*'4'"),
-    ({"ratings": RATINGS + b"3::2::5::9\n"}, r"'movie_id' must stand in .*movies.dat; .*'2'"),
+    ({"ratings": RATINGS + b"4::1::5::9\n"}, r"'user_id' must occur in .*users.dat; .*'4'"),
+    ({"ratings": RATINGS + b"3::2::5::9\n"}, r"'movie_id' must occur in .*movies.dat; .*'2'"),
     ({"ratings": RATINGS + b"3::10::5::9\n"}, r"'movie_id' must be unique for a user; 1 of 7"),
     ({"users": USERS + b"3::M::1::1::1\n"}, r"users.dat: column 'user_id' must be unique; 1 of 4"),
     ({"users": USERS + b"4::X::1::1::1\n"}, r"users.dat: column 'gender'.*line 4, 'X'"),
@@ -173,11 +176,11 @@ def test_a_zip_without_a_member_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"), [("", "holds no users.dat"), ("none", "no such file")]
+  ("name", "message"), [("", "holds no users.dat"), ("none", "No such file")]
 )
 def test_a_wrong_path_fails_at_once(name, message, tmp_path):
   start = time.perf_counter()
-  with pytest.raises(InputError, match=f"{message}.*--data_dir=DIR"):
+  with pytest.raises(InputError, match=f"{message}.*set data_dir to"):
     load_movielens_1m(str(tmp_path / name))
   assert time.perf_counter() - start < 1.0
 
@@ -190,3 +193,48 @@ def test_the_real_data_have_their_published_counts_and_load_quickly(test_data):
   assert np.bincount(data.user_index).min() >= 20  # as the README promises
   assert np.mean(data.rating > 3) == pytest.approx(0.575, abs=0.001)
   assert seconds < 15.0  # about one second on an idle machine
+
+
+# --- the text format -----------------------------------------------------------------------------
+
+
+def parse(data: bytes):
+  return movielens._parse(data, {"number": int, "text": str}, "toy.dat").frame
+
+
+# The format itself forbids these inside a field.
+_field = st.text(st.characters(max_codepoint=255, exclude_characters=":\n\r\x1f"))
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**18 - 1), _field), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_reads_back_what_was_written(rows):
+  text = "".join(f"{number}::{text}\n" for number, text in rows)
+  frame = parse(text.encode("latin-1"))
+  assert list(frame.itertuples(index=False, name=None)) == rows
+  assert frame.index.tolist() == list(range(1, len(rows) + 1))
+  windows = parse(text.replace("\n", "\r\n").encode("latin-1"))
+  assert windows.equals(frame)
+
+
+@pytest.mark.parametrize(
+  ("data", "message"),
+  [
+    (b"\n \n", "toy.dat: the file is empty; use the files"),
+    (b"1::a\n2::b", "toy.dat: cut off in line 2, which has no newline; use the files"),
+    (b"1::a\n2\n3::c::d\n", r"needs 2 fields .*; 2 of 3 lines differ \(first: line 2 has 1\)"),
+    (b"1::a\n2::b::b\n3::c\n", r"1 of 3 lines differ \(first: line 2 has 3\); use the files"),
+    (b"1::a\n\n3::c\n", r"1 of 3 rows do not \(first: line 2, ''\)"),
+    (b"1,a\n", r"1 of 1 lines differ \(first: line 1 has 1\)"),
+  ],
+)
+def test_refuses_malformed_text(data, message):
+  with pytest.raises(InputError, match=message):
+    parse(data)
+
+
+@pytest.mark.parametrize("value", ["", "x", "1.5", "-1", "0x10", "²", "nan", "9" * 19, "9" * 40])
+def test_refuses_what_is_no_whole_number(value):
+  message = rf"'number' must be a whole number; 1 of 3 rows do not \(first: line 2, '{value}'\)"
+  with pytest.raises(InputError, match=message):
+    parse(f"1::a\n{value}::b\n3::c\n".encode("latin-1"))

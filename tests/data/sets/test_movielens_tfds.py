@@ -101,14 +101,14 @@ def test_a_failing_download_names_the_remedy(root, reachable, monkeypatch):
     raise ConnectionError("reset by peer")
 
   monkeypatch.setattr(tfds, "builder", builder)
-  message = "could not be prepared.*reset by peer.*--data_dir=DIR"
+  message = "could not be prepared.*reset by peer.*set data_dir to"
   with pytest.raises(InputError, match=message):
     load_movielens_1m()
 
 
 def test_out_of_reach_names_both_remedies(root, unreachable, monkeypatch):
   monkeypatch.setattr(tfds, "builder", lambda *_, **__: pytest.fail("must not be tried"))
-  message = rf"not in {root} .*out of reach; download .*--data_dir=DIR.*put it in {root}.*manual"
+  message = rf"not in {root} .*out of reach; download .*set data_dir to.*put it in {root}.*manual"
   with pytest.raises(InputError, match=message):
     load_movielens_1m()
 

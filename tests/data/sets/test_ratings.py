@@ -4,10 +4,11 @@ import dataclasses
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from tf_twostage.data.schema import Bag, Categorical, Id, Numeric, Schema
-from tf_twostage.data.sets.ratings import RatingsData, unit_range
+from tf_twostage.data.schema import Bag, Categorical, Id, Numeric, Schema, unit_range
+from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.errors import InputError
 
 SCHEMA = Schema(
@@ -129,3 +130,60 @@ def test_unit_range_reads_the_extremes_as_zero_and_one():
 def test_unit_range_of_one_value_reads_as_zero():
   feature = unit_range("time", np.array([7.0, 7.0]))
   assert (7.0 - feature.offset) / feature.scale == 0.0
+
+
+RATINGS = pd.DataFrame(
+  {"who": [7, 10, 7], "what": ["b", "a", "a"], "stars": [1, 5, 4], "when": [30, 10, 20]}
+)
+MOVIES = pd.DataFrame(
+  {"what": ["b", "a", "c"], "genres": ["x|y", "", "y"], "length": [90, 80, 70], "label": [*"BAC"]}
+)
+
+
+def from_pandas(ratings=RATINGS, **changes):
+  settings = {
+    "user": "who",
+    "item": "what",
+    "rating": "stars",
+    "items": MOVIES,
+    "item_features": {"genres": "bag", "length": "numeric"},
+    "context": ["when"],
+    "title": "label",
+  }
+  return RatingsData.from_pandas(ratings, **(settings | changes))
+
+
+def test_tables_become_arrays():
+  data = from_pandas()
+  assert data.users["who"].tolist() == ["7", "10"]  # by id, as numbers
+  assert data.items["what"].tolist() == ["b", "a", "c"]  # as in their table
+  assert data.user_index.tolist() == [0, 1, 0]
+  assert data.item_index.tolist() == [0, 1, 1]
+  assert data.rating.tolist() == [1, 5, 4]
+  assert data.titles.tolist() == ["B", "A", "C"]
+  assert data.items["genres"].tolist() == [["x", "y"], ["", ""], ["y", ""]]
+  assert data.schema.item[1:] == (Bag("genres", ("x", "y"), 2), Numeric("length", 70, 20))
+  assert data.schema.context == (Numeric("when", 10, 20),)
+
+
+def test_ratings_alone_are_enough():
+  data = RatingsData.from_pandas(RATINGS, user="who", item="what", rating="stars")
+  assert data.titles.tolist() == data.items["what"].tolist() == ["a", "b"]
+  assert data.item_index.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"rating": "points"}, r"ratings: missing column\(s\) \['points'\]; found \['who', 'what'"),
+    ({"title": "name"}, r"items: missing column\(s\) \['name'\]"),
+    ({"item_features": {"color": "categorical"}}, r"items: missing column\(s\) \['color'\]"),
+    ({"item_features": {"genres": "words"}}, "unknown kind 'words'"),
+    ({"items": MOVIES[:1]}, r"items: 2 of 3 ratings have an id .* \(first: row 1, 'a'\); add it"),
+    ({"items": pd.concat([MOVIES, MOVIES])}, "'what': the vocabulary repeats a value"),
+    ({"ratings": RATINGS.assign(who=[7, None, 7])}, r"users: 1 of 3 .*\(first: row 1, 'nan'\)"),
+  ],
+)
+def test_tables_that_do_not_fit_are_refused(changes, message):
+  with pytest.raises(InputError, match=message):
+    from_pandas(**changes)

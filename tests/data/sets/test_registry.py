@@ -24,7 +24,7 @@ def test_synthetic_is_the_default_synthetic_data():
 
 @pytest.mark.parametrize("name", ["synthetic", "wiki10_shape"])
 def test_invented_data_refuse_a_directory(name):
-  with pytest.raises(InputError, match=f"'{name}' reads no files; leave out --data_dir=somewhere"):
+  with pytest.raises(InputError, match=f"'{name}' reads no files; leave data_dir=somewhere out"):
     sets.load(name, "somewhere")
 
 
@@ -46,8 +46,9 @@ def test_missing_data_are_reported_without_loading_tensorflow(tmp_path):
   """TensorFlow takes seconds to load, which nobody with a mistyped path should wait for."""
   code = (
     "import sys\n"
-    "from tf_twostage import datasets, errors\n"
-    "try: datasets.load('movielens_1m', sys.argv[1])\n"
+    "from tf_twostage import errors\n"
+    "from tf_twostage.data import sets\n"
+    "try: sets.load('movielens_1m', sys.argv[1])\n"
     "except errors.InputError: sys.exit('tensorflow' in sys.modules)\n"
     "sys.exit('no error')"
   )

@@ -1,10 +1,14 @@
-"""Raw files -> arrays: every data set by name."""
+"""Data sets by name.
+
+To add one, write a loader that returns `RatingsData` (or `XmcData`) and enter it in `DATASETS`.
+Code outside the package may do the same with `DATASETS["name"] = loader`, or hand its data to
+`tf_twostage.environment.make` without a name.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
 
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
@@ -23,33 +27,34 @@ __all__ = [
   "make_xmc",
 ]
 
-Data = TypeVar("Data", RatingsData, XmcData)
+Data = RatingsData | XmcData
 
 
-def _made(name: str, make: Callable[[], Data]) -> Callable[[str | None], Data]:
+def _invented(name: str, make: Callable[[], Data]) -> Callable[[str | None], Data]:
   def load(data_dir: str | None) -> Data:
     if data_dir is not None:
-      raise InputError(f"data set {name!r} reads no files; leave out --data_dir={data_dir}")
+      raise InputError(f"data set {name!r} reads no files; leave data_dir={data_dir} out")
     return make()
 
   return load
 
 
-DATASETS: dict[str, Callable[[str | None], RatingsData | XmcData]] = {
+# A loader takes the directory of the files, or None.
+DATASETS: dict[str, Callable[[str | None], Data]] = {
   "delicious": functools.partial(load_xmc, "delicious"),
   "movielens_1m": load_movielens_1m,
-  "synthetic": _made("synthetic", make_synthetic),
+  "synthetic": _invented("synthetic", make_synthetic),
   "wiki10": functools.partial(load_xmc, "wiki10"),
-  "wiki10_shape": _made("wiki10_shape", make_xmc),  # as large as Wiki10-31K
+  "wiki10_shape": _invented("wiki10_shape", make_xmc),  # as large as Wiki10-31K
 }
 
 
-def load(name: str, data_dir: str | None = None) -> RatingsData | XmcData:
+def load(name: str, data_dir: str | None = None) -> Data:
   """Loads a data set by its name.
 
   Args:
     name: a key of `DATASETS`.
-    data_dir: where its files are; None lets the data set find or make them itself.
+    data_dir: the directory of its files. None: the data set finds or makes them itself.
 
   Raises:
     InputError: there is no such data set, or its data are missing or wrong.

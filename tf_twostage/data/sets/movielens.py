@@ -6,64 +6,122 @@ doi:10.1145/2827872
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
+import zipfile
+import zlib
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
-from tf_twostage.data.schema import Bag, Categorical, Id, Schema
-from tf_twostage.data.sets import movielens_files, movielens_tfds
-from tf_twostage.data.sets.movielens_files import AGES, OCCUPATIONS
-from tf_twostage.data.sets.ratings import RatingsData, unit_range
-from tf_twostage.data.sets.raw_table import RawTable
+from tf_twostage.data.schema import Bag, Categorical, Id, Schema, unit_range
+from tf_twostage.data.sets.ratings import RatingsData
+from tf_twostage.errors import InputError
 
+ARCHIVE = "ml-1m.zip"
+_URL = f"https://files.grouplens.org/datasets/movielens/{ARCHIVE}"
+DOWNLOAD = f"download {ARCHIVE} from {_URL} and set data_dir to the directory that holds it"
+
+_COLUMNS: dict[str, dict[str, type]] = {
+  "users.dat": {"user_id": int, "gender": str, "age": int, "occupation": int, "zip_code": str},
+  "movies.dat": {"movie_id": int, "title": str, "genres": str},
+  "ratings.dat": {"user_id": int, "movie_id": int, "rating": int, "timestamp": int},
+}
 _GENDERS = ("F", "M")
-_GENRES = (
-  "Action",
-  "Adventure",
-  "Animation",
-  "Children's",
-  "Comedy",
-  "Crime",
-  "Documentary",
-  "Drama",
-  "Fantasy",
-  "Film-Noir",
-  "Horror",
-  "Musical",
-  "Mystery",
-  "Romance",
-  "Sci-Fi",
-  "Thriller",
-  "War",
-  "Western",
+AGES = {
+  1: "Under 18",
+  18: "18-24",
+  25: "25-34",
+  35: "35-44",
+  45: "45-49",
+  50: "50-55",
+  56: "56+",
+}
+_OCCUPATION = (
+  "other/not specified|academic/educator|artist|clerical/admin|college/grad student|"
+  "customer service|doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|"
+  "programmer|retired|sales/marketing|scientist|self-employed|technician/engineer|"
+  "tradesman/craftsman|unemployed|writer"
 )
+_OCCUPATIONS = tuple(_OCCUPATION.split("|"))
+_GENRE = (
+  "Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
+  "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
+)
+_GENRES = tuple(_GENRE.split("|"))
 _YEAR = r"\((\d{4})\)\s*$"
+# "::" is two characters, and CSV readers split at one. This control character occurs in no text.
+_SEPARATOR = "\x1f"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+  """Rows of a file, with what error messages need.
+
+  Attributes:
+    place: the file.
+    frame: the rows. The index numbers them as the file does; its name is what it counts.
+    remedy: what to do when the file is wrong.
+  """
+
+  place: str
+  frame: pd.DataFrame
+  remedy: str
+
+  def require(self, valid: Collection[bool], column: str, rule: str) -> None:
+    """Raises InputError naming the first invalid row, unless every row of [rows] is valid."""
+    bad = np.flatnonzero(~np.asarray(valid, dtype=bool))
+    if bad.size:
+      index, value = self.frame.index, self.frame[column].iloc[bad[0]]
+      raise InputError(
+        f"{self.place}: column {column!r} must {rule}; {bad.size} of {len(index)} rows do not"
+        f" (first: {index.name} {index[bad[0]]}, {str(value)!r}); {self.remedy}"
+      )
+
+
+class Tables(NamedTuple):
+  """The three tables, the same from every source.
+
+  Attributes:
+    users: int `user_id`, str `gender` ("F" or "M"), `age`, `occupation`, `zip_code`.
+    movies: int `movie_id`, str `title`, `genres` (separated by "|").
+    ratings: numbers `user_id`, `movie_id`, `rating`, `timestamp` (seconds).
+  """
+
+  users: Table
+  movies: Table
+  ratings: Table
 
 
 def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
-  """Loads MovieLens-1M from its files or through tensorflow-datasets.
+  """Loads MovieLens-1M from its files or through TensorFlow Datasets.
 
-  Users and movies are ordered by their numeric ids and kept whether they have ratings or not
-  (the prepared tensorflow-datasets form holds only users who rated, which in the published data
-  are all). Ratings are ordered by user, time and movie. So every source gives the same arrays.
+  Every source gives the same arrays: users and movies in the order of their numeric ids, whether
+  they have ratings or not, and ratings in the order of user, time and movie. Data that TensorFlow
+  Datasets prepared hold only users with ratings; in the published data these are all users.
 
   Args:
-    data_dir: a directory that holds users.dat, movies.dat and ratings.dat, or a subdirectory
-      ml-1m with them, or ml-1m.zip; or the path of that zip. By default tensorflow-datasets
-      provides the data: prepared earlier, from downloads/manual/ml-1m.zip in its data directory,
-      or by a download.
+    data_dir: a directory with users.dat, movies.dat and ratings.dat, or with a subdirectory ml-1m
+      that holds them, or with ml-1m.zip; or the path of that zip. None: TensorFlow Datasets
+      provides the data, from its data directory or by a download.
 
   Returns:
-    The data: 6,040 users, 3,883 movies, 1,000,209 ratings of 1 to 5 stars.
+    6,040 users, 3,883 movies, 1,000,209 ratings of 1 to 5 stars.
 
   Raises:
-    InputError: the data are missing or wrong; the message says where, and what to do.
+    InputError: the data are missing or wrong.
   """
   if data_dir is None:
+    from tf_twostage.data.sets import movielens_tfds
+
     tables = movielens_tfds.read_or_prepare()
   else:
-    tables = movielens_files.read_tables(pathlib.Path(data_dir).expanduser())
+    tables = read_files(pathlib.Path(data_dir).expanduser())
   _check(tables)
 
   users = tables.users.frame.sort_values("user_id")
@@ -72,13 +130,12 @@ def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
   years = movies["title"].str.extract(_YEAR, expand=False)
   ratings = tables.ratings.frame.sort_values(["user_id", "timestamp", "movie_id"])
   timestamp = ratings["timestamp"].to_numpy(np.float64)
-
   schema = Schema(
     user=(
       Id("user_id", tuple(users["user_id"].astype(str))),
       Categorical("gender", _GENDERS),
       Categorical("age", tuple(AGES.values())),
-      Categorical("occupation", OCCUPATIONS),
+      Categorical("occupation", _OCCUPATIONS),
       Categorical("zip_code", tuple(sorted(set(users["zip_code"])))),
     ),
     item=(
@@ -105,38 +162,116 @@ def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
   )
 
 
-def _check(tables: movielens_files.Tables) -> None:
-  """Raises InputError unless the values mean something."""
-  users, movies, ratings = (table.frame for table in tables)
-  known = "be one of those that the data set's README lists"
-  genre = "|".join(_GENRES)
+def read_files(source: pathlib.Path) -> Tables:
+  """Reads the three files of a directory or a zip and checks their form, not yet their values.
 
-  _require_unique(tables.users, "user_id")
-  for column, values in (("gender", _GENDERS), ("age", AGES.values()), ("occupation", OCCUPATIONS)):
-    tables.users.require(users[column].isin(list(values)), column, known)
+  Raises:
+    InputError: a file is missing, damaged or malformed.
+  """
+  try:
+    if source.is_dir() and not any((source / name).exists() for name in _COLUMNS):
+      inside = [path for name in ("ml-1m", ARCHIVE) if (path := source / name).exists()]
+      if not inside:
+        raise InputError(f"{source}: holds no {', '.join(_COLUMNS)} and no {ARCHIVE}; {DOWNLOAD}")
+      source = inside[0]
+    if source.is_dir():
+      _require_files({path.name for path in source.iterdir()}, source)
+      files = {str(source / name): (source / name).read_bytes() for name in _COLUMNS}
+    else:
+      files = _read_zip(source)
+  except OSError as error:
+    place = error.filename or source
+    raise InputError(f"{place}: cannot be read ({error.strerror}); {DOWNLOAD}") from error
+  tables = Tables(*map(_parse, files.values(), _COLUMNS.values(), files))
+  # A code without a label stays as it is; the check of the values reports it.
+  users = tables.users.frame
+  users["age"] = [AGES.get(code, str(code)) for code in users["age"]]
+  names = dict(enumerate(_OCCUPATIONS))
+  users["occupation"] = [names.get(code, str(code)) for code in users["occupation"]]
+  return tables
+
+
+def _read_zip(path: pathlib.Path) -> dict[str, bytes]:
+  try:
+    with zipfile.ZipFile(path) as archive:
+      members = archive.namelist()
+      folder = "ml-1m/" if any(name.startswith("ml-1m/") for name in members) else ""
+      _require_files({name.removeprefix(folder) for name in members}, path)
+      return {f"{path}/{folder}{name}": archive.read(folder + name) for name in _COLUMNS}
+  # RuntimeError includes encrypted members and unknown compressions.
+  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    raise InputError(f"{path}: not an intact zip file ({error}); {DOWNLOAD}") from error
+
+
+def _require_files(found: set[str], place: pathlib.Path) -> None:
+  missing = [name for name in _COLUMNS if name not in found]
+  if missing:
+    raise InputError(f"{place}: missing {', '.join(missing)}; {DOWNLOAD}")
+
+
+def _parse(data: bytes, columns: Mapping[str, type], place: str) -> Table:
+  """Parses lines of the form `a::b::c` in latin-1, without header or quotes."""
+  remedy = f"use the files of {_URL} as they are"
+  if not data.strip():
+    raise InputError(f"{place}: the file is empty; {remedy}")
+  if not data.endswith(b"\n"):
+    last = data.count(b"\n") + 1
+    raise InputError(f"{place}: cut off in line {last}, which has no newline; {remedy}")
+  wrong: list[csv.InvalidRow] = []
+
+  def skip(row: csv.InvalidRow) -> str:
+    wrong.append(row)
+    return "skip"
+
+  table = csv.read_csv(
+    pa.BufferReader(data.replace(b"::", _SEPARATOR.encode())),
+    # Rows are numbered only without threads.
+    csv.ReadOptions(use_threads=False, column_names=list(columns), encoding="latin-1"),
+    csv.ParseOptions(
+      delimiter=_SEPARATOR, quote_char=False, ignore_empty_lines=False, invalid_row_handler=skip
+    ),
+    csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
+  )
+  if wrong:
+    raise InputError(
+      f"{place}: every line needs {len(columns)} fields separated by '::'; {len(wrong)} of"
+      f" {len(table) + len(wrong)} lines differ (first: line {wrong[0].number} has"
+      f" {wrong[0].actual_columns}); {remedy}"
+    )
+  lines = pd.RangeIndex(1, len(table) + 1, name="line")
+  for place_of, (name, kind) in enumerate(columns.items()):
+    if kind is int:
+      valid = pc.match_substring_regex(table[name], "^[0-9]{1,18}$")
+      if not pc.all(valid).as_py():
+        frame = table.select([name]).to_pandas().set_index(lines)
+        Table(place, frame, remedy).require(valid.to_pylist(), name, "be a whole number")
+      table = table.set_column(place_of, name, table[name].cast(pa.int64()))
+  return Table(place, table.to_pandas().set_index(lines), remedy)
+
+
+def _check(tables: Tables) -> None:
+  """Raises InputError unless all values are valid."""
+  users, movies, ratings = (table.frame for table in tables)
+  listed = "be one of the values in the data set's README"
+
+  tables.users.require(~users["user_id"].duplicated(), "user_id", "be unique")
+  known = (("gender", _GENDERS), ("age", AGES.values()), ("occupation", _OCCUPATIONS))
+  for column, values in known:
+    tables.users.require(users[column].isin(list(values)), column, listed)
   tables.users.require(users["zip_code"] != "", "zip_code", "not be empty")
 
-  _require_unique(tables.movies, "movie_id")
-  tables.movies.require(
-    movies["title"].str.extract(_YEAR, expand=False).notna(), "title", "end in a year, as (1995)"
-  )
-  tables.movies.require(
-    movies["genres"].str.fullmatch(rf"(?:{genre})(?:\|(?:{genre}))*"), "genres", known
-  )
+  tables.movies.require(~movies["movie_id"].duplicated(), "movie_id", "be unique")
+  years = movies["title"].str.extract(_YEAR, expand=False)
+  tables.movies.require(years.notna(), "title", "end in a year, as (1995)")
+  valid = movies["genres"].str.fullmatch(rf"(?:{_GENRE})(?:\|(?:{_GENRE}))*")
+  tables.movies.require(valid, "genres", listed)
 
-  stars = (ratings["rating"] >= 1) & (ratings["rating"] <= 5) & (ratings["rating"] % 1 == 0)
-  tables.ratings.require(stars, "rating", "be 1, 2, 3, 4 or 5")
+  tables.ratings.require(ratings["rating"].isin(range(1, 6)), "rating", "be 1, 2, 3, 4 or 5")
   for column, owner in (("user_id", tables.users), ("movie_id", tables.movies)):
-    tables.ratings.require(
-      ratings[column].isin(owner.frame[column]), column, f"stand in {owner.place}"
-    )
-  tables.ratings.require(
-    ~ratings.duplicated(["user_id", "movie_id"]), "movie_id", "be unique for a user"
-  )
-
-
-def _require_unique(table: RawTable, column: str) -> None:
-  table.require(~table.frame[column].duplicated(), column, "be unique")
+    present = ratings[column].isin(owner.frame[column])
+    tables.ratings.require(present, column, f"occur in {owner.place}")
+  repeated = ratings.duplicated(["user_id", "movie_id"])
+  tables.ratings.require(~repeated, "movie_id", "be unique for a user")
 
 
 def _strings(values: pd.Series | pd.DataFrame) -> np.ndarray:

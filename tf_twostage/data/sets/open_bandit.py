@@ -9,8 +9,7 @@ import numpy as np
 
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import Feature, Id, Schema
-from tf_twostage.data.sets.ratings import unit_range
+from tf_twostage.data.schema import Feature, Id, Schema, unit_range
 from tf_twostage.errors import InputError
 
 

@@ -1,14 +1,26 @@
-"""Ratings of items by users: the arrays that every ratings data set becomes."""
+"""Ratings of items by users: the arrays of every ratings data set."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
-from tf_twostage.data.schema import Feature, FeatureTable, Id, Numeric, Schema, check_table
+from tf_twostage.data import feature_tables
+from tf_twostage.data.files.vocabulary import natural_order
+from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.schema import (
+  Feature,
+  FeatureTable,
+  Id,
+  Numeric,
+  Schema,
+  check_table,
+  unit_range,
+)
 from tf_twostage.errors import InputError
 
 
@@ -16,22 +28,23 @@ from tf_twostage.errors import InputError
 class RatingsData:
   """Users, items and the ratings between them; row i of a table is catalogue index i.
 
-  Strings are NumPy unicode arrays and bags are padded with "".
+  Strings are NumPy unicode arrays; bags are padded with "". `from_pandas` makes all of this of
+  tables.
 
   Attributes:
     name: the data set's name.
     schema: the features of users, items and context.
     users: raw user features by name, [U] each.
     items: raw item features by name, [N] each ([N, max_length] for a bag).
-    titles: what to call an item when showing it, [N] str.
+    titles: display names of the items, [N] str.
     user_index: who rated, [R] int32 in [0, U).
     item_index: what was rated, [R] int32 in [0, N).
     rating: the ratings, [R] float32.
     context: raw context features of each rating by name, [R] float64.
 
   Raises:
-    InputError: a table does not fit the schema, an index points outside its table, lengths or
-      types differ from the above, or there are no ratings.
+    InputError: a table does not fit the schema, an index points outside its table, a length or
+      type differs from the above, or there are no ratings.
   """
 
   name: str
@@ -55,17 +68,18 @@ class RatingsData:
     rows = len(self.rating)
     if not rows:
       raise InputError(f"{self.name}: there are no ratings")
-    ratings = {"user_index": np.int32, "item_index": np.int32, "rating": np.float32}
-    for column, dtype in ratings.items():
+    for column, dtype, limit in (
+      ("user_index", np.int32, self.num_users),
+      ("item_index", np.int32, self.num_items),
+      ("rating", np.float32, None),
+    ):
       values = getattr(self, column)
       if values.shape != (rows,) or values.dtype != dtype:
         raise InputError(
           f"{self.name}: {column} must be {np.dtype(dtype)} ({rows},), got"
           f" {values.dtype} {values.shape}"
         )
-    for column, limit in (("user_index", self.num_users), ("item_index", self.num_items)):
-      values = getattr(self, column)
-      outside = np.flatnonzero((values < 0) | (values >= limit))
+      outside = np.flatnonzero((values < 0) | (values >= limit)) if limit else values[:0]
       if outside.size:
         raise InputError(
           f"{self.name}: {column} must be in [0, {limit}); {outside.size} of {rows} ratings are"
@@ -77,6 +91,67 @@ class RatingsData:
       context_rows = check_table(self.schema.context, self.context, f"{self.name}: context")
       if context_rows != rows:
         raise InputError(f"{self.name}: context has {context_rows} rows for {rows} ratings")
+
+  @classmethod
+  def from_pandas(
+    cls,
+    ratings: pd.DataFrame,
+    *,
+    user: str = "user_id",
+    item: str = "item_id",
+    rating: str = "rating",
+    users: pd.DataFrame | None = None,
+    items: pd.DataFrame | None = None,
+    user_features: Mapping[str, str] | None = None,
+    item_features: Mapping[str, str] | None = None,
+    context: Sequence[str] = (),
+    title: str | None = None,
+    name: str = "ratings",
+  ) -> RatingsData:
+    """Makes ratings data of tables.
+
+    Args:
+      ratings: one row per rating.
+      user: the column of user ids, in `ratings` and in `users`.
+      item: the column of item ids, in `ratings` and in `items`.
+      rating: the column of ratings.
+      users: one row per user. None: the users of `ratings`, by id.
+      items: one row per item. None: the items of `ratings`, by id.
+      user_features: columns of `users` that models read, each "categorical", "numeric" or "bag"
+        (values separated by "|").
+      item_features: columns of `items`, likewise.
+      context: numeric columns of `ratings` that models read, such as the time.
+      title: the column of `items` with display names. None: the ids.
+      name: the data set's name.
+
+    Raises:
+      InputError: a column is missing, a user or item is missing from its table or stands there
+        twice, or a value is invalid.
+    """
+    _require_columns(ratings, (user, item, rating, *context), f"{name}: ratings")
+    user_side, user_table, user_index = _side(ratings[user], users, user_features, f"{name}: users")
+    item_side, item_table, item_index = _side(ratings[item], items, item_features, f"{name}: items")
+    if items is None or title is None:
+      titles = item_table[item]
+    else:
+      _require_columns(items, (title,), f"{name}: items")
+      titles = _text(items[title])
+    numbers = {column: ratings[column].to_numpy(np.float64) for column in context}
+    return cls(
+      name=name,
+      schema=Schema(
+        user=user_side,
+        item=item_side,
+        context=tuple(unit_range(column, values) for column, values in numbers.items()),
+      ),
+      users=user_table,
+      items=item_table,
+      titles=titles,
+      user_index=user_index,
+      item_index=item_index,
+      rating=ratings[rating].to_numpy(np.float32),
+      context=numbers,
+    )
 
   @property
   def num_users(self) -> int:
@@ -102,18 +177,6 @@ class RatingsData:
     return digest.hexdigest()
 
 
-def unit_range(name: str, values: np.ndarray) -> Numeric:
-  """Returns the numeric feature that reads the smallest of `values` as 0 and the largest as 1.
-
-  Args:
-    name: the feature's name.
-    values: its raw values, not empty.
-  """
-  low, high = float(values.min()), float(values.max())
-  # One single value has no width to divide by and reads as 0.
-  return Numeric(name, offset=low, scale=high - low or 1.0)
-
-
 def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what: str) -> None:
   """Checks one feature table against the schema, its key column and its string types."""
   rows = check_table(features, table, what)
@@ -131,3 +194,41 @@ def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what:
       f"{what}: row i must hold {key.name!r} number i of the vocabulary; {moved.size} of {rows}"
       f" rows differ (first: row {moved[0]}); order the table like the vocabulary"
     )
+
+
+def _side(
+  ids: pd.Series, table: pd.DataFrame | None, features: Mapping[str, str] | None, what: str
+) -> tuple[tuple[Feature, ...], dict[str, np.ndarray], np.ndarray]:
+  """The features, the raw table and the row of each of `ids` [R] in it, for users or items."""
+  key, kinds = str(ids.name), features or {}
+  if table is None:
+    distinct = _text(ids.dropna().drop_duplicates())
+    table = pd.DataFrame({key: distinct[natural_order(distinct.tolist())]})
+  _require_columns(table, (key, *kinds), what)
+  known = _text(table[key])
+  feature = Id(key, tuple(known.tolist()))  # refuses repeated ids
+  index = np.where(ids.isna(), -1, pd.Index(known).get_indexer(_text(ids)))
+  unknown = np.flatnonzero(index < 0)
+  if unknown.size:
+    raise InputError(
+      f"{what}: {unknown.size} of {len(ids)} ratings have an id that the table lacks (first: row"
+      f" {unknown[0]}, {str(ids.iloc[unknown[0]])!r}); add it to the table or drop these rows"
+    )
+  built, raw = feature_tables.build(
+    [FeatureColumn(name, kind) for name, kind in kinds.items()],
+    {
+      name: table[name].to_numpy(np.float64) if kind == "numeric" else _text(table[name].fillna(""))
+      for name, kind in kinds.items()
+    },
+  )
+  return (feature, *built), {key: known, **raw}, index.astype(np.int32)
+
+
+def _require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+  missing = [column for column in columns if column not in table]
+  if missing:
+    raise InputError(f"{what}: missing column(s) {missing}; found {list(map(str, table))}")
+
+
+def _text(values: pd.Series) -> np.ndarray:
+  return np.array(values.astype(str).tolist(), dtype=str)

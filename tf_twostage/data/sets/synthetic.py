@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tf_twostage.data.schema import Bag, Categorical, Id, Schema
-from tf_twostage.data.sets.ratings import RatingsData, unit_range
+from tf_twostage.data.schema import Bag, Categorical, Id, Schema, unit_range
+from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.errors import InputError
 
 _AGES = ("Under 18", "18-34", "35-54", "55+")
