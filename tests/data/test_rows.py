@@ -22,7 +22,7 @@ ITEMS = ("1.0", "1", "null", "Ödipus (1967)")
 SCHEMA = Schema(
   user=(Id("uid", USERS),), item=(Id("movie_id", ITEMS),), context=(Numeric("timestamp"),)
 )
-DOCUMENT = pathlib.Path(__file__).parents[1] / "docs" / "bandit_log.md"
+DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "bandit_log.md"
 NAN = "value ('nan'|missing)"  # pandas writes a Parquet file's NaN as null
 FORMS = ("", "log.csv", "log.parquet")
 

@@ -79,7 +79,7 @@ def test_a_table_that_fits_has_its_rows_counted():
   ("changes", "message"),
   [
     ({"words_ids": np.array([[5, 0, 2], [1, -1, -1]])}, r"'words_ids' must lie in \[0, 5\); -1"),
-    ({"words_ids": np.array([[0, 0, 0], [1, -2, -1]])}, r"1 of 2 rows do not \(first: row 1\)"),
+    ({"words_ids": np.array([[0, 0, 0], [1, -2, -1]])}, r"1 of 2 rows .* \(first: row 1\)"),
     ({"words_ids": np.zeros((2, 3))}, "must be integers and numbers of one shape, got float64"),
     ({"words_ids": np.zeros((2, 2), int)}, r"of one shape, got int64 \(2, 2\)"),
     ({"words_ids": np.zeros(2, int)}, r"'words_ids' must have rank 2, got shape \(2,\)"),

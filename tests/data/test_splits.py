@@ -51,7 +51,7 @@ def test_by_column_takes_the_usual_words():
   labels = np.array(["train", "Valid", "dev", "TEST", "validation", "training", "val"])
   result = splits.by_column(labels)
   assert sizes(result) == (2, 4, 1)
-  with pytest.raises(InputError, match=r"holds \['holdout'\] \(first: row 1\)"):
+  with pytest.raises(InputError, match=r"must be train.*\(first: row 1, value 'holdout'\)"):
     splits.by_column(np.array(["train", "holdout"]))
 
 

@@ -256,8 +256,8 @@ def test_vectors_that_float32_cannot_hold_are_counted(files, tmp_path, value):
   files.item_vectors = files.item_vectors.astype(np.float64)
   files.item_vectors[[5, 11], [0, 2]] = value
   assert refused(files.write(tmp_path)) == (
-    f"{tmp_path / 'ranker.npz'}: item_vectors must be finite; 2 of 15 rows are not (first: row 5);"
-    " make the file again"
+    f"{tmp_path / 'ranker.npz'}: item_vectors must be finite; 2 of 15 rows break this (first:"
+    " row 5); make the file again"
   )
 
 

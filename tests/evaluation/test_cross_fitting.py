@@ -98,7 +98,7 @@ def test_a_model_that_saw_its_rows_spoils_doubly_robust_and_cross_fitting_mends_
     ),
     (
       lambda: cross_fit(lambda t, r: np.where(r == 4, np.nan, 0.5), 10, 2),
-      "fit_predict: 1 of 5 rows are not finite",
+      "fit_predict must be finite; 1 of 5 rows",
     ),
   ],
 )

@@ -192,9 +192,17 @@ def test_hits_agree_with_the_oracle(num_items, length, random):
     (np.zeros([2, 1], int), np.ones([3, 4], bool), "do not fit"),
     (np.zeros([3, 1]), np.ones([3, 4], bool), "ids must be int"),
     (np.zeros([3, 1], int), np.ones([3, 4]), "relevance bool"),
-    (np.array([[0, 4]]), np.ones([1, 4], bool), "1 of 2 lie outside the catalogue of 4 items"),
-    (np.array([[0, -2]]), np.ones([1, 4], bool), "first: -2"),
-    (np.array([[0, 1], [3, 3]]), np.ones([2, 4], bool), "1 of 2 users get an item twice.*row 1"),
+    (
+      np.array([[0, 4]]),
+      np.ones([1, 4], bool),
+      "must be below 4, the size of the catalogue; 1 of 2",
+    ),
+    (np.array([[0, -2]]), np.ones([1, 4], bool), "first: id 1, value '-2'"),
+    (
+      np.array([[0, 1], [3, 3]]),
+      np.ones([2, 4], bool),
+      "must not repeat for a user; 1 of 2.*row 1",
+    ),
   ],
 )
 def test_ids_that_do_not_fit_are_refused(ids, relevance, message):
@@ -222,7 +230,7 @@ def test_bad_hits_or_k_are_refused(metric, hits, k, message):
   [
     (np.array([3]), "num_relevant must be"),
     (np.array([3.0, 3.0]), "num_relevant must be"),
-    (np.array([3, 1]), "1 of 2 users have more hits.*row 1"),
+    (np.array([3, 1]), "must not be below the number of hits; 1 of 2 .*row 1"),
   ],
 )
 def test_bad_counts_are_refused(metric, relevant, message):

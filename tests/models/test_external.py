@@ -162,7 +162,7 @@ OUTPUTS = {
   "too many": (lambda segment, genre: {"s": tf.ones([tf.size(segment), 3])}, "2 pairs got 6"),
   "not finite": (
     lambda segment, genre: {"s": tf.math.log(tf.zeros(tf.size(segment)))},
-    "2 of 2 scores are not finite",
+    "scores must be finite; 2 of 2 pairs",
   ),
   "fails": (
     lambda segment, genre: {"s": tf.strings.to_number(segment)},

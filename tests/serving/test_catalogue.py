@@ -185,7 +185,7 @@ def without(new, name):
   [
     (
       new_items((IDS[3], "new_b")),
-      f"1 of 2 are in the catalogue already .first: row 0, '{IDS[3]}'",
+      f"must not be in the catalogue already; 1 of 2 .*row 0, value '{IDS[3]}'",
     ),
     (new_items(("same", "same")), "repeats a value"),
     (without(new_items(), "decade"), r"items to add: missing column\(s\) \['decade'\]"),

@@ -25,7 +25,7 @@ from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.files.rules import rule
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema
 from tf_twostage.data.schema import Id, Numeric, Schema
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -394,16 +394,8 @@ def _cast(name: str, values: Any) -> np.ndarray:
 
 def _check(name: str, values: np.ndarray) -> None:
   wanted = rule(name)
-  _require(wanted.valid(values), name, wanted.says, values, wanted.remedy)
-
-
-def _require(ok: np.ndarray, name: str, says: str, values: np.ndarray, remedy: str) -> None:
-  bad = np.flatnonzero(~ok)
-  if bad.size:
-    raise InputError(
-      f"bandit log: column {name!r} {says}; {bad.size} of {len(ok)} rows break this (first: row"
-      f" {bad[0]}, value {str(values[bad[0]])!r}); {remedy}"
-    )
+  subject = f"bandit log: column {name!r}"
+  require(wanted.valid(values), subject, wanted.says, wanted.remedy, values)
 
 
 def _known(feature: Id, side: str) -> reader.Known:
@@ -439,7 +431,7 @@ def _raw_columns(log: LogRows, schema: Schema) -> dict[str, np.ndarray | pa.Arra
   sizes = {"user_index": schema.num_users, "action": schema.num_items}
   for name, size in sizes.items():
     index, says = getattr(log, name), f"must be below {size}, the size of the vocabulary"
-    _require(index < size, name, says, index, "mend or drop these rows")
+    require(index < size, f"bandit log: column {name!r}", says, "mend or drop these rows", index)
   columns: dict[str, np.ndarray | pa.Array] = {
     "user_id": pa.array(schema.user_id.vocabulary, pa.string()).take(pa.array(log.user_index)),
     "item_id": pa.array(schema.item_id.vocabulary, pa.string()).take(pa.array(log.action)),

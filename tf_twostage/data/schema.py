@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 FeatureTable = Mapping[str, np.ndarray]
 
@@ -218,12 +218,8 @@ def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> 
     if values.ndim != rank:
       raise InputError(f"{what}: column {name!r} must have rank {rank}, got shape {values.shape}")
     if isinstance(f, Numeric):
-      bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
-      if bad.size:
-        raise InputError(
-          f"{what}: column {name!r} holds {bad.size} of {len(values)} values that are not"
-          f" finite (first: row {bad[0]}); fill or drop them"
-        )
+      finite = np.isfinite(values.astype(np.float64))
+      require(finite, f"{what}: column {name!r}", "must be finite", "fill or drop them", values)
   for f in features:
     if isinstance(f, SparseVector):
       _check_sparse(f, table, what)
@@ -243,12 +239,7 @@ def _check_sparse(feature: SparseVector, table: FeatureTable, what: str) -> None
       " keep the largest weights"
     )
   for name, ok, rule in (
-    (feature.ids, (ids >= -1) & (ids < feature.size), f"lie in [0, {feature.size}); -1 pads"),
-    (feature.weights, np.isfinite(weights), "be finite"),
+    (feature.ids, (ids >= -1) & (ids < feature.size), f"must lie in [0, {feature.size}); -1 pads"),
+    (feature.weights, np.isfinite(weights), "must be finite"),
   ):
-    bad = np.flatnonzero(~ok.all(axis=1))
-    if bad.size:
-      raise InputError(
-        f"{what}: column {name!r} must {rule}; {bad.size} of {len(ids)} rows do not (first: row"
-        f" {bad[0]}); drop such entries"
-      )
+    require(ok.all(axis=1), f"{what}: column {name!r}", rule, "drop such entries")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 NAMES = ("train", "validation", "test")
 # What people write in a column that names a split.
@@ -150,13 +150,8 @@ def codes(labels: np.ndarray) -> np.ndarray:
   """
   values, row_value = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
   named = np.array([_SYNONYMS.get(value.strip().lower(), "") for value in values])
-  unknown = values[named == ""]
-  if unknown.size:
-    row = int(np.flatnonzero(named[row_value] == "")[0])
-    raise InputError(
-      f"splits: the split column holds {list(map(str, unknown[:5]))} (first: row {row}); write"
-      f" {', '.join(NAMES)}"
-    )
+  known, rule = named[row_value] != "", f"must be {', '.join(NAMES)}"
+  require(known, "splits: the split column", rule, "mend these labels", values[row_value])
   return np.array([NAMES.index(name) for name in named], np.int8)[row_value]
 
 

@@ -19,7 +19,7 @@ from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, requests, usual_policies
 from tf_twostage.environment.full_information import unpack_pairs
 from tf_twostage.environment.simulated import ratings_evaluator
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
@@ -122,12 +122,8 @@ def _arrays(
       raise InputError(
         f"{path}: {name} is {array.dtype}, expected {np.dtype(dtype)}; make the file again"
       ) from None
-    bad = np.flatnonzero(~np.isfinite(arrays[name]).all(axis=1))
-    if bad.size:
-      raise InputError(
-        f"{path}: {name} must be finite; {bad.size} of {len(array)} rows are not (first: row"
-        f" {bad[0]}); make the file again"
-      )
+    finite = np.isfinite(arrays[name]).all(axis=1)
+    require(finite, f"{path}: {name}", "must be finite", "make the file again")
   return arrays
 
 
@@ -147,23 +143,19 @@ def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> LogRows:
   if frame.empty:
     raise InputError(f"{path}: the log has no rows; log some traffic first")
 
-  def require(ok: np.ndarray, name: str, rule: str) -> None:
-    bad = np.flatnonzero(~ok)
-    if bad.size:
-      raise InputError(
-        f"{path}: column {name!r} must {rule}; {bad.size} of {len(frame)} rows do not (first: row"
-        f" {bad[0]}, value {str(frame[name].iloc[bad[0]])!r}); mend or drop these rows"
-      )
+  def check(valid: np.ndarray, name: str, rule: str) -> None:
+    subject = f"{path}: column {name!r}"
+    require(valid, subject, rule, "mend or drop these rows", frame[name].to_numpy())
 
   numbers = {
     name: pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in columns
   }
   for name, values in numbers.items():
-    require(~np.isnan(values), name, "hold numbers")
+    check(~np.isnan(values), name, "must hold numbers")
   for name, size in zip(columns, shape, strict=False):
     values = numbers[name]
     whole = (values >= 0) & (values < size) & (values % 1 == 0)
-    require(whole, name, f"be a whole number in [0, {size})")
+    check(whole, name, f"must be a whole number in [0, {size})")
     numbers[name] = values.astype(np.int32)
   try:
     user_index, action, propensity, reward = numbers.values()

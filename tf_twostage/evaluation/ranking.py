@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 
 def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
@@ -32,19 +32,12 @@ def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
   if ids.dtype.kind not in "iu" or relevance.dtype != np.bool_:
     raise InputError(f"ids must be int and relevance bool, got {ids.dtype} and {relevance.dtype}")
   num_items = relevance.shape[1]
-  outside = (ids < -1) | (ids >= num_items)
-  if outside.any():
-    raise InputError(
-      f"ids: {outside.sum()} of {ids.size} lie outside the catalogue of {num_items} items (first:"
-      f" {ids[outside][0]}); pad with -1"
-    )
+  inside = (ids >= -1) & (ids < num_items)
+  rule = f"must be below {num_items}, the size of the catalogue"
+  require(inside.ravel(), "ids", rule, "pad with -1", ids.ravel(), unit="id")
   ordered = np.sort(ids, axis=1)
   repeats = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
-  if repeats.any():
-    raise InputError(
-      f"ids: {repeats.sum()} of {len(ids)} users get an item twice (first: row"
-      f" {np.flatnonzero(repeats)[0]}); rank distinct items"
-    )
+  require(~repeats, "ids", "must not repeat for a user", "rank distinct items")
   # Padding reads column 0 and is then masked.
   return np.take_along_axis(relevance, np.maximum(ids, 0), axis=1) & (ids >= 0)
 
@@ -157,12 +150,8 @@ def _check_num_relevant(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarra
     raise InputError(
       f"num_relevant must be [{len(hits)}] int, got {counts.dtype} of shape {counts.shape}"
     )
-  wrong = hits.sum(axis=1) > counts
-  if wrong.any():
-    raise InputError(
-      f"num_relevant: {wrong.sum()} of {len(counts)} users have more hits than relevant items"
-      f" (first: row {np.flatnonzero(wrong)[0]}); count relevant items over the whole catalogue"
-    )
+  enough, remedy = hits.sum(axis=1) <= counts, "count relevant items over the whole catalogue"
+  require(enough, "num_relevant", "must not be below the number of hits", remedy, counts)
   return counts
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 _TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within this
 
@@ -67,14 +67,9 @@ class PolicyRows:
     if self.groups is not None:
       object.__setattr__(self, "groups", check_groups(self.groups, len(rewards)))
     with np.errstate(over="ignore"):
-      overflow = ~np.isfinite(self.weights)
-    check_rows(
-      "propensities",
-      overflow,
-      self.propensities,
-      "are so small that the weight overflows",
-      "log the true propensity",
-    )
+      finite = np.isfinite(self.weights)
+    rule, remedy = "must not be so small that the weight overflows", "log the true propensity"
+    require(finite, "propensities", rule, remedy, self.propensities)
 
   @functools.cached_property
   def weights(self) -> np.ndarray:
@@ -179,18 +174,8 @@ class PolicyRows:
     return cls(**merged)
 
 
-def check_rows(name: str, bad: np.ndarray, values: np.ndarray, what: str, remedy: str) -> None:
-  """Raises InputError where any row of `bad` [n] holds, with the first of `values` [n]."""
-  if bad.any():
-    first = int(np.flatnonzero(bad)[0])
-    raise InputError(
-      f"{name}: {bad.sum()} of {len(bad)} rows {what} (first: row {first}, {values[first]});"
-      f" {remedy}"
-    )
-
-
 def check_finite(name: str, values: np.ndarray, remedy: str) -> None:
-  check_rows(name, ~np.isfinite(values), values, "are not finite", remedy)
+  require(np.isfinite(values), name, "must be finite", remedy, values)
 
 
 def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarray:
@@ -213,9 +198,8 @@ def check_actions(actions: Any, length: int, num_actions: int) -> np.ndarray:
       f"actions must be [{length}] int, got {array.dtype} of shape {array.shape}; pass catalogue"
       " indices, one a row"
     )
-  outside = (array < 0) | (array >= num_actions)
-  remedy = "index the columns of probabilities"
-  check_rows("actions", outside, array, f"lie outside the catalogue of {num_actions}", remedy)
+  inside, remedy = (array >= 0) & (array < num_actions), "index the columns of probabilities"
+  require(inside, "actions", f"must lie in [0, {num_actions})", remedy, array)
   return array
 
 
@@ -224,7 +208,7 @@ def check_groups(groups: Any, length: int) -> np.ndarray:
   array = np.asarray(groups)
   if array.ndim != 1 or len(array) != length:
     raise InputError(f"groups must be [{length}], got shape {array.shape}; pass one id a row")
-  check_rows("groups", pd.isna(array), array, "have no id", "give every row an id")
+  require(~pd.isna(array), "groups", "must not be missing", "give every row an id", array)
   return array
 
 
@@ -249,22 +233,22 @@ def check_distribution(name: str, probabilities: np.ndarray) -> None:
   """Raises InputError unless all rows of `probabilities` [n, N] are distributions."""
   lowest = probabilities.min(axis=1)  # NaN passes through, and fails the comparison
   remedy = "pass a distribution over the catalogue a row"
-  check_rows(name, ~(lowest >= 0), lowest, "hold a negative value or NaN", remedy)
+  require(lowest >= 0, name, "must be >= 0", remedy, lowest)
   total = probabilities.sum(axis=1, dtype=np.float64)
-  off = ~(np.abs(total - 1) <= _TOLERANCE)
-  check_rows(name, off, total, "do not sum to 1", remedy + " (a softmax, not logits)")
+  one = np.abs(total - 1) <= _TOLERANCE
+  require(one, name, "must sum to 1", remedy + " (a softmax, not logits)", total)
 
 
 def _check_propensities(values: np.ndarray) -> None:
-  outside = ~((values > 0) & (values <= 1))
+  inside = (values > 0) & (values <= 1)
   remedy = (
     "log the probability with which the action was drawn; where it is unknown or zero, the row"
     " cannot be used"
   )
-  check_rows("propensities", outside, values, "lie outside (0, 1]", remedy)
+  require(inside, "propensities", "must lie in (0, 1]", remedy, values)
 
 
 def _check_target(values: np.ndarray) -> None:
-  outside = ~((values >= 0) & (values <= 1 + _TOLERANCE))
+  inside = (values >= 0) & (values <= 1 + _TOLERANCE)
   remedy = "pass the target policy's probability of the logged action"
-  check_rows("target_probabilities", outside, values, "lie outside [0, 1]", remedy)
+  require(inside, "target_probabilities", "must lie in [0, 1]", remedy, values)

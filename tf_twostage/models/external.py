@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.data.schema import Bag, Feature, FeatureTable, Numeric, Schema
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 from tf_twostage.models.encoders import Codes
 
 MAX_PAIRS = 10**8  # 400 MB of scores
@@ -126,11 +126,9 @@ class ExternalRanker(tf.Module):
         f"{self._place}: {len(items)} pairs got {len(scores)} scores; return one number a pair, [n]"
         " or [n, 1]"
       )
-    if not np.isfinite(scores).all():
-      raise InputError(
-        f"{self._place}: {(~np.isfinite(scores)).sum()} of {len(scores)} scores are not finite;"
-        " mend the model, or the features that it cannot read"
-      )
+    remedy = "mend the model, or the features that it cannot read"
+    finite = np.isfinite(scores)
+    require(finite, f"{self._place}: scores", "must be finite", remedy, scores, unit="pair")
     return scores
 
   def _check_inputs(self, schema: Schema) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.data.schema import FeatureTable, Schema, check_table
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 
@@ -149,12 +149,9 @@ def _checked_ids(schema: Schema, kept: np.ndarray, new: NewItems) -> np.ndarray:
   if len(new.titles) != rows:
     raise InputError(f"items to add: {len(new.titles)} titles for {rows} items")
   ids = np.asarray(new.features[schema.item_id.name])
-  there = np.flatnonzero(np.isin(ids, kept))
-  if there.size:
-    raise InputError(
-      f"items to add: {there.size} of {rows} are in the catalogue already (first: row {there[0]},"
-      f" {str(ids[there[0]])!r}); leave them out, or remove them too, to replace them"
-    )
+  rule = "must not be in the catalogue already"
+  remedy = "leave these items out, or remove them too, to replace them"
+  require(~np.isin(ids, kept), "items to add: the ids", rule, remedy, ids)
   return ids
 
 

@@ -111,22 +111,34 @@ USERS, MOVIES, RATINGS = mini.USERS, mini.MOVIES, mini.RATINGS
     ({"movies": b""}, r"movies.dat: the file is empty; use"),
     ({"ratings": RATINGS[:-1]}, r"ratings.dat: cut off in line 6"),
     ({"ratings": RATINGS + b"3::1::5\n"}, r"ratings.dat: .*1 of 7 lines .*line 7 has 3"),
-    ({"ratings": RATINGS + b"3::1::five::9\n"}, r"ratings.dat: column 'rating'.*line 7, 'five'"),
-    ({"ratings": RATINGS + b"3::1::4.5::9\n"}, r"ratings.dat: column 'rating'.*line 7, '4.5'"),
-    ({"ratings": RATINGS + b"3::1::0::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, '0'"),
-    ({"ratings": RATINGS + b"3::1::6::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, '6'"),
+    (
+      {"ratings": RATINGS + b"3::1::five::9\n"},
+      r"ratings.dat: column 'rating'.*line 7, value 'five'",
+    ),
+    (
+      {"ratings": RATINGS + b"3::1::4.5::9\n"},
+      r"ratings.dat: column 'rating'.*line 7, value '4.5'",
+    ),
+    ({"ratings": RATINGS + b"3::1::0::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, value '0'"),
+    ({"ratings": RATINGS + b"3::1::6::9\n"}, r"'rating' must be 1, .*1 of 7 .*line 7, value '6'"),
     ({"ratings": RATINGS + b"4::1::5::9\n"}, r"'user_id' must occur in .*users.dat; .*'4'"),
     ({"ratings": RATINGS + b"3::2::5::9\n"}, r"'movie_id' must occur in .*movies.dat; .*'2'"),
     ({"ratings": RATINGS + b"3::10::5::9\n"}, r"'movie_id' must be unique for a user; 1 of 7"),
     ({"users": USERS + b"3::M::1::1::1\n"}, r"users.dat: column 'user_id' must be unique; 1 of 4"),
-    ({"users": USERS + b"4::X::1::1::1\n"}, r"users.dat: column 'gender'.*line 4, 'X'"),
-    ({"users": USERS + b"4::M::19::1::1\n"}, r"users.dat: column 'age'.*README.*line 4, '19'"),
-    ({"users": USERS + b"4::M::1::21::1\n"}, r"users.dat: column 'occupation'.*line 4, '21'"),
-    ({"users": USERS + b"4::M::1::1::\n"}, r"users.dat: column 'zip_code'.*line 4, ''"),
-    ({"users": USERS + b"x::M::1::1::1\n"}, r"users.dat: column 'user_id'.*number.*line 4, 'x'"),
+    ({"users": USERS + b"4::X::1::1::1\n"}, r"users.dat: column 'gender'.*line 4, value 'X'"),
+    (
+      {"users": USERS + b"4::M::19::1::1\n"},
+      r"users.dat: column 'age'.*README.*line 4, value '19'",
+    ),
+    ({"users": USERS + b"4::M::1::21::1\n"}, r"users.dat: column 'occupation'.*line 4, value '21'"),
+    ({"users": USERS + b"4::M::1::1::\n"}, r"users.dat: column 'zip_code'.*line 4, value ''"),
+    (
+      {"users": USERS + b"x::M::1::1::1\n"},
+      r"users.dat: column 'user_id'.*number.*line 4, value 'x'",
+    ),
     ({"movies": MOVIES + b"1::A (1990)::War\n"}, r"movies.dat: column 'movie_id' must be unique"),
     ({"movies": MOVIES + b"2::A::War\n"}, r"movies.dat: column 'title' must end in a year.*'A'"),
-    ({"movies": MOVIES + b"2::A (1990)::\n"}, r"movies.dat: column 'genres'.*line 6, ''"),
+    ({"movies": MOVIES + b"2::A (1990)::\n"}, r"movies.dat: column 'genres'.*line 6, value ''"),
     ({"movies": MOVIES + b"2::A (1990)::War|Golf\n"}, r"movies.dat: column 'genres'.*'War.Golf'"),
   ],
 )
@@ -224,7 +236,7 @@ def test_reads_back_what_was_written(rows):
     (b"1::a\n2::b", "toy.dat: cut off in line 2, which has no newline; use the files"),
     (b"1::a\n2\n3::c::d\n", r"needs 2 fields .*; 2 of 3 lines differ \(first: line 2 has 1\)"),
     (b"1::a\n2::b::b\n3::c\n", r"1 of 3 lines differ \(first: line 2 has 3\); use the files"),
-    (b"1::a\n\n3::c\n", r"1 of 3 rows do not \(first: line 2, ''\)"),
+    (b"1::a\n\n3::c\n", r"1 of 3 lines break this \(first: line 2, value ''\)"),
     (b"1,a\n", r"1 of 1 lines differ \(first: line 1 has 1\)"),
   ],
 )
@@ -235,6 +247,8 @@ def test_refuses_malformed_text(data, message):
 
 @pytest.mark.parametrize("value", ["", "x", "1.5", "-1", "0x10", "²", "nan", "9" * 19, "9" * 40])
 def test_refuses_what_is_no_whole_number(value):
-  message = rf"'number' must be a whole number; 1 of 3 rows do not \(first: line 2, '{value}'\)"
+  message = (
+    rf"'number' must be a whole number; 1 of 3 lines break this \(first: line 2, value '{value}'\)"
+  )
   with pytest.raises(InputError, match=message):
     parse(f"1::a\n{value}::b\n3::c\n".encode("latin-1"))

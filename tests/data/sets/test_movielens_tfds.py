@@ -162,6 +162,6 @@ def test_bad_values_name_the_prepared_directory(tmp_path, monkeypatch):
   ratings = mini.RATINGS + b"3::1::6::978300000\n"
   directory = mini.write_directory(tmp_path / "files", ratings=ratings)
   monkeypatch.setenv("TFDS_DATA_DIR", str(mini.prepare_tfds(tmp_path / "tfds", directory)))
-  message = r"1m-ratings/0.1.1: column 'rating' .*1 of 7 rows .*row \d, '6.0'.*delete"
+  message = r"1m-ratings/0.1.1: column 'rating' .*1 of 7 rows .*row \d, value '6.0'.*delete"
   with pytest.raises(InputError, match=message):
     load_movielens_1m()

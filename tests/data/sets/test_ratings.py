@@ -52,20 +52,23 @@ def test_counts_come_from_the_schema():
     ({"users": {"user": np.array(["u0", "u1"])}}, "user features: missing column.*height"),
     ({"items": ITEMS | {"color": np.array(["red"])}}, "item features: columns differ in length"),
     ({"items": {k: v[:2] for k, v in ITEMS.items()}}, "item features: 2 rows for 3 values"),
-    ({"items": ITEMS | {"item": ITEMS["item"][::-1]}}, "2 of 3 rows differ .first: row 0"),
+    (
+      {"items": ITEMS | {"item": ITEMS["item"][::-1]}},
+      "in the vocabulary's order; 2 of 3 rows .*first: row 0",
+    ),
     ({"items": ITEMS | {"color": ITEMS["color"].astype(object)}}, "'color' must hold NumPy strin"),
     ({"titles": np.array(["zero", "one"])}, "titles must be 3 strings"),
     ({"titles": np.array([0, 1, 2])}, "titles must be 3 strings"),
     ({"rating": np.zeros(0, np.float32)}, "no ratings"),
     ({"rating": np.ones(4)}, "rating must be float32"),
-    ({"rating": np.array([1, np.nan, 3, 4], np.float32)}, "rating holds values that are not fin"),
+    ({"rating": np.array([1, np.nan, 3, 4], np.float32)}, "rating must be finite"),
     ({"user_index": np.zeros(3, np.int32)}, r"user_index must be int32 \(4,\)"),
     ({"item_index": np.zeros(4, np.int64)}, "item_index must be int32"),
-    ({"user_index": np.array([0, 1, 2, 2], np.int32)}, r"\[0, 2\); 2 of 4 .*row 2, 2"),
-    ({"item_index": np.array([0, -1, 2, 2], np.int32)}, r"\[0, 3\); 1 of 4 .*row 1, -1"),
+    ({"user_index": np.array([0, 1, 2, 2], np.int32)}, r"\[0, 2\); 2 of 4 .*row 2, value '2'"),
+    ({"item_index": np.array([0, -1, 2, 2], np.int32)}, r"\[0, 3\); 1 of 4 .*row 1, value '-1'"),
     ({"context": {}}, "context: missing column"),
     ({"context": {"time": np.zeros(3)}}, "context has 3 rows for 4 ratings"),
-    ({"context": {"time": np.array([0, np.inf, 0, 0])}}, "'time' holds 1 of 4 values"),
+    ({"context": {"time": np.array([0, np.inf, 0, 0])}}, "'time' must be finite; 1 of 4"),
   ],
 )
 def test_refuses_what_does_not_fit(changes, message):
@@ -179,9 +182,15 @@ def test_ratings_alone_are_enough():
     ({"title": "name"}, r"items: missing column\(s\) \['name'\]"),
     ({"item_features": {"color": "categorical"}}, r"items: missing column\(s\) \['color'\]"),
     ({"item_features": {"genres": "words"}}, "unknown kind 'words'"),
-    ({"items": MOVIES[:1]}, r"items: 2 of 3 ratings have an id .* \(first: row 1, 'a'\); add it"),
+    (
+      {"items": MOVIES[:1]},
+      r"items: the id must be in the table; 2 of 3 .*row 1, value 'a'\); add it",
+    ),
     ({"items": pd.concat([MOVIES, MOVIES])}, "'what': the vocabulary repeats a value"),
-    ({"ratings": RATINGS.assign(who=[7, None, 7])}, r"users: 1 of 3 .*\(first: row 1, 'nan'\)"),
+    (
+      {"ratings": RATINGS.assign(who=[7, None, 7])},
+      r"users: the id .*1 of 3 .*first: row 1, value 'nan'\)",
+    ),
   ],
 )
 def test_tables_that_do_not_fit_are_refused(changes, message):

@@ -337,10 +337,13 @@ def test_refuses_to_write_where_there_is_no_directory(tmp_path):
     ({"label_splits": np.array([0, 2, 1, 3, 3])}, "label_splits must rise from 0 to .* entries, 3"),
     ({"label_splits": np.array([1, 2, 3, 3, 3])}, "label_splits must rise from 0"),
     ({"feature_splits": np.array([0, 2, 2, 4, 5])}, "feature_splits must rise .* entries, 4"),
-    ({"num_features": 4}, r"feature_ids must be in \[0, 4\); 1 of 4 .* \(first: entry 1, 4\)"),
-    ({"label_ids": np.int32([0, -1, 1])}, r"label_ids must be in \[0, 3\); 1 of 3 .* entry 1, -1"),
-    ({"label_ids": np.int32([2, 2, 1])}, r"1 of 4 documents repeat one \(first: document 0\)"),
-    ({"feature_values": np.float32([1, np.nan, 1, 1])}, "values that are not finite"),
+    ({"num_features": 4}, r"feature_ids must be in \[0, 4\); 1 of 4 .* \(first: id 1, value '4'\)"),
+    (
+      {"label_ids": np.int32([0, -1, 1])},
+      r"label_ids must be in \[0, 3\); 1 of 3 .* id 1, value '-1'",
+    ),
+    ({"label_ids": np.int32([2, 2, 1])}, r"1 of 4 documents .*\(first: document 0\)"),
+    ({"feature_values": np.float32([1, np.nan, 1, 1])}, "feature_values must be finite"),
     ({"num_train": 5}, r"num_train must be in \[0, 4\], the number of documents, got 5"),
   ],
 )

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from tf_twostage.data.files.chunk import Chunk
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, rows_sentence
 
 ON_BAD_ROWS = ("fail", "skip")
 _REMEDY = "mend or drop these rows"
@@ -39,13 +39,11 @@ class Fault:
 
   def message(self, rows: int) -> str:
     """One sentence: where, what, how often, what to do. `rows` is the size of the log."""
-    what = f"column {self.column!r} {self.rule}" if self.column else self.rule
+    subject = f"{self.file}: column {self.column!r}" if self.column else f"{self.file}:"
     line = "" if self.line is None else f"line {self.line}, "
     value = "missing" if self.value is None else repr(self.value)
-    return (
-      f"{self.file}: {what}; {self.count} of {rows} rows break this (first: {line}row {self.row},"
-      f" value {value}); {self.remedy}"
-    )
+    first = f"{line}row {self.row}, value {value}"
+    return rows_sentence(subject, self.rule, self.count, rows, first, self.remedy)
 
 
 class BadRows:

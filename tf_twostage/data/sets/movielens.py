@@ -21,7 +21,7 @@ from pyarrow import csv
 
 from tf_twostage.data.schema import Bag, Categorical, Id, Schema, unit_range
 from tf_twostage.data.sets.ratings import RatingsData
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 ARCHIVE = "ml-1m.zip"
 _URL = f"https://files.grouplens.org/datasets/movielens/{ARCHIVE}"
@@ -75,13 +75,9 @@ class Table:
 
   def require(self, valid: Collection[bool], column: str, rule: str) -> None:
     """Raises InputError naming the first invalid row, unless every row of [rows] is valid."""
-    bad = np.flatnonzero(~np.asarray(valid, dtype=bool))
-    if bad.size:
-      index, value = self.frame.index, self.frame[column].iloc[bad[0]]
-      raise InputError(
-        f"{self.place}: column {column!r} must {rule}; {bad.size} of {len(index)} rows do not"
-        f" (first: {index.name} {index[bad[0]]}, {str(value)!r}); {self.remedy}"
-      )
+    subject, index = f"{self.place}: column {column!r}", self.frame.index
+    unit, values = str(index.name), self.frame[column].to_numpy()
+    require(valid, subject, f"must {rule}", self.remedy, values, unit=unit, numbers=index)
 
 
 class Tables(NamedTuple):

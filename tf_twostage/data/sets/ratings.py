@@ -21,7 +21,7 @@ from tf_twostage.data.schema import (
   check_table,
   unit_range,
 )
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,14 +79,11 @@ class RatingsData:
           f"{self.name}: {column} must be {np.dtype(dtype)} ({rows},), got"
           f" {values.dtype} {values.shape}"
         )
-      outside = np.flatnonzero((values < 0) | (values >= limit)) if limit else values[:0]
-      if outside.size:
-        raise InputError(
-          f"{self.name}: {column} must be in [0, {limit}); {outside.size} of {rows} ratings are"
-          f" outside (first: row {outside[0]}, {values[outside[0]]})"
-        )
-    if not np.isfinite(self.rating).all():
-      raise InputError(f"{self.name}: rating holds values that are not finite; drop those rows")
+      if limit:
+        inside, rule = (values >= 0) & (values < limit), f"must be in [0, {limit})"
+        require(inside, f"{self.name}: {column}", rule, "drop those rows", values)
+    finite = np.isfinite(self.rating)
+    require(finite, f"{self.name}: rating", "must be finite", "drop those rows", self.rating)
     if self.schema.context:
       context_rows = check_table(self.schema.context, self.context, f"{self.name}: context")
       if context_rows != rows:
@@ -188,12 +185,9 @@ def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what:
         f"{what}: column {feature.name!r} must hold NumPy strings ('<U'), got"
         f" {table[feature.name].dtype}; convert it with astype(str)"
       )
-  moved = np.flatnonzero(table[key.name] != np.array(key.vocabulary))
-  if moved.size:
-    raise InputError(
-      f"{what}: row i must hold {key.name!r} number i of the vocabulary; {moved.size} of {rows}"
-      f" rows differ (first: row {moved[0]}); order the table like the vocabulary"
-    )
+  in_order, rule = table[key.name] == np.array(key.vocabulary), "must be in the vocabulary's order"
+  remedy = "order the table like the vocabulary"
+  require(in_order, f"{what}: column {key.name!r}", rule, remedy, table[key.name])
 
 
 def _side(
@@ -208,12 +202,8 @@ def _side(
   known = _text(table[key])
   feature = Id(key, tuple(known.tolist()))  # refuses repeated ids
   index = np.where(ids.isna(), -1, pd.Index(known).get_indexer(_text(ids)))
-  unknown = np.flatnonzero(index < 0)
-  if unknown.size:
-    raise InputError(
-      f"{what}: {unknown.size} of {len(ids)} ratings have an id that the table lacks (first: row"
-      f" {unknown[0]}, {str(ids.iloc[unknown[0]])!r}); add it to the table or drop these rows"
-    )
+  remedy = "add it to the table or drop these rows"
+  require(index >= 0, f"{what}: the id", "must be in the table", remedy, ids.to_numpy())
   built, raw = feature_tables.build(
     [FeatureColumn(name, kind) for name, kind in kinds.items()],
     {

@@ -7,7 +7,7 @@ import hashlib
 
 import numpy as np
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 _ARRAYS = {
   "feature_splits": np.int64,
@@ -77,20 +77,15 @@ class XmcData:
         raise InputError(
           f"{self.name}: {side}_splits must rise from 0 to the number of entries, {len(ids)}"
         )
-      outside = np.flatnonzero((ids < 0) | (ids >= limit))
-      if outside.size:
-        raise InputError(
-          f"{self.name}: {side}_ids must be in [0, {limit}); {outside.size} of {len(ids)} are"
-          f" outside (first: entry {outside[0]}, {ids[outside[0]]})"
-        )
-    if not np.isfinite(self.feature_values).all():
-      raise InputError(f"{self.name}: feature_values holds values that are not finite; drop them")
-    repeating = np.flatnonzero(rows_with_repeats(self.label_splits, self.label_ids))
-    if repeating.size:
-      raise InputError(
-        f"{self.name}: labels must differ within a document; {repeating.size} of"
-        f" {self.num_documents} documents repeat one (first: document {repeating[0]})"
-      )
+      rule, remedy = f"must be in [0, {limit})", "drop them, or correct the size"
+      inside = (ids >= 0) & (ids < limit)
+      require(inside, f"{self.name}: {side}_ids", rule, remedy, ids, unit="id")
+    finite, values = np.isfinite(self.feature_values), self.feature_values
+    subject = f"{self.name}: feature_values"
+    require(finite, subject, "must be finite", "drop them", values, unit="value")
+    distinct = ~rows_with_repeats(self.label_splits, self.label_ids)
+    rule, remedy = "must differ within a document", "keep one of each"
+    require(distinct, f"{self.name}: labels", rule, remedy, unit="document")
     if not 0 <= self.num_train <= self.num_documents:
       raise InputError(
         f"{self.name}: num_train must be in [0, {self.num_documents}], the number of documents,"
