@@ -23,7 +23,7 @@ from tf_twostage import losses, pipeline
 from tf_twostage.config import LossConfig
 from tf_twostage.generators import stored_config
 from tf_twostage.models.support import most_probable
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 import tensorflow as tf  # isort: skip
 
@@ -44,7 +44,7 @@ def main() -> None:
   arguments = parser.parse_args()
   config = stored_config(arguments.generator / "config.json")
   workdir = arguments.generator.parent.parent
-  environment = environments.make(config, Stages(workdir / "stages"))
+  environment = environments.make(config, Workspace(workdir / "stages"))
   towers = pipeline.finished_generator(config, environment, workdir)
   log = pipeline.rows_to_learn(config, environment.log)
   num_items = environment.tables.schema.num_items

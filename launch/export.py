@@ -41,9 +41,9 @@ def main() -> None:
   from tf_twostage import environment as environments
   from tf_twostage import pipeline
   from tf_twostage.serving import item_files
-  from tf_twostage.workspace import Stages
+  from tf_twostage.workspace import Workspace
 
-  environment = environments.make(config, Stages(workdir / "stages"))
+  environment = environments.make(config, Workspace(workdir / "stages"))
   towers = pipeline.finished_generator(config, environment, workdir)
   if towers is None:
     raise unfinished

@@ -23,7 +23,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import ESTIMATORS
 from tf_twostage.generators import Generator, finished
 from tf_twostage.reports.tables import STAGES
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 # The embedded default, only shorter: as a command has it, and as the package does.
 FLAGS = (
@@ -62,7 +62,7 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def environment(workdir):
   """The environment of two finished generators."""
-  made = environments.make(CONFIG, Stages(workdir / "stages"))
+  made = environments.make(CONFIG, Workspace(workdir / "stages"))
   for generator in GENERATORS:
     pipeline.fit_generator(generator.config, made, workdir, progress=False)
   return made
@@ -70,7 +70,7 @@ def environment(workdir):
 
 @pytest.fixture(scope="module")
 def evaluation(environment, workdir):
-  return environment.evaluation_log(Stages(workdir / "stages"))
+  return environment.evaluation_log(Workspace(workdir / "stages"))
 
 
 def test_the_evaluation_log_is_another_of_the_same_policy_and_users(environment, evaluation):

@@ -14,7 +14,7 @@ from tf_twostage.config import LossConfig, SupportConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
 from tf_twostage.experiment import Variant
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 FILES = {
   "experiment.json",
@@ -52,7 +52,7 @@ def variant(config, label, family=None, **loss):
 @pytest.fixture
 def finish(config, tmp_path):
   """Leaves cells as a finished run would: finish(variant, test, validation), a number a seed."""
-  name = environment.make(config, Stages(tmp_path / "stages")).name
+  name = environment.make(config, Workspace(tmp_path / "stages")).name
 
   def leave(variant, test, validation=None):
     for seed, (on_test, valid) in enumerate(zip(test, validation or test, strict=True)):

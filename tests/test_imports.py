@@ -12,7 +12,8 @@ ROOT = pathlib.Path(tf_twostage.__file__).parent
 # A module may import from rooms before its own (and from its own room).
 ORDER = [
   ("errors",),
-  ("metrics", "plotting", "config", "workspace"),
+  ("workspace",),
+  ("metrics", "plotting", "config"),
   ("data",),
   ("policies",),
   ("losses",),

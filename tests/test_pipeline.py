@@ -11,7 +11,7 @@ from tf_twostage.config import Config, EncoderConfig, LossConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
 from tf_twostage.training import loop
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def logged(config, directory, monkeypatch):
     return train(model, log, *arguments, **options)
 
   monkeypatch.setattr(loop, "train_generator", spy)
-  world = environment.make(config, Stages(directory / "stages"))
+  world = environment.make(config, Workspace(directory / "stages"))
   pipeline.fit_generator(config, world, directory, progress=False)
   (log,) = seen
   return log
@@ -59,7 +59,7 @@ def test_a_log_without_rewards_is_refused_before_training(config, tmp_path):
   files = ready.contents()
   files.log["reward"] = 0
   files.write(tmp_path / "environment")
-  world = environment.make(config, Stages(tmp_path / "stages"))
+  world = environment.make(config, Workspace(tmp_path / "stages"))
   with pytest.raises(InputError, match="no rows to train on"):
     pipeline.fit_generator(config, world, tmp_path, progress=False)
 
@@ -67,7 +67,7 @@ def test_a_log_without_rewards_is_refused_before_training(config, tmp_path):
 @pytest.mark.parametrize("item_bias", [False, True])
 def test_item_bias_widens_the_vectors_by_one(config, tmp_path, item_bias):
   config = changed(config, "generator", item_bias=item_bias)
-  world = environment.make(config, Stages(tmp_path / "stages"))
+  world = environment.make(config, Workspace(tmp_path / "stages"))
   towers, _ = pipeline.fit_generator(config, world, tmp_path, progress=False)
   encoder = EncoderConfig()
   width = encoder.id_width + 2 * encoder.feature_width  # item_id, decade, topics
@@ -80,7 +80,7 @@ def test_item_bias_widens_the_vectors_by_one(config, tmp_path, item_bias):
 def test_a_generator_learns_against_a_support(config, tmp_path):
   settings = {"support_size": 24, "support_draws": "popularity", "hard_candidates": 4}
   config = changed(changed(config, "support", **settings), "generator", epochs=12)
-  world = environment.make(config, Stages(tmp_path / "stages"))
+  world = environment.make(config, Workspace(tmp_path / "stages"))
   towers, history = pipeline.fit_generator(config, world, tmp_path, progress=False)
   losses = [epoch["training"]["mean_loss"] for epoch in history]
   assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
@@ -99,7 +99,7 @@ def test_a_support_needs_room_for_draws(config, size, hard, fits):
 
 def test_more_hard_candidates_than_items_are_refused(config, tmp_path):
   config = changed(config, "support", support_size=64, hard_candidates=16)
-  world = environment.make(config, Stages(tmp_path / "stages"))
+  world = environment.make(config, Workspace(tmp_path / "stages"))
   with pytest.raises(InputError, match="but the catalogue has 15 items"):
     pipeline.fit_generator(config, world, tmp_path, progress=False)
 
@@ -107,7 +107,7 @@ def test_more_hard_candidates_than_items_are_refused(config, tmp_path):
 @pytest.mark.parametrize(("size", "warned"), [(ready.ITEMS, False), (ready.ITEMS + 1, True)])
 def test_a_support_that_outgrows_the_catalogue_is_warned_of(config, tmp_path, caplog, size, warned):
   config = changed(changed(config, "support", support_size=size), "generator", batch_size=8)
-  world = environment.make(config, Stages(tmp_path / "stages"))
+  world = environment.make(config, Workspace(tmp_path / "stages"))
   pipeline.fresh_generator(config, world)
   assert (f"more than the {ready.ITEMS} items" in caplog.text) == warned
 

@@ -15,7 +15,7 @@ from tf_twostage.evaluation import policy_file, values
 from tf_twostage.evaluation.reward_model import fit_reward_model
 from tf_twostage.generators import Generator, finished
 from tf_twostage.reports import policy_report
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
 def run(
@@ -44,20 +44,20 @@ def run(
   remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
     raise InputError(f"{workdir} holds no generator; {remedy}")
-  stages = Stages(workdir / "stages")
-  environment = environments.make(config, stages)
+  workspace = Workspace(workdir / "stages")
+  environment = environments.make(config, workspace)
   if generators is None:
     generators = finished(config, environment, workdir)
   unfinished = [g.name for g in generators if not g.is_finished(environment, workdir)]
   if unfinished or not generators:
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
     raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
-  evaluation = environment.evaluation_log(stages)
+  evaluation = environment.evaluation_log(workspace)
   item_ids = np.asarray(environment.tables.schema.item_id.vocabulary)
   given = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
   seed = config.environment_seed
   model = fit_reward_model(
-    evaluation, environment.tables, config.encoder, config.ranker, stages, seed=seed
+    evaluation, environment.tables, config.encoder, config.ranker, workspace, seed=seed
   )
   valuations = [values.logging_policy(evaluation, seed=seed)]
   with tqdm(total=2 * len(generators) + len(given), unit="policy", desc="policies") as progress:

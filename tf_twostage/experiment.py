@@ -29,7 +29,7 @@ from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
 from tf_twostage.training.loop import History
 from tf_twostage.training.signals import Stopped
-from tf_twostage.workspace import Stages, write_json, write_text
+from tf_twostage.workspace import Workspace, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -90,11 +90,11 @@ def run(
   for variant in variants:
     pipeline.check(variant.config)
   only_here(config, "launch.experiment")
-  stages = Stages(workdir / "stages")
-  environment = environments.make(config, stages)
+  workspace = Workspace(workdir / "stages")
+  environment = environments.make(config, workspace)
   for variant in variants:
     pipeline.check_catalogue(variant.config, environment)
-  baselines = environment.baselines(stages, config.slate_size)
+  baselines = environment.baselines(workspace, config.slate_size)
   cells = [
     _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))
     for seed in range(seeds)  # seeds outside: an experiment cut short is a smaller experiment
@@ -174,7 +174,7 @@ def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
   tf.get_logger().setLevel("ERROR")
   tf.config.threading.set_intra_op_parallelism_threads(threads)
   tf.config.threading.set_inter_op_parallelism_threads(threads)
-  _worker_environment = environments.make(config, Stages(workdir / "stages"))
+  _worker_environment = environments.make(config, Workspace(workdir / "stages"))
 
 
 def _die_with_parent() -> None:

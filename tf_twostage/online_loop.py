@@ -29,7 +29,7 @@ from tf_twostage.serving.client import RecommenderClient
 from tf_twostage.serving.local_server import serve
 from tf_twostage.training.distribution import only_here
 from tf_twostage.training.fitting import fit
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 _ROWS_PER_CALL = 128
 _TIMEOUT = 60.0  # seconds a call; the first of a shape makes the server ready
@@ -72,10 +72,10 @@ class Loop:
     data = sets.load(config.data.dataset, config.data.data_dir)
     if not isinstance(data, RatingsData) or config.data.environment:
       raise InputError("a loop simulates users: it needs a data set of ratings, no --environment")
-    stages = Stages(workdir / "stages")
+    workspace = Workspace(workdir / "stages")
     self._config, self._draws, self._temperature = config, draws, temperature
-    self._environment = environments.make(config, stages)
-    self._evaluation = self._environment.evaluation_log(stages)
+    self._environment = environments.make(config, workspace)
+    self._evaluation = self._environment.evaluation_log(workspace)
     situations, _ = self._evaluation.situations
     log, rewards = self._evaluation.log, self._evaluation.expected_rewards
     assert rewards is not None

@@ -24,7 +24,7 @@ from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.reports import plots, run_report
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Job, Workers
-from tf_twostage.workspace import Stages, fingerprint, write_json, write_text
+from tf_twostage.workspace import Workspace, fingerprint, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -74,19 +74,19 @@ def _run(
 ) -> Result | None:
   """The chief's result."""
   start = time.perf_counter()
-  stages = Stages(workdir / "stages", builds=workers.is_chief, ready=workers.wait)
-  environment = environments.make(config, stages)
-  baselines = environment.baselines(stages, config.slate_size)
-  with stages.timed("generator"):
+  workspace = Workspace(workdir / "stages", builds=workers.is_chief, barrier=workers.wait)
+  environment = environments.make(config, workspace)
+  baselines = environment.baselines(workspace, config.slate_size)
+  with workspace.timed("generator"):
     towers, history = fit_generator(config, environment, workdir, workers=workers)
   if not workers.is_chief:
     return None
   waits = [epoch["input_wait_share"] for epoch in history if "input_wait_share" in epoch]
   if waits:
-    stages.timings["generator"]["input_wait_share"] = sum(waits) / len(waits)
-  with stages.timed("export"):
+    workspace.timings["generator"]["input_wait_share"] = sum(waits) / len(waits)
+  with workspace.timed("export"):
     exported = export(config, environment, towers, export_dir, keep=keep)
-  stages.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
+  workspace.timings["total"] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
 
   best = loop.best_epoch(history)
   metrics = {
@@ -97,7 +97,7 @@ def _run(
     **environment.facts,
     "notes": [*environment.notes, *environment.evaluator.warnings(best["scores"])],
     "export": str(exported),
-    "timings": stages.timings,
+    "timings": workspace.timings,
   }
   directory = generator_directory(config, environment.name, workdir)
   summary = _report(config, environment, metrics, history, (directory, workdir))

@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tf_twostage.workspace import atomic_write
+
 _log = logging.getLogger(__name__)
 
 # Okabe and Ito without their yellow, which white paper swallows: told apart by color-blind readers,
@@ -31,6 +33,5 @@ def save(pictures: Mapping[pathlib.Path, tuple[float, float, Callable[[Any], Non
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
     figure = Figure(figsize=(width, height), layout=layout)
     draw(figure)
-    aside = path.with_name(f".{path.name}")
-    figure.savefig(aside, dpi=_DPI, format="png")
-    aside.replace(path)
+    with atomic_write(path) as file:
+      figure.savefig(file, dpi=_DPI, format="png")

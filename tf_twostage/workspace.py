@@ -1,4 +1,4 @@
-"""Directories that remember what they were made from, so that unchanged work is reused."""
+"""A work directory: stages that are built once, and writes that are complete or absent."""
 
 from __future__ import annotations
 
@@ -13,118 +13,174 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import tensorflow as tf
-
-from tf_twostage.errors import RunError, reason
+import tf_twostage
+from tf_twostage.errors import RunError
 
 _log = logging.getLogger(__name__)
 
 _RECORD = "stage.json"
-_WEIGHTS = "weights"
-_LATEST = 60.0  # seconds; network file systems remember for so long that a file was not there
+_PARTIAL = "partial"
+_VISIBLE_AFTER = 60.0  # seconds; network file systems cache for so long that a file is missing
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-  """A short digest of JSON-able inputs."""
+  """Returns a short digest of JSON-able inputs."""
   text = json.dumps(inputs, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-class Stages:
-  """Builds named stages under `root/<name>-<fingerprint>/`, or finds them built.
+class Workspace:
+  """Cache of named stages, each in a directory `root/<name>-<fingerprint>/`.
 
-  A stage is written aside and renamed when it is complete, so that a directory that exists is a
-  directory that can be used.
+  The fingerprint covers the inputs of a stage and the version of this package. A stage is written
+  with `atomic_directory`, so a directory that exists is complete.
+
+  Attributes:
+    timings: seconds of every stage and of all timed work, and whether it was reused.
   """
 
   def __init__(
-    self, root: pathlib.Path, *, builds: bool = True, ready: Callable[[], None] = lambda: None
+    self, root: pathlib.Path, *, builds: bool = True, barrier: Callable[[], None] = lambda: None
   ):
     """Args:
-    root: holds the stages; workers share it.
-    builds: whether this worker builds what is missing; others find it when it is there.
-    ready: called at each stage: one worker comes when it has built it, and the others wait for
-      that here.
+    root: directory of the stages, shared by all workers.
+    builds: whether this worker builds missing stages; other workers wait for them.
+    barrier: blocks until every worker has called it; called once per stage.
     """
     self._root = root
     self._builds = builds
-    self._ready = ready
+    self._barrier = barrier
     self.timings: dict[str, dict[str, Any]] = {}
 
-  def get(
-    self, name: str, inputs: Mapping[str, Any], build: Callable[[pathlib.Path], None]
+  def stage(
+    self, name: str, inputs: Mapping[str, Any], build: Callable[[pathlib.Path], object]
   ) -> pathlib.Path:
-    """The stage's directory; `build(directory)` fills it if no stage has these inputs.
+    """Returns the directory of a stage; builds it unless it exists.
 
     Args:
-      name: what the stage makes, such as "ranker".
-      inputs: JSON-able; all that the result depends on, earlier stages' names included.
-      build: writes the results into an empty directory.
+      name: name of the result, such as "ranker".
+      inputs: JSON-able values that determine the result, names of earlier stages included.
+      build: writes the result into an empty directory.
+
+    Raises:
+      RunError: another worker built the stage, and it does not appear in this worker's `root`.
     """
-    path = self._root / f"{name}-{fingerprint(inputs)}"
-    reused = (path / _RECORD).exists()
-    if not self._builds:
-      self._ready()
-      _appear(path / _RECORD)
-      reused = True
-    elif not reused:
-      partial = path.with_name(f".{path.name}.partial")
-      shutil.rmtree(partial, ignore_errors=True)
-      partial.mkdir(parents=True)
-      start = time.perf_counter()
-      build(partial)
-      record = {"seconds": round(time.perf_counter() - start, 2), "inputs": inputs}
-      write_json(partial / _RECORD, record)
-      partial.rename(path)
-    if self._builds:
-      self._ready()
-    seconds = json.loads((path / _RECORD).read_text())["seconds"]
+    path = self._root / f"{name}-{fingerprint({**inputs, 'version': tf_twostage.__version__})}"
+    reused = not self._builds or (path / _RECORD).exists()
+    if not reused:
+      with atomic_directory(path) as directory:
+        start = time.perf_counter()
+        build(directory)
+        _finish(directory, time.perf_counter() - start, inputs)
+    self._barrier()
+    seconds = _found(path, wait=not self._builds)["seconds"]
     self.timings[name] = {"seconds": seconds, "reused": reused}
     _log.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
     return path
 
   @contextlib.contextmanager
   def timed(self, name: str) -> Iterator[None]:
-    """Times work that is no stage of its own."""
+    """Times work that is not a stage."""
     start = time.perf_counter()
     yield
     self.timings[name] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
 
 
-def _appear(file: pathlib.Path) -> None:
-  """Waits for a file that another machine has written, which some file systems show late."""
-  deadline = time.monotonic() + _LATEST
-  while not file.exists():
+def _finish(directory: pathlib.Path, seconds: float, inputs: Mapping[str, Any]) -> None:
+  """Completes a stage that was just built with its record."""
+  record = {"seconds": round(seconds, 2), "version": tf_twostage.__version__, "inputs": inputs}
+  write_json(directory / _RECORD, record)
+
+
+def _found(directory: pathlib.Path, *, wait: bool) -> dict[str, Any]:
+  """Returns the record of a complete stage; waits for file systems that show it late."""
+  deadline = time.monotonic() + _VISIBLE_AFTER
+  while wait and not (directory / _RECORD).exists():
     if time.monotonic() > deadline:
       raise RunError(
-        f"{file} was written by the chief and is not here after {_LATEST:.0f} s: give all workers"
-        " the same --workdir, on a file system that they share"
+        f"{directory} was built by the chief and is not visible here after {_VISIBLE_AFTER:.0f} s:"
+        " give all workers the same work directory, on a file system that they share"
       )
     time.sleep(0.1)
+  return json.loads((directory / _RECORD).read_text(encoding="utf-8"))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+  """Writes indented JSON with `atomic_write`."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Replaces a file in one step: readers see the old text or the new, never a part."""
-  aside = path.with_name(f".{path.name}.partial")
-  aside.write_text(text, encoding="utf-8")
-  os.replace(aside, path)
+  """Writes UTF-8 text with `atomic_write`."""
+  with atomic_write(path) as file:
+    file.write_text(text, encoding="utf-8")
 
 
-def save_weights(model: tf.Module, directory: pathlib.Path) -> None:
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a path to write to; the file then replaces `path` in one step.
+
+  Readers see the old content or the new, never a part, also after a crash. If the block raises,
+  `path` stays as it was.
+  """
+  path = pathlib.Path(path)
+  # Two processes may write the same file: each needs a temporary name of its own.
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
   try:
-    tf.train.Checkpoint(model).write(str(directory / _WEIGHTS))
-  except tf.errors.OpError as error:
-    raise RunError(
-      f"cannot save to {directory}: {reason(error)}. What was finished before stays; once there is"
-      " room and leave to write, the same command goes on from it"
-    ) from error
+    yield temporary
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
 
 
-def restore_weights(model: tf.Module, directory: pathlib.Path) -> None:
-  """Loads what `save_weights` wrote into a model of the same build."""
-  status = tf.train.Checkpoint(model).read(str(directory / _WEIGHTS))
-  status.assert_existing_objects_matched().expect_partial()  # the optimizer stays behind
+@contextlib.contextmanager
+def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields an empty directory to fill; it then replaces `path`.
+
+  The name is the same at each attempt, so that a killed process's remains are removed by the next.
+  A directory that exists at `path` is renamed before it is deleted. If the block raises, `path`
+  stays as it was.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{path.name}.{_PARTIAL}")
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    for file in temporary.rglob("*"):
+      _sync(file)
+    _sync(temporary)
+    remove_directory(path)
+    temporary.rename(path)
+    _sync(path.parent)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: pathlib.Path) -> None:
+  """Deletes a directory, if it exists; a part of it is never seen under its name."""
+  if path.exists():
+    old = path.with_name(f".{path.name}.old.{_PARTIAL}")
+    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(path.rename(old))
+
+
+def remove_partial(directory: pathlib.Path) -> None:
+  """Deletes what killed processes left of atomic directories in `directory`."""
+  for remains in directory.glob(f".*.{_PARTIAL}"):
+    shutil.rmtree(remains, ignore_errors=True)
+
+
+def _sync(path: pathlib.Path) -> None:
+  """Flushes a file, or the entries of a directory, to the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  except OSError:
+    if not path.is_dir():  # some file systems cannot flush directories
+      raise
+  finally:
+    os.close(descriptor)

@@ -11,7 +11,7 @@ from tf_twostage import environment
 from tf_twostage.config import Config, DataConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def files():
 
 def make(directory, **changes):
   config = dataclasses.replace(prepared_environment.config(directory), **changes)
-  return environment.make(config, Stages(directory / "stages"))
+  return environment.make(config, Workspace(directory / "stages"))
 
 
 def everyone():
@@ -85,7 +85,7 @@ def test_nothing_is_simulated(files, tmp_path):
 
 def test_baselines_are_scored_once(files, tmp_path, monkeypatch):
   world = make(files.write(tmp_path))
-  stages = Stages(tmp_path / "stages")
+  stages = Workspace(tmp_path / "stages")
   scores = world.baselines(stages, prepared_environment.SLATE)
   assert (
     scores["popularity"]
@@ -386,7 +386,7 @@ def test_popularity_scores_what_is_published(test_data, monkeypatch, tmp_path):
       environment=str(test_data / "ml-1m-reference"),
     )
   )
-  world = environment.make(config, Stages(tmp_path))
+  world = environment.make(config, Workspace(tmp_path))
   assert len(world.log) == 30_200
   assert world.log.reward.mean() == pytest.approx(0.762, abs=5e-4)
   scores = world.evaluation(world.policies["popularity"], config.slate_size)()["test"]

@@ -22,7 +22,7 @@ from tf_twostage.data.sets.xmc import make_xmc
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 DATA = make_xmc(80, 40, 90, 30, labels_per_document=4, features_per_document=15)
 SLATE = 12
@@ -47,7 +47,7 @@ def tiny_data():
 
 @pytest.fixture(scope="module")
 def world(tiny_data, tmp_path_factory):
-  return environment.make(CONFIG, Stages(tmp_path_factory.mktemp("stages")))
+  return environment.make(CONFIG, Workspace(tmp_path_factory.mktemp("stages")))
 
 
 def with_data(**changes):
@@ -84,7 +84,7 @@ def test_popular_are_the_labels_that_were_right_most_often(world):
 
 
 def test_baselines_score_both_stages(world, tmp_path):
-  baselines = world.baselines(Stages(tmp_path), SLATE)
+  baselines = world.baselines(Workspace(tmp_path), SLATE)
   assert set(baselines) == {"logging policy", "popularity", "ranker, all items", "random"}
   # A precision by hand: the policy's best label of each test document.
   policy = world.policies["logging policy"]({"user_index": np.arange(80, 120)}).numpy()
@@ -96,14 +96,14 @@ def test_baselines_score_both_stages(world, tmp_path):
 
 
 def test_the_environment_does_not_depend_on_who_asks(world, tmp_path):
-  again = environment.make(CONFIG, Stages(tmp_path))
+  again = environment.make(CONFIG, Workspace(tmp_path))
   assert again.name == world.name
   np.testing.assert_array_equal(again.log.action, world.log.action)
 
 
 @pytest.mark.parametrize("setting", [{"max_features": 9}, {"data_dir": "elsewhere"}])
 def test_the_name_follows_the_data_alone(world, tmp_path, setting):
-  other = environment.make(with_data(**setting), Stages(tmp_path))
+  other = environment.make(with_data(**setting), Workspace(tmp_path))
   assert (other.name == world.name) == ("data_dir" in setting)
 
 
@@ -116,13 +116,13 @@ def test_the_name_follows_the_data_alone(world, tmp_path, setting):
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, changes, message):
   with pytest.raises(InputError, match=message):
-    environment.make(with_data(**changes), Stages(tmp_path))
+    environment.make(with_data(**changes), Workspace(tmp_path))
   assert not list(tmp_path.iterdir())
 
 
 def test_a_slate_larger_than_the_labels_is_refused(tmp_path):
   with pytest.raises(InputError, match="not exceed the 30 labels"):
-    environment.make(dataclasses.replace(CONFIG, slate_size=31), Stages(tmp_path))
+    environment.make(dataclasses.replace(CONFIG, slate_size=31), Workspace(tmp_path))
 
 
 def test_the_whole_way(tiny_data, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from tf_twostage.environment import logging_policy
 from tf_twostage.environment.label_log import log_labels, supervised_pairs
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 DATA = make_xmc(60, 20, 80, 25, labels_per_document=3, features_per_document=10)
 TABLES = EncodedTables.encode(*document_tables(DATA, 12))
@@ -25,7 +25,7 @@ CONFIG = Config(
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-  return Stages(tmp_path_factory.mktemp("stages"))
+  return Workspace(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture(scope="module")

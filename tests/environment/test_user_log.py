@@ -23,7 +23,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.metrics import HELD_OUT
 from tf_twostage.policies import TwoStagePolicy
 from tf_twostage.training import loop
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 ROWS, SLATE = 1500, 5
 CONFIG = Config(
@@ -44,7 +44,7 @@ def settings(directory, **changes):
 
 
 def make(config, directory):
-  return environment.make(config, Stages(directory / "stages"))
+  return environment.make(config, Workspace(directory / "stages"))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_reward_model_and_ranker_are_one_where_no_other_is_given(made):
 
 
 def test_baselines_are_values_with_errors(made, tmp_path):
-  scores = made.baselines(Stages(tmp_path), SLATE)
+  scores = made.baselines(Workspace(tmp_path), SLATE)
   assert set(scores) == {"logging policy", "popularity", "ranker, all items", "random"}
   assert scores["logging policy"]["test"]["one_stage"]["snips"] == pytest.approx(
     made.evaluator.logs["test"].log.reward.mean()

@@ -11,7 +11,7 @@ from tf_twostage.config import Config, FitConfig
 from tf_twostage.data import load as load_log
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import propensities
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 CONFIG = Config(behavior=FitConfig(epochs=8, batch_size=64))
 
@@ -30,7 +30,7 @@ def estimated(tmp_path_factory):
   """An estimate where the logging policy knows features alone; the truth; where it is kept."""
   root = tmp_path_factory.mktemp("features")
   data, truth = load(user_logs.make(2500), root)
-  found, stage = propensities.estimate(CONFIG, data, Stages(root / "stages"))
+  found, stage = propensities.estimate(CONFIG, data, Workspace(root / "stages"))
   return data, found, truth, root / "stages" / stage
 
 
@@ -68,7 +68,7 @@ def test_a_stage_says_that_they_are_estimated(estimated):
 def test_an_estimate_is_found_again(estimated, monkeypatch):
   data, found, _, stage = estimated
   monkeypatch.setattr(propensities, "cross_fitted", None)
-  again, name = propensities.estimate(CONFIG, data, Stages(stage.parent))
+  again, name = propensities.estimate(CONFIG, data, Workspace(stage.parent))
   assert name == stage.name
   np.testing.assert_array_equal(again.values, found.values)
   assert again.facts() == found.facts()

@@ -13,7 +13,7 @@ from tf_twostage.evaluation import reward_model
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 USERS, ITEMS, ROWS, FOLDS = 40, 6, 600, 3
 SCHEMA = Schema(
@@ -63,7 +63,7 @@ def few_folds():
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-  return Stages(tmp_path_factory.mktemp("stages"))
+  return Workspace(tmp_path_factory.mktemp("stages"))
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,7 @@ def test_killed_at_twenty_moments_no_version_is_half_or_wrong(tmp_path):
       os.kill(child, signal.SIGKILL)
       while next(said) != "gone":
         pass
-      interrupted += bool(list(tmp_path.glob(".aside-*")))
+      interrupted += bool(list(tmp_path.glob(".*.partial")))
       for version in versions.versions(tmp_path):
         if version not in loaded:
           model = tf.saved_model.load(str(version))

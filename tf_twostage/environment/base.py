@@ -19,7 +19,7 @@ from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.slate_ranker import SlateRanker
-from tf_twostage.workspace import Stages, write_json
+from tf_twostage.workspace import Workspace, write_json
 
 _SOME = 5  # users whose recommendations an export must repeat
 
@@ -54,14 +54,14 @@ class Environment:
   requests: FeatureTable
   name: str
   facts: Mapping[str, Any]
-  evaluation_log: Callable[[Stages], EvaluationLog]
+  evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
     """A function that scores `scorer`, with this ranker behind it, as it is when called."""
     return self.evaluator.evaluation(scorer, self.ranker_logits, slate_size)
 
-  def baselines(self, stages: Stages, slate_size: int) -> dict[str, Scores]:
+  def baselines(self, workspace: Workspace, slate_size: int) -> dict[str, Scores]:
     """Scores of what every table compares with, a stage of its own."""
 
     def build(directory: pathlib.Path) -> None:
@@ -70,7 +70,7 @@ class Environment:
       write_json(directory / "scores.json", scores)
 
     inputs = {"environment": self.name, "slate_size": slate_size, **self.evaluator.settings}
-    directory = stages.get("baselines", inputs, build)
+    directory = workspace.stage("baselines", inputs, build)
     return json.loads((directory / "scores.json").read_text())
 
 

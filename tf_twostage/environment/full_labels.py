@@ -17,10 +17,10 @@ from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.ranker import usual_logit
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
-def full_labels(config: Config, data: XmcData, stages: Stages) -> Environment:
+def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environment:
   """Behavior policy, log of the training documents, ranker; test documents evaluator."""
   if config.data.environment:
     raise InputError(
@@ -29,13 +29,13 @@ def full_labels(config: Config, data: XmcData, stages: Stages) -> Environment:
     )
   schema, documents, labels = document_tables(data, config.data.max_features)
   tables = EncodedTables.encode(schema, documents, labels)
-  logged_policy = log_labels(config, data, tables, stages)
+  logged_policy = log_labels(config, data, tables, workspace)
   log = logged_policy.log
   ranker, stage = fitted_ranker(
     config,
     tables,
     log,
-    stages,
+    workspace,
     depends_on=logged_policy.stage,
     prior=usual_logit(log.rewards().total, len(log)),
   )
@@ -67,11 +67,11 @@ def full_labels(config: Config, data: XmcData, stages: Stages) -> Environment:
     requests=requests(schema, {n: v[tests] for n, v in documents.items()}, {}),
     name=stage,
     facts={"logged_reward": float(log.reward.mean())},
-    evaluation_log=lambda stages: simulated_log(
+    evaluation_log=lambda workspace: simulated_log(
       config,
       tables,
       logged_policy,
-      stages,
+      workspace,
       labels=relevance,
       contexts=lambda documents, labels: {},
       first_user=tests.start,

@@ -16,11 +16,11 @@ from tf_twostage.environment.logging_policy import LoggedPolicy, record
 from tf_twostage.errors import InputError
 from tf_twostage.losses.cross_entropy import CrossEntropy
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
 def log_labels(
-  config: Config, data: XmcData, tables: EncodedTables, stages: Stages
+  config: Config, data: XmcData, tables: EncodedTables, workspace: Workspace
 ) -> LoggedPolicy:
   """Builds, or finds built: a softmax policy of the supervised documents -> log.
 
@@ -28,7 +28,7 @@ def log_labels(
     config: settings.
     data: documents; those for training are logged.
     tables: codes of all documents and labels.
-    stages: keep what is built.
+    workspace: keep what is built.
 
   Raises:
     InputError: there are fewer training documents than are to be supervised, or those that are
@@ -42,7 +42,7 @@ def log_labels(
   return record(
     config,
     tables,
-    stages,
+    workspace,
     examples=lambda: supervised_pairs(data, count, seed),
     depends_on={
       "data": data.fingerprint(),

@@ -19,7 +19,7 @@ from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.training.fitting import fit
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class LoggedPolicy:
 def record(
   config: Config,
   tables: EncodedTables,
-  stages: Stages,
+  workspace: Workspace,
   *,
   examples: Callable[[], LogRows],
   depends_on: Mapping[str, Any],
@@ -66,7 +66,7 @@ def record(
   Args:
     config: settings of the policy and of the log.
     tables: codes of users and items.
-    stages: keep what is built.
+    workspace: keep what is built.
     examples: makes the rows that the policy is fitted on.
     depends_on: what these follow from, JSON-able.
     objective: what it is fitted with.
@@ -90,7 +90,7 @@ def record(
       item_vectors=towers.candidates(),
     )
 
-  policy_stage = stages.get(
+  policy_stage = workspace.stage(
     "behavior_policy",
     {
       **depends_on,
@@ -109,7 +109,7 @@ def record(
     (policy[0][:num_users], policy[1]),
     config,
     tables,
-    stages,
+    workspace,
     rewards=rewards,
     contexts=contexts,
     seed=seed,
@@ -124,7 +124,7 @@ def draw_log(
   policy: Vectors,
   config: Config,
   tables: EncodedTables,
-  stages: Stages,
+  workspace: Workspace,
   *,
   rewards: Rewards,
   contexts: Contexts,
@@ -139,7 +139,7 @@ def draw_log(
     policy: vectors of the users to log, and of all items.
     config: how many items a user, and whether with replacement.
     tables: their schema is the log's.
-    stages: keep what is built.
+    workspace: keep what is built.
     rewards, contexts, seed, first_user: as for `log_interactions`.
 
   Returns:
@@ -159,7 +159,7 @@ def draw_log(
     )
     rows.write(log, directory / "shards", tables.schema)
 
-  stage = stages.get(
+  stage = workspace.stage(
     name,
     {
       **depends_on,

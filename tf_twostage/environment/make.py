@@ -15,26 +15,26 @@ from tf_twostage.environment.simulated import simulated
 from tf_twostage.environment.user_log import DATASET, user_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
-def make(config: Config, stages: Stages) -> Environment:
+def make(config: Config, workspace: Workspace) -> Environment:
   """The environment that `config` asks for: stages whose inputs did not change are reused.
 
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
   if config.user_log.log is not None or config.data.dataset == DATASET:
-    return user_log(config, stages)
-  with stages.timed("data"):
+    return user_log(config, workspace)
+  with workspace.timed("data"):
     data = sets.load(config.data.dataset, config.data.data_dir)
     _check_sizes(config, data)
   if isinstance(data, XmcData):
-    return full_labels(config, data, stages)
+    return full_labels(config, data, workspace)
   if config.data.environment:
-    with stages.timed("environment"):
+    with workspace.timed("environment"):
       return prepared(config, data, pathlib.Path(config.data.environment))
-  return simulated(config, data, stages)
+  return simulated(config, data, workspace)
 
 
 def _check_sizes(config: Config, data: RatingsData | XmcData) -> None:

@@ -21,8 +21,9 @@ from tf_twostage.models.external import ExternalRanker, digest
 from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
+from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.training.fitting import fit
-from tf_twostage.workspace import Stages, restore_weights, save_weights, write_json
+from tf_twostage.workspace import Workspace, write_json
 
 _SCORES = "scores.npy"
 _ROWS_PER_CHUNK = 8192
@@ -32,7 +33,7 @@ def fitted_ranker(
   config: Config,
   tables: EncodedTables,
   log: TrainingRows,
-  stages: Stages,
+  workspace: Workspace,
   *,
   depends_on: str,
   prior: float = 0.0,
@@ -45,7 +46,7 @@ def fitted_ranker(
     config: settings of the ranker.
     tables: users and items as codes.
     log: the rows.
-    stages: keep what is built.
+    workspace: keep what is built.
     depends_on: what the log follows from.
     prior: logit of the usual reward.
     scale: what rewards are divided by.
@@ -70,7 +71,7 @@ def fitted_ranker(
     "fit": dataclasses.asdict(config.ranker),
     "seed": seed,
   }
-  directory = stages.get(stage, inputs, build)
+  directory = workspace.stage(stage, inputs, build)
   restore_weights(towers, directory)
   return ranker, directory.name
 
@@ -135,7 +136,7 @@ class RewardModel(NamedTuple):
 
 
 def reward_model(
-  config: Config, tables: EncodedTables, log: TrainingRows, stages: Stages, *, depends_on: str
+  config: Config, tables: EncodedTables, log: TrainingRows, workspace: Workspace, *, depends_on: str
 ) -> RewardModel:
   """A pointwise ranker of a log whose rewards may be any numbers >= 0, and rare.
 
@@ -143,7 +144,7 @@ def reward_model(
     config: settings of the ranker.
     tables: users and items as codes.
     log: the training rows.
-    stages: keep what is built.
+    workspace: keep what is built.
     depends_on: what the log follows from.
   """
   rewards = log.rewards()
@@ -152,7 +153,7 @@ def reward_model(
     config,
     tables,
     log,
-    stages,
+    workspace,
     depends_on=depends_on,
     prior=usual_logit(rewards.total / scale, len(log)),
     scale=scale,
@@ -166,7 +167,7 @@ def imitated(
   tables: EncodedTables,
   data: BanditLog,
   held_out: Splits,
-  stages: Stages,
+  workspace: Workspace,
   *,
   depends_on: str,
 ) -> SecondStage:
@@ -177,7 +178,7 @@ def imitated(
     tables: users and items as codes.
     data: a log with ranker scores.
     held_out: which rows train, and which test.
-    stages: keep what is built.
+    workspace: keep what is built.
     depends_on: what the rows follow from.
   """
   assert data.ranker_score is not None
@@ -203,7 +204,7 @@ def imitated(
     "fit": dataclasses.asdict(config.ranker),
     "seed": seed,
   }
-  directory = stages.get("imitated_ranker", inputs, build)
+  directory = workspace.stage("imitated_ranker", inputs, build)
   restore_weights(towers, directory)
   facts = json.loads((directory / "fit.json").read_text(encoding="utf-8"))
   note = (
@@ -249,16 +250,16 @@ def given(path: str | None, data: BanditLog) -> ExternalRanker | None:
   return ranker
 
 
-def external_ranker(ranker: ExternalRanker, data: BanditLog, stages: Stages) -> SecondStage:
+def external_ranker(ranker: ExternalRanker, data: BanditLog, workspace: Workspace) -> SecondStage:
   """A given ranker with its scores of all pairs, a stage of their own.
 
   Args:
     ranker: the model.
     data: users and items.
-    stages: keep the scores.
+    workspace: keep the scores.
   """
   inputs = {"model": digest(ranker.path), "data": data.fingerprint()}
-  directory = stages.get(
+  directory = workspace.stage(
     "ranker_scores",
     inputs,
     lambda directory: np.save(directory / _SCORES, ranker.scores(data.users)),

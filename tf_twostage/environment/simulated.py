@@ -17,16 +17,16 @@ from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
-def simulated(config: Config, data: RatingsData, stages: Stages) -> Environment:
+def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Environment:
   """Simulator, labels of every pair, behavior policy, log, ranker."""
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  simulation = simulate(config, data, tables, stages)
+  simulation = simulate(config, data, tables, workspace)
   information, logged_policy = simulation.information, simulation.logged_policy
   ranker, stage = fitted_ranker(
-    config, tables, logged_policy.log, stages, depends_on=logged_policy.stage
+    config, tables, logged_policy.log, workspace, depends_on=logged_policy.stage
   )
   popularity = full_information.popularity(logged_policy.log, data.num_items)
   evaluator = ratings_evaluator(
@@ -46,11 +46,11 @@ def simulated(config: Config, data: RatingsData, stages: Stages) -> Environment:
     requests=requests(data.schema, data.users, evaluator.inputs["context"], evaluator.excluded),
     name=stage,
     facts={"simulator_auc": simulation.simulator_auc},
-    evaluation_log=lambda stages: simulated_log(
+    evaluation_log=lambda workspace: simulated_log(
       config,
       tables,
       logged_policy,
-      stages,
+      workspace,
       labels=information.labels,
       # The user's, as in all evaluation, not the pair's: a policy sees it before it acts.
       contexts=lambda users, items: {

@@ -9,14 +9,14 @@ from tf_twostage.config import Config
 from tf_twostage.environment.logging_policy import Contexts, LoggedPolicy, draw_log
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 
 def simulated_log(
   config: Config,
   tables: EncodedTables,
   logged_policy: LoggedPolicy,
-  stages: Stages,
+  workspace: Workspace,
   *,
   labels: np.ndarray,
   contexts: Contexts,
@@ -28,7 +28,7 @@ def simulated_log(
     config: how it is drawn.
     tables: users and items as codes.
     logged_policy: the logging policy.
-    stages: keep the log.
+    workspace: keep the log.
     labels: [U', N] bool, rewards of all pairs of the users from `first_user` on.
     contexts: what a policy sees of the users of pairs.
     first_user: the first to be logged.
@@ -40,7 +40,7 @@ def simulated_log(
     (users[first_user:], items),
     config,
     tables,
-    stages,
+    workspace,
     rewards=lambda users, items: labels[users - first_user, items].astype(np.float32),
     contexts=contexts,
     seed=~config.environment_seed,  # negative: no training log's

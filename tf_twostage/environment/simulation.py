@@ -14,7 +14,8 @@ from tf_twostage.environment.logging_policy import LoggedPolicy, random_pairs, r
 from tf_twostage.losses.binary_cross_entropy import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
-from tf_twostage.workspace import Stages, restore_weights, save_weights, write_json
+from tf_twostage.training.checkpoints import restore_weights, save_weights
+from tf_twostage.workspace import Workspace, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Simulation:
 
 
 def simulate(
-  config: Config, data: RatingsData, tables: EncodedTables, stages: Stages
+  config: Config, data: RatingsData, tables: EncodedTables, workspace: Workspace
 ) -> Simulation:
   """Builds, or finds built: simulator -> labels of all pairs -> behavior policy -> log."""
   settings = config.simulation
@@ -57,7 +58,7 @@ def simulate(
     save_weights(simulator, directory)
     write_json(directory / "metrics.json", {"holdout_auc": auc})
 
-  simulator_stage = stages.get(
+  simulator_stage = workspace.stage(
     "simulator",
     {
       "data": data.fingerprint(),
@@ -79,7 +80,7 @@ def simulate(
       directory / _LABELS
     )
 
-  labels_stage = stages.get(
+  labels_stage = workspace.stage(
     "full_information",
     {"simulator": simulator_stage.name, "positive_rate": settings.positive_rate, "seed": seed},
     build_labels,
@@ -90,7 +91,7 @@ def simulate(
   logged_policy = record(
     config,
     tables,
-    stages,
+    workspace,
     examples=lambda: random_pairs(information, contexts, settings.behavior_pairs, seed),
     depends_on={"labels": labels_stage.name, "pairs": settings.behavior_pairs},
     objective=BinaryCrossEntropy(),

@@ -30,7 +30,7 @@ from tf_twostage.data.schema import Schema
 from tf_twostage.data.splits import Splits
 from tf_twostage.environment.log_parts import LogParts
 from tf_twostage.errors import InputError
-from tf_twostage.workspace import Stages, write_json, write_text
+from tf_twostage.workspace import Workspace, write_json, write_text
 
 _ROWS, _ARRAYS, _FACTS, _SCHEMA = "rows", "held_out.npz", "facts.json", "schema.json"
 FIRST = 100  # training rows that stay in memory
@@ -57,7 +57,7 @@ class Streamed:
   notes: tuple[str, ...]
 
 
-def stream_log(config: Config, stages: Stages) -> Streamed:
+def stream_log(config: Config, workspace: Workspace) -> Streamed:
   """Builds, or finds built, the parts of a log.
 
   Raises:
@@ -86,7 +86,7 @@ def stream_log(config: Config, stages: Stages) -> Streamed:
     "lanes": streamed.LANES,
     "seed": config.environment_seed,
   }
-  stage = stages.get("streamed_log", inputs, lambda directory: _build(config, directory))
+  stage = workspace.stage("streamed_log", inputs, lambda directory: _build(config, directory))
   return _load(stage, settings.data_service)
 
 

@@ -21,12 +21,12 @@ from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.workspace import Stages, fingerprint
+from tf_twostage.workspace import Workspace, fingerprint
 
 DATASET = "user_log"
 
 
-def user_log(config: Config, stages: Stages) -> Environment:
+def user_log(config: Config, workspace: Workspace) -> Environment:
   """Reads a log, holds rows out of it, estimates propensities that it lacks, prepares its ranker.
 
   Generators, rankers and reward models see training rows only.
@@ -39,14 +39,14 @@ def user_log(config: Config, stages: Stages) -> Environment:
   facts: dict[str, Any] = {"propensities": {"estimated": False}}
   held_out = None
   if settings.stream:
-    with stages.timed("data"):
-      found = stream_log(config, stages)
+    with workspace.timed("data"):
+      found = stream_log(config, workspace)
       data, parts, notes, log_stage = found.data, found.parts, list(found.notes), found.digest
       facts["rows"] = found.sizes
       _check_rows(config, data, found.sizes, len(parts.train.positives()))
       given = rankers.given(settings.ranker, data)
   else:
-    with stages.timed("data"):
+    with workspace.timed("data"):
       data = files.load(
         str(settings.log),
         settings.items,
@@ -62,7 +62,7 @@ def user_log(config: Config, stages: Stages) -> Environment:
     notes = [note for note in data.notes if "have to be estimated" not in note]
     log_stage = data.fingerprint()
     if not data.has_propensities:
-      estimated, log_stage = propensities.estimate(config, data, stages)
+      estimated, log_stage = propensities.estimate(config, data, workspace)
       data = data.with_propensities(estimated.values)
       facts["propensities"] = {"estimated": True, **estimated.facts()}
       notes.append(estimated.note())
@@ -76,11 +76,11 @@ def user_log(config: Config, stages: Stages) -> Environment:
       "seed": config.environment_seed,
     }
   )
-  reward_model = rankers.reward_model(config, tables, train, stages, depends_on=rows)
+  reward_model = rankers.reward_model(config, tables, train, workspace, depends_on=rows)
   if given is not None:
-    ranker = rankers.external_ranker(given, data, stages)
+    ranker = rankers.external_ranker(given, data, workspace)
   elif data.ranker_score is not None and held_out is not None:
-    ranker = rankers.imitated(config, tables, data, held_out, stages, depends_on=rows)
+    ranker = rankers.imitated(config, tables, data, held_out, workspace, depends_on=rows)
   else:
     ranker = reward_model.as_ranker()
   name = "user-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
@@ -117,7 +117,7 @@ def user_log(config: Config, stages: Stages) -> Environment:
     name=name,
     facts={**facts, **ranker.facts},
     notes=(*notes, *ranker.notes),
-    evaluation_log=lambda stages: logs["test"],
+    evaluation_log=lambda workspace: logs["test"],
   )
 
 

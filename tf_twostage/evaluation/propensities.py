@@ -29,7 +29,7 @@ from tf_twostage.data.schema import Id
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.models.encoders import Codes, EncodedTables, FeatureLookup, TwoTower
 from tf_twostage.training.fitting import fit
-from tf_twostage.workspace import Stages, write_json
+from tf_twostage.workspace import Workspace, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Propensities:
     )
 
 
-def estimate(config: Config, data: BanditLog, stages: Stages) -> tuple[Propensities, str]:
+def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Propensities, str]:
   """Builds, or finds built, the propensities of a log that has none.
 
   All rows take part: rewards are not looked at, and each row's own item is kept from its model.
@@ -93,7 +93,7 @@ def estimate(config: Config, data: BanditLog, stages: Stages) -> tuple[Propensit
   Args:
     config: `behavior` says how the models are fitted.
     data: the log with its users and items.
-    stages: keep the estimate.
+    workspace: keep the estimate.
 
   Returns:
     the estimate and the name of its stage.
@@ -114,7 +114,7 @@ def estimate(config: Config, data: BanditLog, stages: Stages) -> tuple[Propensit
     "propensities": "estimated",
     "seed": seed,
   }
-  stage = stages.get("propensities", inputs, build)
+  stage = workspace.stage("propensities", inputs, build)
   facts = json.loads((stage / "facts.json").read_text(encoding="utf-8"))
   found = Propensities(np.load(stage / "propensities.npy"), **facts)
   _log.warning("%s", found.note())

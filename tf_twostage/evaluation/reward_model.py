@@ -16,7 +16,7 @@ from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker, usual_logit
 from tf_twostage.training.fitting import fit
-from tf_twostage.workspace import Stages
+from tf_twostage.workspace import Workspace
 
 _FOLDS = 5
 _ARRAYS = "reward_model.npz"
@@ -75,7 +75,7 @@ def fit_reward_model(
   tables: EncodedTables,
   encoder: EncoderConfig,
   config: FitConfig,
-  stages: Stages,
+  workspace: Workspace,
   *,
   seed: int,
 ) -> RewardModel:
@@ -88,7 +88,7 @@ def fit_reward_model(
     tables: users and items as codes.
     encoder: widths of embeddings.
     config: how a fold is fitted, but for L2.
-    stages: keep the model.
+    workspace: keep the model.
     seed: of folds and weights.
 
   Raises:
@@ -134,7 +134,7 @@ def fit_reward_model(
       priors=np.array(priors, np.float32),
     )
 
-  stage = stages.get(
+  stage = workspace.stage(
     "reward_models",
     {
       "log": evaluation.stage,

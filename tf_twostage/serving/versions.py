@@ -11,12 +11,10 @@ import contextlib
 import fcntl
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 
 from tf_twostage.errors import InputError
-
-_ASIDE = ".aside-"  # no number: servers do not look at it
+from tf_twostage.workspace import atomic_directory, remove_directory, remove_partial
 
 
 def versions(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -59,19 +57,13 @@ def publish(
     raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
   directory.mkdir(parents=True, exist_ok=True)
   with _turn(directory):
-    for left in directory.glob(f"{_ASIDE}*"):
-      shutil.rmtree(left)
+    remove_partial(directory)
     number = max((int(path.name) for path in versions(directory)), default=0) + 1
-    aside = directory / f"{_ASIDE}{number}"
-    aside.mkdir()
-    try:
+    version = directory / str(number)
+    with atomic_directory(version) as aside:
       write(aside)
-    except BaseException:
-      shutil.rmtree(aside, ignore_errors=True)
-      raise
-    version = aside.rename(directory / str(number))
     for old in versions(directory)[:-keep]:
-      shutil.rmtree(old.rename(directory / f"{_ASIDE}{old.name}"))
+      remove_directory(old)
   return version
 
 

@@ -12,9 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_twostage.errors import reason
+from tf_twostage.errors import RunError, reason
 
 _log = logging.getLogger(__name__)
+
+_WEIGHTS = "weights"
 
 # What TensorFlow's reader makes of truncated files and of errors that it has no class for.
 _UNREADABLE = (OSError, ValueError, IndexError, RuntimeError)
@@ -105,3 +107,24 @@ class Checkpoints:
     files = self._directory.glob(f"ckpt-{number}.*")
     for file in sorted(files, key=lambda file: file.suffix != ".index"):
       file.unlink()
+
+
+def save_weights(model: tf.Module, directory: pathlib.Path) -> None:
+  """Saves the variables of a model.
+
+  Raises:
+    RunError: the directory cannot be written.
+  """
+  try:
+    tf.train.Checkpoint(model).write(str(directory / _WEIGHTS))
+  except tf.errors.OpError as error:
+    raise RunError(
+      f"cannot save to {directory}: {reason(error)}. Finished stages are kept: free some space, or"
+      " make the directory writable, and run the same command again"
+    ) from error
+
+
+def restore_weights(model: tf.Module, directory: pathlib.Path) -> None:
+  """Loads the output of `save_weights` into a model of the same build."""
+  status = tf.train.Checkpoint(model).read(str(directory / _WEIGHTS))
+  status.assert_existing_objects_matched().expect_partial()  # without the optimizer

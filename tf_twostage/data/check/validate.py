@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tf_twostage.data.files.bad_rows import BadRows, BadRowsError
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.errors import InputError
+from tf_twostage.workspace import write_json
 
 
 def validate(
@@ -94,9 +94,7 @@ def _saved(
   output: pathlib.Path | None,
 ) -> LogReport:
   if output is not None:
-    aside = output / f".report.json.{os.getpid()}"
-    aside.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
-    aside.replace(output / "report.json")
+    write_json(output / "report.json", report.to_dict())
     if data is not None:
       plots.draw(data, policy, output / "report.png")
   return report

@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from tf_twostage.data.files.find import DESCRIPTION
 from tf_twostage.errors import InputError
+from tf_twostage.workspace import atomic_directory
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -151,25 +151,15 @@ def written_aside(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
     InputError: the directory holds anything but an earlier log, or cannot be written.
   """
   directory = pathlib.Path(directory).resolve()
-  replaces = directory.exists()
-  aside = directory.with_name(f".{directory.name}.new-{os.getpid()}")
-  old = directory.with_name(f".{directory.name}.old-{os.getpid()}")
-  try:
-    if replaces and not all(_OURS.fullmatch(name) for name in os.listdir(directory)):
+  with contextlib.ExitStack() as stack:
+    try:
+      if directory.exists() and not all(map(_OURS.fullmatch, os.listdir(directory))):
+        raise InputError(
+          f"{directory}: holds something other than a bandit log; name a new directory"
+        )
+      aside = stack.enter_context(atomic_directory(directory))
+    except OSError as error:
       raise InputError(
-        f"{directory}: holds something other than a bandit log; name a new directory"
-      )
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-  except OSError as error:
-    raise InputError(
-      f"{directory}: cannot be written ({error.strerror}); name a directory that can"
-    ) from None
-  try:
+        f"{directory}: cannot be written ({error.strerror}); name a directory that can"
+      ) from None
     yield aside
-    if replaces:
-      directory.rename(old)
-    aside.rename(directory)
-  finally:
-    shutil.rmtree(aside, ignore_errors=True)
-  shutil.rmtree(old, ignore_errors=True)

@@ -16,7 +16,6 @@ Repository: Multi-label Datasets and Code. 2016.
 from __future__ import annotations
 
 import collections
-import contextlib
 import gzip
 import os
 import pathlib
@@ -30,6 +29,7 @@ import numpy as np
 
 from tf_twostage.data.sets.xmc_data import XmcData, rows_with_repeats
 from tf_twostage.errors import InputError
+from tf_twostage.workspace import atomic_write
 
 _FORMAT = (
   "the format is 'documents features labels' in line 1 and 'label,label feature:value"
@@ -156,24 +156,19 @@ def write_xmc(data: XmcData, path: str | os.PathLike) -> None:
     InputError: the file cannot be written.
   """
   path = pathlib.Path(path)
-  aside = path.with_name(f".{path.name}.partial-{os.getpid()}")
   try:
-    with aside.open("wb") as raw:
+    with atomic_write(path) as aside, aside.open("wb") as raw:
       if path.suffix == ".gz":
         # Without name and time, the same data give the same bytes.
         with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as file:
           _write(data, file)
       else:
         _write(data, raw)
-    aside.replace(path)
   except OSError as error:
     raise InputError(
       f"{path}: cannot be written ({error.strerror}); name a file in a directory that exists, with"
       " room for it"
     ) from error
-  finally:
-    with contextlib.suppress(OSError):  # renamed, or never there
-      aside.unlink()
 
 
 def _splits(counts: np.ndarray) -> np.ndarray:
