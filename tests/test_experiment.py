@@ -28,13 +28,13 @@ FILES = {
   "seeds.png",
 }
 
-DRAW = experiment.figures.experiment
+DRAW = experiment.plots.experiment
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
   """They have tests of their own, and take their time."""
-  monkeypatch.setattr(experiment.figures, "experiment", lambda *arguments: None)
+  monkeypatch.setattr(experiment.plots, "experiment", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_seed_is_needed(config, tmp_path):
 
 
 def test_an_experiment_leaves_its_files(config, finish, tmp_path, monkeypatch):
-  monkeypatch.setattr(experiment.figures, "experiment", DRAW)
+  monkeypatch.setattr(experiment.plots, "experiment", DRAW)
   variants = [
     finish(variant(config, "cross_entropy"), [0.3, 0.4]),
     finish(variant(config, "ips"), [0.5, 0.4]),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests import prepared_environment
-from tf_twostage import loop, pipeline, serving
+from tf_twostage import online_loop as loop
+from tf_twostage import pipeline, serving
 from tf_twostage.config import Config, DataConfig, GeneratorConfig, LossConfig, SimulationConfig
 from tf_twostage.errors import InputError
 

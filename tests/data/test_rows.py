@@ -178,9 +178,9 @@ def test_a_log_without_position_reads_back_without(tmp_path, form):
     max_size=50,
   )
 )
-def test_every_digit_survives_every_form(tmp_path, rows):
-  propensity, reward, time = np.array(rows, np.float64).T
-  zeros = np.zeros(len(rows), int)
+def test_every_digit_survives_every_form(tmp_path, drawn):
+  propensity, reward, time = np.array(drawn, np.float64).T
+  zeros = np.zeros(len(drawn), int)
   log = LogRows(zeros, zeros, propensity, reward, {"timestamp": time})
   rows.write(log, tmp_path / "log", SCHEMA, num_shards=1, parquet=True)
   for form in FORMS:
@@ -228,8 +228,8 @@ def test_description_tells_rows_columns_and_meaning(tmp_path):
 
 def test_the_documented_rows_are_a_valid_log(tmp_path):
   text = DOCUMENT.read_text(encoding="utf-8")
-  rows = re.search(r"```csv\n(.*?)```", text, re.DOTALL)[1]
-  (tmp_path / "log.csv").write_text(rows)
+  example = re.search(r"```csv\n(.*?)```", text, re.DOTALL)[1]
+  (tmp_path / "log.csv").write_text(example)
   schema = Schema(
     user=(Id("user_id", ("1", "6040")),),
     item=(Id("movie_id", ("661", "1193")),),

@@ -43,7 +43,7 @@ class World:
 
     return score
 
-  def judge(self, grouped=True):
+  def evaluator(self, grouped=True):
     codes = {"user_id": tf.range(1, USERS + 1)}
     return HeldOutEvaluator(self.logs, codes, self.scorer(self.rewards), grouped)
 

@@ -100,7 +100,7 @@ def test_wrong_usage_ends_in_one_message(name, arguments, words):
 
 
 def test_a_report_starts_fast_because_tensorflow_stays_out_of_it():
-  code = "import sys, tf_twostage.log_report.validate; assert 'tensorflow' not in sys.modules"
+  code = "import sys, tf_twostage.data.check.validate; assert 'tensorflow' not in sys.modules"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -23,7 +23,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 from tests.losses.helpers import RAW, SHRUNK, batch
 from tf_twostage import losses
-from tf_twostage.replicas import all_rows, num_replicas
+from tf_twostage.losses.replicas import all_rows, num_replicas
 
 ITEMS, DIMENSIONS, ROWS, FIRST = 5, 3, 6, 4  # the replicas' rows: 4 and 2
 CHOSEN = {
