@@ -18,7 +18,7 @@ from tf_twostage.config import (
   SimulationConfig,
 )
 from tf_twostage.data import sets
-from tf_twostage.data.sets.xmc import make_xmc
+from tf_twostage.data.sets import make_xmc
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
@@ -110,7 +110,7 @@ def test_the_name_follows_the_data_alone(world, tmp_path, setting):
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"environment": "ready"}, "--environment=ready: .* leave it out, the labels of tiny are"),
+    ({"environment": "ready"}, "environment=ready: .* leave it out, the labels of tiny are"),
     ({"validation_users": 40}, "validation_users is 40, but xmc_synthetic has 40 test documents"),
   ],
 )

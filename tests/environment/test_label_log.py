@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from tf_twostage.config import Config, EncoderConfig, FitConfig, SimulationConfig
-from tf_twostage.data.sets.xmc import make_xmc
-from tf_twostage.data.sets.xmc_tables import document_tables
+from tf_twostage.data.sets import make_xmc
+from tf_twostage.data.sets.xmc import document_tables
 from tf_twostage.environment import logging_policy
 from tf_twostage.environment.label_log import log_labels, supervised_pairs
 from tf_twostage.errors import InputError
@@ -43,7 +44,7 @@ def test_supervised_pairs_are_all_labels_of_some_training_documents():
   documents = np.unique(pairs.user_index)
   assert len(documents) == 40
   assert documents.max() < DATA.num_train
-  expected = {(d, a) for d in documents for a in DATA.part(d, d + 1).label_ids}
+  expected = {(d, a) for d in documents for a in DATA.labels[[d]].indices}
   assert set(zip(pairs.user_index, pairs.action, strict=True)) == expected
   assert len(pairs) == len(expected)
   assert pairs.reward.min() == 1
@@ -114,8 +115,6 @@ def test_more_supervised_documents_than_there_are_is_refused(stages):
 
 
 def test_documents_without_labels_cannot_fit_a_policy():
-  bare = dataclasses.replace(
-    DATA, label_splits=np.zeros_like(DATA.label_splits), label_ids=DATA.label_ids[:0]
-  )
+  bare = dataclasses.replace(DATA, labels=csr_array(DATA.labels.shape, dtype=bool))
   with pytest.raises(InputError, match="40 supervised documents have no labels"):
     supervised_pairs(bare, 40, seed=0)

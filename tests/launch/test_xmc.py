@@ -6,7 +6,8 @@ import re
 import pytest
 
 from tests.commands import run
-from tf_twostage.data.sets.xmc import make_xmc, write_xmc
+from tests.data.sets import xmc_files
+from tf_twostage.data.sets import make_xmc
 
 SHORT = (
   "--validation_users=20",
@@ -28,8 +29,8 @@ def files(tmp_path_factory):
   folder = tmp_path_factory.mktemp("data") / "Wiki10"
   folder.mkdir()
   data = make_xmc(120, 60, 150, 50, labels_per_document=4, features_per_document=20)
-  write_xmc(data.train, folder / "wiki10_train.txt")
-  write_xmc(data.test, folder / "wiki10_test.txt")
+  xmc_files.write(data.train, folder / "wiki10_train.txt")
+  xmc_files.write(data.test, folder / "wiki10_test.txt")
   return folder.parent
 
 
@@ -69,22 +70,19 @@ def test_missing_files_are_named_with_the_remedy(name, tmp_path):
   done = run(f"--flagfile=launch/{name}.flags", *directories(tmp_path))
   assert done.returncode == 2
   title = {"wiki10": "Wiki10-31K"}.get(name, "Delicious")
-  assert re.search(f"error: .*{name}.*download {title} .* pass --data_dir=DIR", done.stderr)
+  assert re.search(f"error: .*{name}.*download {title} .* set data_dir to", done.stderr)
   assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    (
-      ["--environment=somewhere"],
-      "--environment=somewhere: a prepared environment is one of ratings",
-    ),
+    (["--environment=somewhere"], "environment=somewhere: a prepared environment is one of ratings"),
     (["--validation_users=60"], "validation_users is 60, but wiki10 has 60 test documents"),
     (["--slate_size=51"], "not exceed the 50 labels of wiki10"),
     (["--supervised_documents=121"], "supervised_documents is 121, but wiki10 has 120"),
     (["--max_features=0"], "max_features must be at least 1"),
-    (["--dataset=wiki10_shape"], "'wiki10_shape' reads no files; leave out --data_dir"),
+    (["--dataset=wiki10_shape"], "'wiki10_shape' reads no files; leave data_dir"),
   ],
 )
 def test_wrong_input_ends_in_one_message(files, tmp_path, arguments, words):

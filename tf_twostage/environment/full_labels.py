@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data.sets.xmc import XmcData
-from tf_twostage.data.sets.xmc_tables import document_tables
+from tf_twostage.data.sets.xmc import XmcData, document_tables
 from tf_twostage.environment.base import Environment, requests, usual_policies
 from tf_twostage.environment.label_log import log_labels
 from tf_twostage.environment.rankers import fitted_ranker
@@ -24,7 +23,7 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
   """Behavior policy, log of the training documents, ranker; test documents evaluator."""
   if config.data.environment:
     raise InputError(
-      f"--environment={config.data.environment}: a prepared environment is one of ratings; leave it"
+      f"environment={config.data.environment}: a prepared environment is one of ratings; leave it"
       f" out, the labels of {config.data.dataset} are complete"
     )
   schema, documents, labels = document_tables(data, config.data.max_features)

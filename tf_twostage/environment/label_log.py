@@ -63,15 +63,14 @@ def supervised_pairs(data: XmcData, count: int, seed: int) -> LogRows:
     InputError: the documents have no labels.
   """
   documents = np.sort(np.random.default_rng(seed).permutation(data.num_train)[:count])
-  lengths = np.diff(data.label_splits)[documents]
-  rows = np.repeat(documents, lengths).astype(np.int32)
+  row, labels = data.labels[documents].nonzero()
+  rows = documents[row].astype(np.int32)
   if not rows.size:
     raise InputError(f"{data.name}: {count} supervised documents have no labels; raise the number")
-  place = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
   ones = np.ones(len(rows), np.float32)
   return LogRows(
     user_index=rows,
-    action=data.label_ids[data.label_splits[rows] + place],
+    action=labels,
     propensity=ones,
     reward=ones,
   )

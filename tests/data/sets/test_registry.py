@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from tests.data.sets import mini_movielens as mini
+from tests.data.sets import xmc_files
 from tf_twostage.data import sets
-from tf_twostage.data.sets.xmc import write_xmc
 from tf_twostage.errors import InputError
 
 
@@ -31,8 +31,8 @@ def test_invented_data_refuse_a_directory(name):
 @pytest.mark.parametrize("name", ["wiki10", "delicious"])
 def test_documents_are_read_from_the_directory(tmp_path, name):
   data = sets.make_xmc(5, 4, 30, 10, labels_per_document=2, features_per_document=6)
-  write_xmc(data.train, tmp_path / "train.txt")
-  write_xmc(data.test, tmp_path / "test.txt")
+  xmc_files.write(data.train, tmp_path / "train.txt")
+  xmc_files.write(data.test, tmp_path / "test.txt")
   loaded = sets.load(name, str(tmp_path))
   assert (loaded.name, loaded.fingerprint()) == (name, data.fingerprint())
 

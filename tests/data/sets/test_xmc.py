@@ -1,22 +1,21 @@
-"""Extreme multi-label data: the text format both ways, the files, and the invented set."""
+"""Extreme multi-label data: the text format, the files, and the invented set."""
 
 import dataclasses
 import gzip
-import re
 import time
 import tracemalloc
 
 import numpy as np
 import pytest
 import scipy.sparse
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
-from tf_twostage.data.sets import xmc_text
-from tf_twostage.data.sets.xmc import XmcData, load_wiki10, load_xmc, make_xmc, read_xmc, write_xmc
+from tests.data.sets import xmc_files
+from tf_twostage.data.sets import load_xmc, make_xmc
+from tf_twostage.data.sets.xmc import XmcData, read_xmc
 from tf_twostage.errors import InputError
-
-ARRAYS = ("feature_splits", "feature_ids", "feature_values", "label_splits", "label_ids")
 
 # 4 documents, 5 features, 3 labels: plain, without features, without labels, without either.
 TEXT = b"4 5 3\n0,2 1:0.5 4:-2e-1\n1\n 0:1 3:.25\n \n"
@@ -24,30 +23,20 @@ DOCUMENTS = [([0, 2], [(1, 0.5), (4, -0.2)]), ([1], []), ([], [(0, 1.0), (3, 0.2
 
 
 def build(documents, num_features, num_labels, num_train=None) -> XmcData:
-  labels = [label for of_document, _ in documents for label in of_document]
-  features = [feature for _, of_document in documents for feature in of_document]
-
-  def splits(lengths):
-    return np.array([0, *np.cumsum(lengths)], np.int64)
-
-  return XmcData(
-    name="built",
-    num_features=num_features,
-    num_labels=num_labels,
-    num_train=len(documents) if num_train is None else num_train,
-    feature_splits=splits([len(of_document) for _, of_document in documents]),
-    feature_ids=np.array([feature for feature, _ in features], np.int32),
-    feature_values=np.array([value for _, value in features], np.float32),
-    label_splits=splits([len(of_document) for of_document, _ in documents]),
-    label_ids=np.array(labels, np.int32),
-  )
+  labels = np.zeros((len(documents), num_labels), bool)
+  features = np.zeros((len(documents), num_features), np.float32)
+  for row, (of_document, pairs) in enumerate(documents):
+    labels[row, of_document] = True
+    for feature, value in pairs:
+      features[row, feature] = value
+  num_train = len(documents) if num_train is None else num_train
+  return XmcData("built", csr_array(features), csr_array(labels), num_train)
 
 
 def assert_same(one: XmcData, other: XmcData):
-  for column in ARRAYS:
-    ours, theirs = getattr(one, column), getattr(other, column)
+  for ours, theirs in ((one.features, other.features), (one.labels, other.labels)):
     assert ours.dtype == theirs.dtype
-    np.testing.assert_array_equal(ours, theirs, err_msg=column)
+    np.testing.assert_array_equal(ours.toarray(), theirs.toarray())
   assert one.fingerprint() == other.fingerprint()
 
 
@@ -58,11 +47,6 @@ def read(tmp_path):
     return read_xmc(tmp_path / "toy.txt")
 
   return read_bytes
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-  return tmp_path_factory.mktemp("xmc") / "file.txt"
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -82,95 +66,36 @@ def test_reads_every_kind_of_document(read):
     TEXT.replace(b" ", b"  ").replace(b"4  5  3", b"4 5 3 "),
     TEXT.replace(b"1\n", b"1 \n"),
     TEXT.replace(b"1:0.5", b"01:+.5e0"),
+    TEXT.replace(b"0,2 1:0.5 4:-2e-1", b"2,0 4:-2e-1 1:0.5"),
     gzip.compress(TEXT),
   ],
-  ids=["windows", "no last newline", "spaces", "space at the end", "other numbers", "gzip"],
+  ids=["windows", "no last newline", "spaces", "space at end", "numbers", "unsorted", "gzip"],
 )
 def test_harmless_variants_read_the_same(read, content):
   assert_same(read(content), build(DOCUMENTS, 5, 3))
-
-
-def test_a_feature_may_repeat(read):
-  assert read(b"1 2 1\n0 1:2 1:3\n").feature_values.tolist() == [2, 3]
 
 
 def test_a_file_may_hold_no_document(read):
   assert_same(read(b"0 5 3\n"), build([], 5, 3))
 
 
-@pytest.mark.parametrize("block", [1, 7, 1 << 22])
-def test_blocks_do_not_show(read, monkeypatch, block):
-  monkeypatch.setattr(xmc_text, "_BLOCK_BYTES", block)
-  assert_same(read(TEXT), build(DOCUMENTS, 5, 3))
-  with pytest.raises(InputError, match=r"2 of 4 documents are wrong \(first: line 3, label '3' is"):
-    read(TEXT.replace(b"\n1\n", b"\n3\n").replace(b".25", b"nan"))
+@st.composite
+def _data(draw):
+  values = st.floats(width=32, allow_nan=False, allow_infinity=False).filter(bool)
+  values |= st.sampled_from([np.float32(0.1), np.float32(1234.567), 1.0, 1e-45])
+  document = st.tuples(
+    st.lists(st.integers(0, 6), unique=True, max_size=5),
+    st.lists(st.tuples(st.integers(0, 11), values), max_size=5),
+  )
+  return build(draw(st.lists(document, max_size=8)), 12, 7)
 
 
-_LABELS, _FEATURES = 3, 4
-
-
-def plain_read(text: str):
-  """The format once more, by the book: labels and features of each line, or ValueError."""
-  documents = []
-  for line in text.split("\n"):
-    if not line:
-      raise ValueError("empty line")
-    labels, *features = line.split(" ")
-    ids = [] if not labels else [whole(label) for label in labels.split(",")]
-    pairs = [feature.split(":") for feature in features if feature]
-    with np.errstate(over="ignore"):
-      entries = [(whole(feature), np.float32(number(value))) for feature, value in pairs]
-    if len(set(ids)) < len(ids) or any(label >= _LABELS for label in ids):
-      raise ValueError("labels")
-    if any(feature >= _FEATURES or not np.isfinite(value) for feature, value in entries):
-      raise ValueError("features")
-    documents.append((ids, entries))
-  return documents
-
-
-def whole(token: str) -> int:
-  if not re.fullmatch("[0-9]+", token):
-    raise ValueError(token)
-  return int(token)
-
-
-def number(token: str) -> float:
-  if not set(token) <= set("0123456789+-.eE"):
-    raise ValueError(token)
-  return float(token)
-
-
-_pieces = st.sampled_from(["0", "1", "2", "3", "10", ",", ":", " ", ".", "-", "+", "e", "nan", "é"])
-_entries = st.sampled_from(["0,1", "2", " ", " 0:1", " 1:-.5", " 3:2e3", " 2:1.", "1,1", " 4:1"])
-_lines = st.lists(st.one_of(_entries, _entries, _pieces), min_size=1, max_size=6).map("".join)
-
-
-@given(st.lists(_lines, min_size=1, max_size=4), st.sampled_from([1, 1 << 22]))
-@example(["0 1:1.2.3"], 1)
-@example(["0 1:1-2"], 1)
-@example(["0 1:1e39"], 1)
-@example(["0 1:3.4028235677973366e38"], 1)
-@example(["0 1:3.4028235677973362e38"], 1)
-@example(["0 1:1e400"], 1)
-@example(["0 1:1e-400"], 1)
-@example(["0 1:0x1"], 1)
-@example(["0 1:1_0"], 1)
-@example(["0 1e0:1"], 1)
-@example(["0 1:\N{ARABIC-INDIC DIGIT ONE}"], 1)
-@example(["0" * 500 + "1"], 1)
-@settings(max_examples=600, deadline=None)
-def test_reads_what_the_plain_reader_reads_and_refuses_what_it_refuses(scratch, lines, block):
-  text = "\n".join(lines)
-  scratch.write_text(f"{len(lines)} {_FEATURES} {_LABELS}\n{text}\n", encoding="utf-8")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(xmc_text, "_BLOCK_BYTES", block)
-    try:
-      expected = build(plain_read(text), _FEATURES, _LABELS)
-    except (ValueError, OverflowError):
-      with pytest.raises(InputError, match=r"are wrong \(first: line \d+, .+\); mend"):
-        read_xmc(scratch)
-    else:
-      assert_same(read_xmc(scratch), expected)
+@given(_data(), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_reads_back_what_was_written(tmp_path_factory, data, packed):
+  path = tmp_path_factory.mktemp("xmc") / ("toy.gz" if packed else "toy.txt")
+  xmc_files.write(data, path)
+  assert_same(read_xmc(path), data)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -179,23 +104,15 @@ def test_reads_what_the_plain_reader_reads_and_refuses_what_it_refuses(scratch, 
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    (b"", "the file is empty; download or unpack the file again"),
+    (b"", "line 1 must count documents, features and labels, .* got ''; the format is"),
     (b"\n", "line 1 must count documents, features and labels, .* got ''; the format is"),
     (b"0,2 1:1\n1\n", "line 1 must count .* got '0,2 1:1'"),
     (b"2 5\n0\n1\n", "line 1 must count .* got '2 5'"),
-    (b"2 5 3 4\n0\n1\n", "line 1 must count .* got '2 5 3 4'"),
     (b"2 5 3.0\n0\n1\n", "line 1 must count .* got '2 5 3.0'"),
-    (b"-2 5 3\n0\n1\n", "line 1 must count .* got '-2 5 3'"),
-    (b"\xff\xfe2\x00 \x005\n", "line 1 must count"),
-    (b"9" * 2000, r"line 1 must count .* got '9{40}\.\.\.'"),
-    (b"2 0 3\n \n \n", "line 1 counts 0 features; there must be at least 1"),
-    (b"2 5 2147483648\n0\n1\n", r"counts 2147483648 labels; .* fewer than 2\*\*31"),
-    (b"3 5 3\n0\n1\n", "line 1 promises 3 documents, but the file ends with 2, in line 3; down"),
-    (b"3 5 3\n0\n1", "ends with 2, in line 3, which has no newline; download"),
-    (b"3 5 3\n0\n1 2:", "ends with 2, in line 3, which has no newline; download"),
-    (b"3 5 3\n", "line 1 promises 3 documents, but the file ends with 0, in line 1"),
-    (b"1 5 3\n0\n1\n2\n", r"promises 1 documents, but 3 follow \(line 3 is the first too many\)"),
-    (b"1 5 3\n0\n\n", r"promises 1 documents, but 2 follow \(line 3 is .* drop the surplus lines"),
+    (b"2 0 3\n \n \n", "line 1 must count .* got '2 0 3'"),
+    (b"9" * 2000, r"line 1 must count .* got '9{40}'"),
+    (b"3 5 3\n0\n1\n", "line 1 promises 3 documents, but 2 follow; download or unpack .* correct"),
+    (b"1 5 3\n0\n1\n2\n", r"line 1 promises 1 documents, but 3 follow"),
   ],
 )
 def test_refuses_a_wrong_first_line_or_count(read, content, message):
@@ -206,41 +123,49 @@ def test_refuses_a_wrong_first_line_or_count(read, content, message):
 @pytest.mark.parametrize(
   ("line", "complaint"),
   [
-    (b"", "which is empty: a document without labels starts with a space"),
-    (b"0 1:1 2:\xe9", "which is not UTF-8 text: byte 9 is 0xe9"),
-    (b"1:1 2:1", "feature '1:1' among the labels: no labels means a space at the start"),
-    (b"x 1:1", "label 'x' is not a whole number"),
-    (b"-1 1:1", "label '-1' is not a whole number"),
-    (b"1.0 1:1", "label '1.0' is not a whole number"),
-    (b"0, 1:1", "label '' is not a whole number"),
-    (b"0\t1:1", r"feature '0\\t1:1' among the labels"),
-    (b"0,3 1:1", "label '3' is not below 3, the number of labels in line 1"),
-    (b"9" * 5000, r"label '9{40}\.\.\.' is not below 3"),
-    (b"1,0,1 1:1", "label 1 stands there twice"),
-    (b"1," + b"0" * 5000 + b"1 1:1", "label 1 stands there twice"),
-    (b"0 1", "'1' is not of the form feature:value"),
-    (b"0 1:1 2:", "value '' of feature 2 is not a number"),
-    (b"0 :1", "feature '' of ':1' is not a whole number"),
-    (b"0 1e0:1", "feature '1e0' of '1e0:1' is not a whole number"),
-    (b"0 5:1", "feature '5' is not below 5, the number of features in line 1"),
-    (b"0 1:x", "value 'x' of feature 1 is not a number"),
-    (b"0 1:2:3", "value '2:3' of feature 1 is not a number"),
-    (b"0 1:1.2.3", "value '1.2.3' of feature 1 is not a number"),
-    (b"0 1:nan", "value 'nan' of feature 1 is not finite"),
-    (b"0 1:-Inf", "value '-Inf' of feature 1 is not finite"),
-    (b"0 1:1e39", "value '1e39' of feature 1 is beyond float32"),
-    (b"0 1:1\r 2:1", r"value '1\\r' of feature 1 is not a number"),
+    (b"x 1:1", "could not convert string to float"),
+    (b"0, 1:1", "could not convert string to float"),
+    (b"0 1", "need more than 1 value"),
+    (b"0 1:1 2:", "could not convert string to float"),
+    (b"0 :1", "invalid literal for int"),
+    (b"0 1e0:1", "invalid literal for int"),
+    (b"0 -1:1", "Invalid index -1"),
+    (b"0 1:1.2.3", "could not convert string to float"),
+    (b"0 1:1 2:\xe9", "could not convert string to float"),
+    (b"0 1:1 1:2", "Feature indices .* should be sorted and unique"),
+    (b"0 3:1 1:1 1:2", "Feature indices .* should be sorted and unique"),
   ],
 )
 def test_refuses_a_malformed_document(read, line, complaint):
-  message = rf"toy\.txt: 2 of 4 documents are wrong \(first: line 3, {complaint}.*\); mend those"
+  message = (
+    rf"toy\.txt: 2 of 4 documents are malformed \(first: line 3, '.*': {complaint}.*\); mend"
+  )
   with pytest.raises(InputError, match=message):
     read(b"4 5 3\n0 1:1\n" + line + b"\n1 2:1\n" + line + b"\n")
 
 
+@pytest.mark.parametrize(
+  ("line", "rule", "value"),
+  [
+    (b"1.5 1:1", "label must be a whole number", "1.5"),
+    (b"-1 1:1", r"label must be in \[0, 3\)", "-1"),
+    (b"0,3 1:1", r"label must be in \[0, 3\), the count in line 1", "3"),
+    (b"nan 1:1", "label must be a whole number", "nan"),
+    (b"1,0,1 1:1", "label must not repeat within a document", "1"),
+    (b"0 5:1", r"feature must be in \[0, 5\), the count in line 1", "5"),
+    (b"0 1:nan", "value must fit into float32", "nan"),
+    (b"0 1:1e39", "value must fit into float32", "inf"),
+  ],
+)
+def test_refuses_values_out_of_range(read, line, rule, value):
+  message = rf"every {rule}.*; 2 of 5 documents break this \(first: line 4, {value}\); mend those"
+  with pytest.raises(InputError, match=message):
+    read(b"5 5 3\n0 1:1\n \n" + line + b"\n1 2:1\n" + line + b"\n")
+
+
 def test_refuses_a_broken_gzip_file(read):
   packed = gzip.compress(TEXT * 50)
-  for content in (packed[:-20], packed[:10] + b"xx" + packed[12:], packed + b"more"):
+  for content in (packed[:-20], packed[:10] + b"xx" + packed[12:]):
     with pytest.raises(InputError, match=r"toy.txt: not an intact gzip file .* again"):
       read(content)
 
@@ -251,99 +176,14 @@ def test_refuses_what_is_no_file(tmp_path):
       read_xmc(path)
 
 
-def test_memory_is_the_result_and_a_block(tmp_path, monkeypatch):
-  write_xmc(make_xmc(2_000, 0), tmp_path / "train.txt")
-  monkeypatch.setattr(xmc_text, "_BLOCK_BYTES", 1 << 16)
-  tracemalloc.start()
-  try:
-    data = read_xmc(tmp_path / "train.txt")
-    _, peak = tracemalloc.get_traced_memory()
-  finally:
-    tracemalloc.stop()
-  result = sum(getattr(data, column).nbytes for column in ARRAYS)
-  # A second copy of one column, half the result, and the work on a block (measured: 20 times it).
-  assert peak < 1.6 * result + 30 * (1 << 16)
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
-@st.composite
-def _data(draw):
-  num_features = draw(st.integers(1, 12) | st.just(2**31 - 1))
-  num_labels = draw(st.integers(1, 8) | st.just(2**31 - 1))
-  values = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from(
-    [np.float32(0.1), np.float32(1234.567), 1.0, -0.0, 1e-45]
-  )
-  document = st.tuples(
-    st.lists(st.integers(0, num_labels - 1), unique=True, max_size=5),
-    st.lists(st.tuples(st.integers(0, num_features - 1), values), max_size=5),
-  )
-  return build(draw(st.lists(document, max_size=8)), num_features, num_labels)
-
-
-@given(_data(), st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_reads_back_what_was_written(scratch, data, packed):
-  path = scratch.with_suffix(".gz") if packed else scratch
-  write_xmc(data, path)
-  assert (path.read_bytes()[:2] == b"\x1f\x8b") == packed
-  assert_same(read_xmc(path), data)
-
-
-def test_writes_the_format_as_short_as_it_can(tmp_path):
-  data = build([([0, 2], [(1, 0.5), (4, 0.1)]), ([1], []), ([], [(0, 1)]), ([], [])], 5, 3)
-  write_xmc(data, tmp_path / "toy.txt")
-  assert (tmp_path / "toy.txt").read_bytes() == b"4 5 3\n0,2 1:0.5 4:0.1\n1\n 0:1\n \n"
-
-
-def test_writing_replaces_the_file_and_leaves_nothing_else(tmp_path):
-  (tmp_path / "toy.txt").write_text("earlier")
-  write_xmc(build(DOCUMENTS, 5, 3), tmp_path / "toy.txt")
-  assert [path.name for path in tmp_path.iterdir()] == ["toy.txt"]
-  assert_same(read_xmc(tmp_path / "toy.txt"), build(DOCUMENTS, 5, 3))
-
-
-def test_a_failed_write_leaves_the_earlier_file(tmp_path, monkeypatch):
-  (tmp_path / "toy.txt").write_text("earlier")
-
-  def full(data, file):
-    file.write(b"4 5")
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(xmc_text, "_write", full)
-  with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); name"):
-    write_xmc(build(DOCUMENTS, 5, 3), tmp_path / "toy.txt")
-  assert [path.read_text() for path in tmp_path.iterdir()] == ["earlier"]
-
-
-def test_refuses_to_write_where_there_is_no_directory(tmp_path):
-  (tmp_path / "a_file").touch()
-  for folder, reason in (("none", "No such file"), ("a_file", "Not a directory")):
-    with pytest.raises(InputError, match=rf"toy.txt: cannot be written \({reason}"):
-      write_xmc(build(DOCUMENTS, 5, 3), tmp_path / folder / "toy.txt")
-
-
 # --- the arrays ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"feature_ids": np.zeros(4)}, "feature_ids must be int32 of rank 1, got float64"),
-    ({"label_ids": np.zeros((3, 1), np.int32)}, r"label_ids must be int32 of rank 1, got .*\(3, 1"),
-    ({"feature_values": np.zeros(3, np.float32)}, "3 feature values for 4 feature ids"),
-    ({"label_splits": np.array([0, 2, 3])}, "5 feature splits and 3 label splits"),
-    ({"label_splits": np.array([0, 2, 1, 3, 3])}, "label_splits must rise from 0 to .* entries, 3"),
-    ({"label_splits": np.array([1, 2, 3, 3, 3])}, "label_splits must rise from 0"),
-    ({"feature_splits": np.array([0, 2, 2, 4, 5])}, "feature_splits must rise .* entries, 4"),
-    ({"num_features": 4}, r"feature_ids must be in \[0, 4\); 1 of 4 .* \(first: id 1, value '4'\)"),
-    (
-      {"label_ids": np.int32([0, -1, 1])},
-      r"label_ids must be in \[0, 3\); 1 of 3 .* id 1, value '-1'",
-    ),
-    ({"label_ids": np.int32([2, 2, 1])}, r"1 of 4 documents .*\(first: document 0\)"),
-    ({"feature_values": np.float32([1, np.nan, 1, 1])}, "feature_values must be finite"),
+    ({"features": csr_array((4, 5))}, "features must be float32 with 4 rows, got float64"),
+    ({"labels": csr_array((3, 3), dtype=bool)}, r"labels must be bool with 4 rows, got .*\(3, 3"),
     ({"num_train": 5}, r"num_train must be in \[0, 4\], the number of documents, got 5"),
   ],
 )
@@ -352,15 +192,31 @@ def test_refuses_arrays_that_do_not_fit(changes, message):
     dataclasses.replace(build(DOCUMENTS, 5, 3), **changes)
 
 
+@pytest.mark.parametrize(
+  ("side", "part", "values", "message"),
+  [
+    ("labels", "indices", [0, 3, 1], "labels are not a valid sparse array"),
+    ("labels", "indices", [2, 2, 1], "labels of a document must differ and rise"),
+    ("features", "data", [1, np.nan, 1, 1], "features hold values that are not finite"),
+  ],
+)
+def test_refuses_entries_that_do_not_fit(side, part, values, message):
+  data = build(DOCUMENTS, 5, 3)
+  matrix = getattr(data, side)
+  parts = {name: getattr(matrix, name) for name in ("data", "indices", "indptr")}
+  parts[part] = np.array(values, parts[part].dtype)
+  changed = csr_array(matrix.shape, dtype=matrix.dtype)
+  changed.data, changed.indices, changed.indptr = parts.values()
+  with pytest.raises(InputError, match=message):
+    dataclasses.replace(data, **{side: changed})
+
+
 def test_documents_of_one_part():
   data = build(DOCUMENTS, 5, 3, num_train=3)
   assert_same(data.train, build(DOCUMENTS[:3], 5, 3))
   assert_same(data.test, build(DOCUMENTS[3:], 5, 3, num_train=0))
   assert_same(data.part(1, 4), build(DOCUMENTS[1:], 5, 3, num_train=2))
   assert_same(data.part(2, 2), build([], 5, 3))
-  assert np.shares_memory(data.part(1, 4).feature_values, data.feature_values)
-  with pytest.raises(InputError, match=r"no documents \[3, 5\); it holds 4"):
-    data.part(3, 5)
 
 
 def test_the_fingerprint_sees_every_change():
@@ -369,7 +225,6 @@ def test_the_fingerprint_sees_every_change():
     build(DOCUMENTS, 6, 3),
     build(DOCUMENTS, 5, 4),
     build(DOCUMENTS, 5, 3, num_train=2),
-    build([([2, 0], DOCUMENTS[0][1]), *DOCUMENTS[1:]], 5, 3),
     build([*DOCUMENTS[:2], ([], [(0, 1.0), (3, 0.5)]), ([], [])], 5, 3),
     build([*DOCUMENTS[:1], ([], []), ([1], DOCUMENTS[2][1]), ([], [])], 5, 3),
   ]
@@ -383,8 +238,8 @@ def test_the_fingerprint_sees_every_change():
 def write_pair(folder, train_name, test_name):
   folder.mkdir(parents=True, exist_ok=True)
   whole_set = build(DOCUMENTS, 5, 3, num_train=3)
-  write_xmc(whole_set.train, folder / train_name)
-  write_xmc(whole_set.test, folder / test_name)
+  xmc_files.write(whole_set.train, folder / train_name)
+  xmc_files.write(whole_set.test, folder / test_name)
   return whole_set
 
 
@@ -400,7 +255,7 @@ def write_pair(folder, train_name, test_name):
 )
 def test_finds_wiki10_under_its_real_names(tmp_path, folder, train, test):
   expected = write_pair(tmp_path / folder, train, test)
-  data = load_wiki10(str(tmp_path))
+  data = load_xmc("wiki10", str(tmp_path))
   assert_same(data, expected)
   assert (data.name, data.num_train) == ("wiki10", 3)
 
@@ -409,28 +264,28 @@ def test_files_of_the_own_name_and_plain_ones_come_first(tmp_path):
   for name in ("train.txt", "other_train.txt", "test.txt", "wiki10_test.txt.gz"):
     (tmp_path / name).write_text("wrong")
   expected = write_pair(tmp_path, "wiki10_train.txt.gz", "wiki10_test.txt")
-  assert_same(load_wiki10(str(tmp_path)), expected)
+  assert_same(load_xmc("wiki10", str(tmp_path)), expected)
 
 
 def test_missing_files_are_named_with_the_remedy(tmp_path):
   remedy = (
-    "download Wiki10-31K with .* from the Extreme Classification Repository, .*--data_dir=DIR"
+    "download Wiki10-31K with .* from the Extreme Classification Repository, .*set data_dir to"
   )
   for data_dir, problem in (
-    (None, "data set 'wiki10' is read from files, which are not named"),
+    (None, "data set 'wiki10' is read from files, and data_dir is not set"),
     (str(tmp_path / "none"), r"none: cannot be read \(No such file"),
     (str(tmp_path), "holds no train.txt and test.txt"),
   ):
     with pytest.raises(InputError, match=f"{problem}.*; {remedy}"):
-      load_wiki10(data_dir)
+      load_xmc("wiki10", data_dir)
   write_pair(tmp_path / "Wiki10", "wiki10_train.txt", "elsewhere.txt")
   with pytest.raises(InputError, match=f"Wiki10: missing test.txt; {remedy}"):
-    load_wiki10(str(tmp_path))
+    load_xmc("wiki10", str(tmp_path))
 
 
 def test_files_of_different_sets_are_refused(tmp_path):
-  write_xmc(build(DOCUMENTS, 5, 3), tmp_path / "train.txt")
-  write_xmc(build(DOCUMENTS, 5, 4), tmp_path / "test.txt")
+  xmc_files.write(build(DOCUMENTS, 5, 3), tmp_path / "train.txt")
+  xmc_files.write(build(DOCUMENTS, 5, 4), tmp_path / "test.txt")
   with pytest.raises(InputError, match="training file counts 3 labels and the test file 4; take"):
     load_xmc("any", str(tmp_path))
 
@@ -440,27 +295,19 @@ def test_delicious_has_the_published_counts(test_data):
     pytest.skip("TF_TWOSTAGE_TEST_DATA holds no delicious/")
   start = time.process_time()
   data = load_xmc("delicious", str(test_data))
-  assert time.process_time() - start < 5  # measured: 0.2 s
+  assert time.process_time() - start < 20  # measured: 0.4 s, and up to 5 s to load scikit-learn
   assert (data.num_train, data.num_documents) == (12_920, 12_920 + 3_185)
-  assert (data.num_features, data.num_labels) == (500, 983)
-  per_document = np.diff(data.label_splits)
+  assert (data.features.shape[1], data.num_labels) == (500, 983)
+  per_document = np.diff(data.labels.indptr)
   assert per_document.mean() == pytest.approx(19.02, abs=0.005)
   assert np.count_nonzero(per_document == 0) == 14
-  assert np.unique(data.feature_values).tolist() == [1.0]
+  assert np.unique(data.features.data).tolist() == [1.0]
   # The first document of delicious_train.txt and the labels of the last of delicious_test.txt.
-  assert data.feature_ids[:5].tolist() == [60, 248, 279, 316, 490]
+  assert data.features.indices[:5].tolist() == [60, 248, 279, 316, 490]
   first, last = data.part(0, 1), data.part(data.num_documents - 1, data.num_documents)
-  assert first.label_ids.tolist() == [77, 91, 315, 544, 575, 621, 718, 818, 819, 834, 908]
+  assert first.labels.indices.tolist() == [77, 91, 315, 544, 575, 621, 718, 818, 819, 834, 908]
   text = (test_data / "delicious" / "delicious_test.txt").read_text().splitlines()[-1]
-  assert last.label_ids.tolist() == [int(label) for label in text.split()[0].split(",")]
-
-
-def test_delicious_is_written_as_it_was_read(test_data, tmp_path):
-  source = test_data / "delicious" / "delicious_train.txt"
-  if not source.is_file():
-    pytest.skip("TF_TWOSTAGE_TEST_DATA holds no delicious/")
-  write_xmc(read_xmc(source), tmp_path / "train.txt")
-  assert (tmp_path / "train.txt").read_bytes() == source.read_bytes()
+  assert last.labels.indices.tolist() == [int(label) for label in text.split()[0].split(",")]
 
 
 # --- the invented set ----------------------------------------------------------------------------
@@ -481,39 +328,32 @@ def test_the_same_seed_gives_the_same_data(invented):
 
 def test_has_the_numbers_asked_for(invented):
   assert (invented.num_train, invented.test.num_documents) == (2_000, 400)
-  assert (invented.num_features, invented.num_labels) == (1_000, 200)
-  for splits, mean in ((invented.label_splits, 5), (invented.feature_splits, 30)):
-    assert np.diff(splits).mean() == pytest.approx(mean, rel=0.03)
-    assert np.diff(splits).min() >= 1
+  assert (invented.features.shape[1], invented.num_labels) == (1_000, 200)
+  for matrix, mean in ((invented.labels, 5), (invented.features, 30)):
+    assert np.diff(matrix.indptr).mean() == pytest.approx(mean, rel=0.03)
+    assert np.diff(matrix.indptr).min() >= 1
 
 
 def matrices(data):
-  shape = data.num_documents
-  features = (data.feature_values, data.feature_ids, data.feature_splits)
-  labels = (np.ones(len(data.label_ids)), data.label_ids, data.label_splits)
-  return (
-    scipy.sparse.csr_array(features, shape=(shape, data.num_features)),
-    scipy.sparse.csr_array(labels, shape=(shape, data.num_labels)),
-  )
+  return data.features, data.labels.astype(float)
 
 
 def test_features_differ_within_a_document_and_have_length_one(invented):
   features, _ = matrices(invented)
   assert features.has_canonical_format
   np.testing.assert_allclose(scipy.sparse.linalg.norm(features, axis=1), 1, atol=1e-4)
-  assert invented.feature_values.min() > 0
+  assert invented.features.data.min() > 0
 
 
-def test_values_have_six_decimals(invented, tmp_path):
-  write_xmc(invented, tmp_path / "toy.txt")
-  values = re.findall(rb":([0-9.e-]+)", (tmp_path / "toy.txt").read_bytes())
-  assert max(map(len, values)) <= len("0.123456")
+def test_values_have_six_decimals(invented):
+  values = invented.features.data
+  np.testing.assert_array_equal(np.round(values.astype(float), 6).astype(np.float32), values)
 
 
 def test_labels_and_features_follow_a_power_law(invented):
   for ids, count in (
-    (invented.label_ids, invented.num_labels),
-    (invented.feature_ids, invented.num_features),
+    (invented.labels.indices, 200),
+    (invented.features.indices, 1_000),
   ):
     counts = np.sort(np.bincount(ids, minlength=count))[::-1]
     # The head saturates (one per document) and the tail is thin.
@@ -535,7 +375,7 @@ def test_labels_of_a_topic_occur_together():
 
 
 def test_ids_say_nothing_about_popularity(invented):
-  counts = np.bincount(invented.label_ids, minlength=invented.num_labels)
+  counts = np.bincount(invented.labels.indices, minlength=invented.num_labels)
   correlation = np.corrcoef(np.arange(len(counts)), np.argsort(np.argsort(counts)))[0, 1]
   assert abs(correlation) < 3 / np.sqrt(len(counts))
 
@@ -570,9 +410,9 @@ def test_default_is_as_large_as_wiki10_and_quick_to_make():
   finally:
     tracemalloc.stop()
   assert (data.num_train, data.test.num_documents) == (14_146, 6_616)
-  assert (data.num_features, data.num_labels) == (101_938, 30_938)
-  assert np.diff(data.label_splits).mean() == pytest.approx(18.6, rel=0.02)
-  assert np.diff(data.feature_splits).mean() == pytest.approx(673, rel=0.02)
+  assert (data.features.shape[1], data.num_labels) == (101_938, 30_938)
+  assert np.diff(data.labels.indptr).mean() == pytest.approx(18.6, rel=0.02)
+  assert np.diff(data.features.indptr).mean() == pytest.approx(673, rel=0.02)
   assert peak < 1 << 30
   assert seconds < 20  # measured: 3 s
 
@@ -589,8 +429,8 @@ def test_default_is_as_large_as_wiki10_and_quick_to_make():
 def test_the_smallest_sets_work(counts, means):
   data = make_xmc(*counts, labels_per_document=means[0], features_per_document=means[1])
   assert data.num_documents == counts[0] + counts[1]
-  assert np.diff(data.label_splits).min() >= 1
-  assert np.diff(data.feature_splits).min() >= 1
+  assert np.diff(data.labels.indptr).min() >= 1
+  assert np.diff(data.features.indptr).min() >= 1
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
 from tf_twostage.data.schema import check_table
-from tf_twostage.data.sets.xmc import make_xmc
-from tf_twostage.data.sets.xmc_tables import document_tables, padded_rows
+from tf_twostage.data.sets import make_xmc
+from tf_twostage.data.sets.xmc import document_tables, padded_rows
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,9 @@ def test_rows_keep_their_largest_weights(lengths, max_width, seed):
   splits = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
   ids = rng.integers(0, 100, splits[-1]).astype(np.int32)
   values = rng.integers(-3, 4, splits[-1]).astype(np.float32)  # with ties
-  padded_ids, padded_values = padded_rows(splits, ids, values, max_width)
+  padded_ids, padded_values = padded_rows(
+    csr_array((values, ids, splits), shape=(len(lengths), 100)), max_width
+  )
   width = min(max_width, max([1, *lengths]))
   assert padded_ids.shape == padded_values.shape == (len(lengths), width)
   assert (padded_ids.dtype, padded_values.dtype) == (np.int64, np.float32)
@@ -52,16 +55,16 @@ def test_documents_become_users_and_labels_items(data):
   assert check_table(schema.item, labels, "labels") == 20
   assert [f.name for f in schema.user_inputs] == ["words"]
   assert schema.user_id.vocabulary[-1] == "41"
-  longest = np.diff(data.feature_splits).max()
+  longest = np.diff(data.features.indptr).max()
   assert documents["words_ids"].shape == (42, longest)
-  assert (documents["words_ids"] >= 0).sum() == len(data.feature_ids)
+  assert (documents["words_ids"] >= 0).sum() == data.features.nnz
 
 
 def test_labels_of_pairs_are_those_of_the_documents(data):
   relevance = data.relevance()
   assert relevance.shape == (42, 20)
   for document in range(42):
-    labels = data.part(document, document + 1).label_ids
+    labels = data.labels[[document]].indices
     assert set(np.flatnonzero(relevance[document])) == set(labels)
   documents, labels = (grid.ravel() for grid in np.indices(relevance.shape))
   np.testing.assert_array_equal(data.has_label(documents, labels), relevance.ravel())

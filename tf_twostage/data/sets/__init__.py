@@ -13,7 +13,8 @@ from collections.abc import Callable
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.synthetic import make_synthetic
-from tf_twostage.data.sets.xmc import XmcData, load_xmc, make_xmc
+from tf_twostage.data.sets.xmc import XmcData, load_xmc
+from tf_twostage.data.sets.xmc_synthetic import make_xmc
 from tf_twostage.errors import InputError
 
 __all__ = [

@@ -1,128 +1,405 @@
-"""Extreme multi-label data: documents are users, their labels the items they like.
+"""Extreme multi-label data: documents are users, and their labels are the items they like.
 
-Labels are complete, so nothing has to be simulated: an item is relevant to a user exactly when it
-is among the document's labels.
+Labels are complete, so nothing is simulated: an item is relevant to a user exactly when it is one
+of the document's labels. The text format of the Extreme Classification Repository counts
+documents, features and labels in line 1; then comes one document per line, its labels before its
+features::
+
+  2 500 983
+  77,91,315 60:1 248:0.25
+   16:1
+
+A document without labels starts with a space. Ids count from 0.
+
+References: Bhatia, Dahiya, Jain, Kar, Mittal, Prabhu, Varma. The Extreme Classification
+Repository: Multi-label Datasets and Code. 2016.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
+import hashlib
+import io
+import itertools
+import os
 import pathlib
 import re
+import zlib
+from typing import BinaryIO
 
 import numpy as np
+from scipy.sparse import csr_array, vstack
 
-from tf_twostage.data.sets.xmc_data import XmcData
-from tf_twostage.data.sets.xmc_synthetic import make_xmc
-from tf_twostage.data.sets.xmc_text import read_xmc, write_xmc
+from tf_twostage.data.schema import FeatureTable, Id, Schema, SparseVector
 from tf_twostage.errors import InputError
 
-__all__ = ["XmcData", "load_wiki10", "load_xmc", "make_xmc", "read_xmc", "write_xmc"]
-
-# What the archives of a data set call themselves besides the name used here.
+# What archives call a data set besides the name used here.
 _TITLES = {"wiki10": "Wiki10-31K", "delicious": "Delicious"}
-_ROLES = ("train", "test")
-_SUFFIXES = (".txt", ".txt.gz")
-_FOLDER_ENDS = ("", "bow")  # an archive may unpack into Wiki10.bow
+_AGAIN = "download or unpack the file again"
+_FORMAT = (
+  "the format is 'documents features labels' in line 1 and 'label,label feature:value"
+  " feature:value' in every other line, ids counted from 0"
+)
 
 
-def load_wiki10(data_dir: str | None = None) -> XmcData:
-  """Loads Wiki10-31K: Wikipedia articles as bags of words, and their social tags.
+@dataclasses.dataclass(frozen=True, eq=False)
+class XmcData:
+  """D documents with sparse features and complete labels.
 
-  Args:
-    data_dir: see `load_xmc`.
-
-  Returns:
-    The data; as published, 14,146 training and 6,616 test documents with 101,938 features and
-    30,938 labels.
+  Attributes:
+    name: the data set's name.
+    features: the features of each document, sparse [D, F] float32.
+    labels: which labels each document has, sparse [D, N] bool.
+    num_train: the first documents, this many, are for training; the others are for testing.
 
   Raises:
-    InputError: the data are missing or wrong; the message says where, and what to do.
+    InputError: a matrix has another type or shape, ids that do not rise within a document, or
+      values that are not finite; or there are fewer documents than `num_train`.
   """
-  return load_xmc("wiki10", data_dir)
+
+  name: str
+  features: csr_array
+  labels: csr_array
+  num_train: int
+
+  def __post_init__(self):
+    for side, dtype in (("features", np.float32), ("labels", np.bool_)):
+      matrix = getattr(self, side)
+      if matrix.dtype != dtype or matrix.shape[0] != self.num_documents:
+        raise InputError(
+          f"{self.name}: {side} must be {np.dtype(dtype)} with {self.num_documents} rows, got"
+          f" {matrix.dtype} {matrix.shape}"
+        )
+      try:
+        matrix.check_format(full_check=True)
+      except ValueError as error:
+        raise InputError(f"{self.name}: {side} are not a valid sparse array ({error})") from error
+      if not matrix.has_canonical_format:
+        raise InputError(
+          f"{self.name}: {side} of a document must differ and rise; call sum_duplicates() first"
+        )
+    if not np.isfinite(self.features.data).all():
+      raise InputError(f"{self.name}: features hold values that are not finite; drop them")
+    if not 0 <= self.num_train <= self.num_documents:
+      raise InputError(
+        f"{self.name}: num_train must be in [0, {self.num_documents}], the number of documents,"
+        f" got {self.num_train}"
+      )
+
+  @property
+  def num_documents(self) -> int:
+    return self.features.shape[0]
+
+  @property
+  def num_labels(self) -> int:
+    return self.labels.shape[1]
+
+  @property
+  def train(self) -> XmcData:
+    """The training documents."""
+    return self.part(0, self.num_train)
+
+  @property
+  def test(self) -> XmcData:
+    """The test documents."""
+    return self.part(self.num_train, self.num_documents)
+
+  def part(self, start: int, stop: int) -> XmcData:
+    """Returns the documents of [start, stop)."""
+    return dataclasses.replace(
+      self,
+      features=self.features[start:stop],
+      labels=self.labels[start:stop],
+      num_train=max(0, min(stop, self.num_train) - start),
+    )
+
+  def relevance(self) -> np.ndarray:
+    """Returns which document has which label, [D, N] bool."""
+    return self.labels.toarray()
+
+  def has_label(self, documents: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns whether documents[i] has the label labels[i], [n] bool, without a [D, N] array."""
+    row, column = self.labels.nonzero()
+    pairs = row.astype(np.int64) * self.num_labels + column
+    return np.isin(np.asarray(documents, np.int64) * self.num_labels + labels, pairs)
+
+  def fingerprint(self) -> str:
+    """Returns the SHA-256 of the sizes and of every array, as 64 hex digits."""
+    digest = hashlib.sha256(f"{self.num_train}".encode())
+    for matrix in (self.features, self.labels):
+      for values in (matrix.shape, matrix.indptr, matrix.indices, matrix.data):
+        array = np.asarray(values)
+        array = array.astype(np.int64) if array.dtype.kind == "i" else array
+        # The header keeps arrays apart whose bytes alone would run together.
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def load_xmc(name: str, data_dir: str | None = None) -> XmcData:
-  """Loads the training and the test file of a data set as one set of documents.
+  """Loads the training file and the test file of a data set as one set of documents.
 
-  The files are train.txt and test.txt, or carry the data set's name as in wiki10_train.txt (those
-  come first when there are both), plain or as .txt.gz. They lie in `data_dir` or in a directory
-  of it that is named after the data set, as in Wiki10/, Wiki10-31K/ or Wiki10.bow/. Case, dashes
-  and underscores do not matter.
+  The files are train.txt and test.txt, or carry the data set's name as in wiki10_train.txt, which
+  comes first; either may be a .txt.gz. They lie in `data_dir` or in a directory of it named after
+  the data set, such as Wiki10/, Wiki10-31K/ or Wiki10.bow/. Case and punctuation do not matter.
 
   Args:
     name: the data set, such as "wiki10" or "delicious".
-    data_dir: where its files are.
+    data_dir: the directory of its files.
 
   Returns:
     The documents, those for training first.
 
   Raises:
-    InputError: a file is missing or wrong, or the two do not belong together; the message says
-      what to do.
+    InputError: a file is missing or wrong, or the two files do not belong together.
   """
   title = _TITLES.get(name, name)
   remedy = (
     f"download {title} with bag-of-words features from the Extreme Classification Repository,"
-    " unpack it and pass --data_dir=DIR, where DIR holds its train.txt and test.txt"
+    " unpack it and set data_dir to the directory that holds its train.txt and test.txt"
   )
   if data_dir is None:
-    raise InputError(f"data set {name!r} is read from files, which are not named; {remedy}")
-  aliases = {_plain(name), _plain(title)}
-  train, test = (
-    read_xmc(path, name=name)
-    for path in _find(pathlib.Path(data_dir).expanduser(), aliases, remedy)
-  )
+    raise InputError(f"data set {name!r} is read from files, and data_dir is not set; {remedy}")
+  aliases = sorted({_plain(name), _plain(title)})
+  files = _find(pathlib.Path(data_dir).expanduser(), aliases, remedy)
+  train, test = (read_xmc(path, name=name) for path in files)
   for side in ("features", "labels"):
-    of_train, of_test = (getattr(part, f"num_{side}") for part in (train, test))
+    of_train, of_test = (getattr(part, side).shape[1] for part in (train, test))
     if of_train != of_test:
       raise InputError(
         f"{data_dir}: the training file counts {of_train} {side} and the test file {of_test}; take"
-        f" both from the same archive"
+        " both from the same archive"
       )
   return XmcData(
     name=name,
-    num_features=train.num_features,
-    num_labels=train.num_labels,
+    features=vstack([train.features, test.features], format="csr"),
+    labels=vstack([train.labels, test.labels], format="csr"),
     num_train=train.num_documents,
-    feature_splits=_joined_splits(train.feature_splits, test.feature_splits),
-    feature_ids=np.concatenate([train.feature_ids, test.feature_ids]),
-    feature_values=np.concatenate([train.feature_values, test.feature_values]),
-    label_splits=_joined_splits(train.label_splits, test.label_splits),
-    label_ids=np.concatenate([train.label_ids, test.label_ids]),
   )
 
 
-def _find(data_dir: pathlib.Path, aliases: set[str], remedy: str) -> list[pathlib.Path]:
+def _find(data_dir: pathlib.Path, aliases: list[str], remedy: str) -> list[pathlib.Path]:
   """Returns the training file and the test file."""
+  names = {alias + end for alias in aliases for end in ("", "bow")}  # as in Wiki10.bow
   try:
-    inside = sorted(path for path in data_dir.iterdir() if path.is_dir())
-    named = {alias + end for alias in aliases for end in _FOLDER_ENDS}
-    for folder in (data_dir, *(path for path in inside if _plain(path.name) in named)):
-      found = {role: _files_of_role(folder, aliases, role) for role in _ROLES}
-      missing = [role for role in _ROLES if not found[role]]
-      if not missing:
-        return [found[role][0] for role in _ROLES]
-      if len(missing) < len(_ROLES):
-        raise InputError(f"{folder}: missing {missing[0]}.txt; {remedy}")
+    inside = [p for p in sorted(data_dir.iterdir()) if p.is_dir() and _plain(p.name) in names]
+    for folder in (data_dir, *inside):
+      files = {}
+      for path in sorted(folder.iterdir(), reverse=True):  # x.txt after x.txt.gz, to replace it
+        if match := re.fullmatch(r"(.+)\.txt(\.gz)?", path.name, re.IGNORECASE):
+          files[_plain(match[1])] = path
+      found: dict[str, pathlib.Path] = {}
+      for role in ("train", "test"):
+        stems = [stem for alias in (*aliases, "") if (stem := alias + role) in files]
+        if stems:
+          found[role] = files[stems[0]]
+      if len(found) == 1:
+        missing = "test" if "train" in found else "train"
+        raise InputError(f"{folder}: missing {missing}.txt; {remedy}")
+      if found:
+        return [found["train"], found["test"]]
   except OSError as error:
     raise InputError(f"{data_dir}: cannot be read ({error.strerror}); {remedy}") from error
   raise InputError(f"{data_dir}: holds no train.txt and test.txt; {remedy}")
-
-
-def _files_of_role(folder: pathlib.Path, aliases: set[str], role: str) -> list[pathlib.Path]:
-  """Returns the files that can be a data set's `role`, the best first."""
-  ranked = []
-  for path in sorted(folder.iterdir()):
-    for place, suffix in enumerate(_SUFFIXES):
-      stem = _plain(path.name.lower().removesuffix(suffix))
-      if path.name.lower().endswith(suffix) and stem in {role, *(a + role for a in aliases)}:
-        ranked.append((stem == role, place, path))
-  return [path for *_, path in sorted(ranked)]
 
 
 def _plain(name: str) -> str:
   return re.sub("[^a-z0-9]", "", name.lower())
 
 
-def _joined_splits(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-  return np.concatenate([first, first[-1] + second[1:]])
+def read_xmc(path: str | os.PathLike, name: str | None = None) -> XmcData:
+  """Reads a text file of documents, plain or compressed by gzip.
+
+  Labels and features of a document may come in any order and are sorted.
+
+  Args:
+    path: the file.
+    name: the data set's name. None: the file's name.
+
+  Returns:
+    The documents in the file's order, all of them for training.
+
+  Raises:
+    InputError: the file cannot be read, line 1 is wrong, there are more or fewer documents than
+      it says, or a document is malformed, repeats a label or feature, has an id outside its range
+      or a value that float32 cannot hold.
+  """
+  path = pathlib.Path(path)
+  try:
+    with path.open("rb") as raw:
+      packed = raw.read(2) == b"\x1f\x8b"
+      raw.seek(0)
+      return _read(gzip.GzipFile(fileobj=raw) if packed else raw, path, name or path.name)
+  except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    raise InputError(f"{path}: not an intact gzip file ({error}); {_AGAIN}") from error
+  except OSError as error:
+    raise InputError(
+      f"{path}: cannot be read ({error.strerror}); pass the path of a readable file"
+    ) from error
+
+
+class _Documents(io.RawIOBase):
+  """The lines after line 1, as scikit-learn reads them.
+
+  Attributes:
+    sort: whether to sort the features of each line.
+    filled: whether each line read so far has labels or features.
+    line: the last line.
+  """
+
+  def __init__(self, file: BinaryIO | gzip.GzipFile, *, sort: bool):
+    self._file, self.sort = file, sort
+    self.filled: list[bool] = []
+    self.line = b""
+    file.seek(0)
+    file.readline()
+
+  def readline(self, size: int | None = -1) -> bytes:
+    self.line = line = self._file.readline()
+    if line:
+      self.filled.append(bool(line.partition(b"#")[0].strip()))  # the format has comments
+    if self.sort:
+      labels, _, features = line.partition(b" ")
+      ordered = sorted(features.split(), key=lambda feature: int(feature.partition(b":")[0]))
+      line = b" ".join([labels, *ordered])
+    return line
+
+
+def _read(file: BinaryIO | gzip.GzipFile, path: pathlib.Path, name: str) -> XmcData:
+  from sklearn.datasets import load_svmlight_file  # takes seconds
+
+  first_line = file.readline(1_000)
+  header = re.fullmatch(rb"\s*(\d{1,9})\s+([1-9]\d{0,8})\s+([1-9]\d{0,8})\s*", first_line)
+  if not header:
+    text = first_line.decode("utf-8", "replace").strip()
+    raise InputError(
+      f"{path}: line 1 must count documents, features and labels, as in '14146 101938 30938', got"
+      f" {text[:40]!r}; {_FORMAT}"
+    )
+  count, num_features, num_labels = map(int, header.groups())
+
+  wrong: list[str] = []
+  documents = _Documents(file, sort=False)
+  while True:
+    try:
+      features, labels = load_svmlight_file(
+        documents, dtype=np.float32, multilabel=True, zero_based=True
+      )
+      break
+    except ValueError as error:
+      if "sorted" in str(error) and not documents.sort:
+        documents, wrong = _Documents(file, sort=True), []
+      else:  # the next turn goes on after this line
+        line = documents.line.decode("utf-8", "replace").strip("\r\n")
+        wrong.append(f"line {len(documents.filled) + 1}, {line[:40]!r}: {error}")
+  if wrong:
+    raise InputError(
+      f"{path}: {len(wrong)} of {len(documents.filled)} documents are malformed (first:"
+      f" {wrong[0]}); mend those lines or {_AGAIN}; {_FORMAT}"
+    )
+  if count != len(documents.filled):
+    raise InputError(
+      f"{path}: line 1 promises {count} documents, but {len(documents.filled)} follow; {_AGAIN}, or"
+      " correct line 1"
+    )
+
+  label_ids = np.fromiter(itertools.chain.from_iterable(labels), np.float64)
+  # scikit-learn skips documents that have neither labels nor features.
+  filled = np.flatnonzero(documents.filled)
+  label_row = np.repeat(filled, [len(of_document) for of_document in labels])
+  feature_row = np.repeat(filled, np.diff(features.indptr))
+  repeated = np.zeros(len(label_ids), bool)
+  repeated[1:] = (np.diff(label_ids) == 0) & (np.diff(label_row) == 0)
+  in_labels = (label_ids >= 0) & (label_ids < num_labels)
+  for rule, row, values, bad in (
+    ("label must be a whole number", label_row, label_ids, label_ids % 1 != 0),
+    (f"label must be in [0, {num_labels}), the count in line 1", label_row, label_ids, ~in_labels),
+    ("label must not repeat within a document", label_row, label_ids, repeated),
+    (
+      f"feature must be in [0, {num_features}), the count in line 1",
+      feature_row,
+      features.indices,
+      features.indices >= num_features,
+    ),
+    ("value must fit into float32", feature_row, features.data, ~np.isfinite(features.data)),
+  ):
+    lines = np.unique(row[bad]) + 2
+    if lines.size:
+      raise InputError(
+        f"{path}: every {rule}; {lines.size} of {count} documents break this (first: line"
+        f" {lines[0]}, {values[bad][0]:.10g}); mend those lines or {_AGAIN}; {_FORMAT}"
+      )
+  return XmcData(
+    name=name,
+    features=_csr(features.data, features.indices, feature_row, (count, num_features)),
+    labels=_csr(np.ones(len(label_ids), bool), label_ids, label_row, (count, num_labels)),
+    num_train=count,
+  )
+
+
+def _csr(data: np.ndarray, ids: np.ndarray, row: np.ndarray, shape: tuple[int, int]) -> csr_array:
+  splits = np.searchsorted(row, np.arange(shape[0] + 1))
+  return csr_array((data, ids.astype(np.int32), splits), shape=shape)
+
+
+def document_tables(data: XmcData, max_features: int) -> tuple[Schema, FeatureTable, FeatureTable]:
+  """Makes documents users with a sparse vector of words, and labels items with only an id.
+
+  A document's id names it in a log and is not embedded, since future documents are other ones.
+
+  Args:
+    data: D documents, with N labels to choose from.
+    max_features: of a document with more features, this many with the largest values are kept.
+
+  Returns:
+    The schema, the documents [D] and the labels [N].
+  """
+  words, values = padded_rows(data.features, max_features)
+  schema = Schema(
+    user=(
+      Id("document", _names(data.num_documents), embedded=False),
+      SparseVector("words", data.features.shape[1], words.shape[1]),
+    ),
+    item=(Id("label", _names(data.num_labels)),),
+  )
+  documents = {
+    "document": np.array(schema.user_id.vocabulary),
+    "words_ids": words,
+    "words_weights": values,
+  }
+  return schema, documents, {"label": np.array(schema.item_id.vocabulary)}
+
+
+def padded_rows(matrix: csr_array, max_width: int) -> tuple[np.ndarray, np.ndarray]:
+  """Lays sparse rows side by side.
+
+  Args:
+    matrix: R rows.
+    max_width: of longer rows, the entries with the largest absolute values are kept, largest
+      first; at least 1.
+
+  Returns:
+    Ids [R, W] int64, padded with -1, and values [R, W] float32, padded with 0; W is the length of
+    the longest row, at least 1 and at most `max_width`.
+  """
+  ids, values, lengths = matrix.indices, matrix.data, np.diff(matrix.indptr)
+  width = min(max_width, max(1, lengths.max(initial=1)))
+  row = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+  place = (np.arange(len(ids)) - np.repeat(matrix.indptr[:-1], lengths)).astype(np.int32)
+  cut = np.flatnonzero(lengths[row] > width)
+  if cut.size:  # sorted within their rows; a row's entries stay where the row is
+    order = cut[np.lexsort((-np.abs(values[cut]), row[cut]))]
+    ids, values = ids.copy(), values.copy()
+    ids[cut], values[cut] = ids[order], values[order]
+  kept = place < width
+  row, place = row[kept], place[kept]
+  padded_ids = np.full((len(lengths), width), -1, np.int64)
+  padded_values = np.zeros((len(lengths), width), np.float32)
+  padded_ids[row, place] = ids[kept]
+  padded_values[row, place] = values[kept]
+  return padded_ids, padded_values
+
+
+def _names(count: int) -> tuple[str, ...]:
+  return tuple(map(str, range(count)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+from scipy.sparse import csr_array
 
-from tf_twostage.data.sets.xmc_data import XmcData
+from tf_twostage.data.sets.xmc import XmcData
 from tf_twostage.errors import InputError
 
 # The share of a document's labels that come from its topic, and of its words from its labels.
@@ -87,16 +88,13 @@ def make_xmc(
   rarity = np.log1p(documents / np.maximum(frequency, 1)).astype(np.float32)
   values = np.log1p(repeats) * rarity[ids]
   values /= np.repeat(np.sqrt(np.add.reduceat(values**2, splits[:-1])), counts)
+  values = np.maximum(np.round(values, 6), np.float32(1e-6))
+  has_label = np.ones(len(label_ids), bool)
   return XmcData(
     name="xmc_synthetic",
-    num_features=num_features,
-    num_labels=num_labels,
+    features=csr_array((values, ids, splits), shape=(documents, num_features)),
+    labels=csr_array((has_label, label_ids, label_splits), shape=(documents, num_labels)),
     num_train=num_train,
-    feature_splits=splits,
-    feature_ids=ids,
-    feature_values=np.maximum(np.round(values, 6), np.float32(1e-6)),
-    label_splits=label_splits,
-    label_ids=label_ids,
   )
 
 
