@@ -77,7 +77,10 @@ def test_missing_files_are_named_with_the_remedy(name, tmp_path):
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [
-    (["--environment=somewhere"], "environment=somewhere: a prepared environment is one of ratings"),
+    (
+      ["--environment=somewhere"],
+      "environment=somewhere: a prepared environment is one of ratings",
+    ),
     (["--validation_users=60"], "validation_users is 60, but wiki10 has 60 test documents"),
     (["--slate_size=51"], "not exceed the 50 labels of wiki10"),
     (["--supervised_documents=121"], "supervised_documents is 121, but wiki10 has 120"),
