@@ -102,7 +102,6 @@ def main():
   parser.add_argument("--width", type=int, default=20)
   parser.add_argument("--batch_size", type=int, default=1024)
   parser.add_argument("--steps", type=int, default=0, help="at most; 0: all of the epoch")
-  parser.add_argument("--plain", action="store_true", help="do not gzip the files")
   parser.add_argument("--source", choices=["memory", "files"], help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.source:
@@ -110,7 +109,7 @@ def main():
     return
   if not (args.directory / "rows" / "rows.json").exists():
     start = time.perf_counter()
-    streamed.write(parts(args), args.directory / "rows", compress=not args.plain)
+    streamed.write(parts(args), args.directory / "rows")
     size = sum(f.stat().st_size for f in (args.directory / "rows").iterdir())
     print(f"written in {time.perf_counter() - start:.0f} s, {size / 1024**3:.2f} GiB", flush=True)
   found = {}

@@ -46,7 +46,7 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
   rewards = np.random.default_rng(1).uniform(0.5, 2.0, len(log))  # were they equal, so were risks
   log = dataclasses.replace(log, reward=rewards.astype(np.float32))
   if name == "streamed":
-    log = streamed.write([log], directory / f"rows-{workers.rank}")
+    log = streamed.write([log], directory / f"rows-{workers.rank}", block=10)
   with workers.scope():
     model = small.make_model(loss, **options)
   train_generator(

@@ -1,35 +1,29 @@
-"""A log on disk that training reads as it goes: rows beyond memory, in an order fixed by the seed.
+"""Training rows on disk: a log larger than memory, read in an order that the seed fixes.
 
-`write` deals the rows to `LANES` lanes of TFRecord files, at random and equally. Every lane is read
-by itself, forever: each of its passes takes the lane's files in an order of its own and the rows of
-a file in an order of their own. A batch is so many rows of each lane; a pass over the log is one
-pass of every lane, and whoever needs a part of each batch reads a part of the lanes. Rewarded rows
-stand in files of their own as well, since a generator may learn from these alone.
+`write` shuffles the rows, some hundred thousand at a time, and cuts them into blocks: files of
+fixed-width records. A pass over the log takes the blocks in a random order, `WINDOW` of them at a
+time, and shuffles the rows of each window. Rewarded rows are also written as blocks of their own,
+for generators that learn from these alone.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import json
-import math
-import os
 import pathlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tf_twostage.data.files import framing, shards
 from tf_twostage.data.rows import (
   WHOLE,
   LogRows,
   Rewards,
   Slices,
   checked_users,
-  joined,
   shuffled,
   with_users,
 )
@@ -38,44 +32,50 @@ from tf_twostage.errors import InputError, RunError
 if TYPE_CHECKING:
   import tensorflow as tf
 
-LANES = 48  # has many divisors: of batch sizes, and of numbers of workers
-_ROWS_PER_FILE = 1 << 14
+BLOCK = 1 << 14  # rows of a block
+WINDOW = 48  # blocks that are in memory and shuffled together
+_ALL, _REWARDED = "all", "rewarded"
 _DESCRIPTION = "rows.json"
 _SHOWN = "{kind}-shown.npy"
-_ALL, _REWARDED = "all", "rewarded"
 _CONTEXT = "context/"
-_TYPES = {"user_index": "int32", "action": "int32", "propensity": "float32", "reward": "float32"}
-_BUFFER = 1 << 18  # bytes read at a time
+_HASHES = 1 << 62  # of TensorFlow's fingerprint of a file
+_BLOCKS_ORDER = -1  # takes the place of a window in the key of the order of blocks
+_SERVED_ROWS = 256  # that a data service sends at a time
 _TIMEOUT = 5.0  # seconds for a data service to answer
+
+
+class Block(NamedTuple):
+  """A file of records: how many it has, and the fingerprint of its content."""
+
+  rows: int
+  fingerprint: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedRows:
-  """Rows in files; `write` makes it, `load` finds it.
+  """Rows in files. `write` makes them and `load` opens them.
 
   Attributes:
-    directory: where the files are.
+    directory: holds the files.
     kind: "all" rows or the "rewarded" ones.
-    files: of every lane the rows of its files, in order.
-    columns: of the rows, as they are called in records.
-    compression: of the files, "GZIP" or "".
+    blocks: the files, in order.
+    columns: name -> dtype, in the order of a record.
     last_user: the highest user index.
     sums: of the rewards.
-    service: address of a tf.data service that reads for us, such as "grpc://host:5000"; None: this
-      process reads.
+    service: address of a tf.data service that reads the files, such as "grpc://host:5000". None:
+      this process reads them.
   """
 
   directory: pathlib.Path
   kind: str
-  files: tuple[tuple[int, ...], ...]
-  columns: tuple[str, ...]
-  compression: str
+  blocks: tuple[Block, ...]
+  columns: Mapping[str, str]
   last_user: int
   sums: Rewards
   service: str | None = None
 
   def __len__(self) -> int:
-    return sum(map(sum, self.files))
+    return sum(block.rows for block in self.blocks)
 
   def positives(self) -> StreamedRows:
     """The rows with reward > 0."""
@@ -99,19 +99,13 @@ class StreamedRows:
     start_step: int = 0,
     slices: Slices = WHOLE,
   ) -> tf.data.Dataset:
-    """Endless batches of the log; a batch is a pure function of the seed and its step.
+    """Endless batches; each is a function of the seed and its step. See `LogRows.batches`.
 
-    A batch holds as many rows of each lane as of the others; see the module. Lanes differ by a row
-    at most, so that after a pass of n rows each row came once, but for n % lanes of them where
-    lanes are not equal. What a resumed run and who shares batches sees, what is yielded and what is
-    refused is as of `LogRows.batches`.
-
-    From a data service each row comes once a pass, whoever reads it first: the order is not fixed,
-    and a resumed run begins a pass.
+    Passes, resuming, slices, elements and errors are those of `LogRows.batches`; the order differs.
+    A data service gives each row once a pass in no fixed order, and a resumed run begins a pass.
 
     Raises:
-      InputError: as `LogRows.batches`; `slices.of` does not divide the lanes, or the data service
-        does not answer or would have to slice.
+      InputError: as `LogRows.batches`; or the data service does not answer or would have to slice.
     """
     import tensorflow as tf
 
@@ -120,30 +114,26 @@ class StreamedRows:
     )
     size = slices.rows(batch_size)
     if self.service is None:
-      rows = self._in_order(batch_size, seed, start_step, slices)
+      rows = self._in_order(batch_size, seed, start_step, slices).rebatch(size, drop_remainder=True)
     else:
-      rows = self._served(slices, size)
+      rows = self._served(slices).unbatch().batch(size, drop_remainder=True)
     return rows.map(
       lambda batch: with_users(batch, users), num_parallel_calls=tf.data.AUTOTUNE
     ).prefetch(tf.data.AUTOTUNE)
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[None]:
-    """Wherever batches are drawn: names the file that is damaged, if one is.
+    """Surrounds whatever draws batches: names the file that is damaged, if one is.
 
     Raises:
-      RunError: a file is missing, cut or corrupt.
+      RunError: a file is missing or was changed.
     """
     import tensorflow as tf
 
     try:
       yield
-    except (
-      tf.errors.DataLossError,
-      tf.errors.InvalidArgumentError,
-      tf.errors.NotFoundError,
-    ) as error:
-      damage = self._damage()
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
+      damage = next(filter(None, map(self._damage, range(len(self.blocks)))), None)
       if damage is None:
         raise
       raise RunError(
@@ -151,250 +141,146 @@ class StreamedRows:
         " anew and goes on from the last checkpoint"
       ) from error
 
-  def lanes(self, batch_size: int) -> int:
-    """How many lanes a batch is put together from: lanes are joined where it is no multiple."""
-    shared = math.gcd(LANES, batch_size)
-    return max(d for d in range(1, shared + 1) if shared % d == 0 and d <= len(self))
-
   def _in_order(
     self, batch_size: int, seed: int, start_step: int, slices: Slices
   ) -> tf.data.Dataset:
-    """Slices of batches, from a block of each of their lanes."""
+    """The rows of these slices from the first batch on, a window at a time."""
     import tensorflow as tf
 
-    lanes = self.lanes(batch_size)
-    if lanes % slices.of:
-      raise InputError(
-        f"{self.directory}: batches of {batch_size} rows come from {lanes} lanes of files, which"
-        f" {slices.of} readers cannot share equally; choose a number of readers that divides"
-        f" {LANES} and a batch_size that is a multiple of {LANES}"
-      )
-    first, last = (place * lanes // slices.of for place in (slices.begin, slices.end))
-    table = self._table(lanes)
-    keys = _Keys(seed)
-    starts = [
-      _start(table.rows[lane], lane, keys, start_step * batch_size // lanes)
-      for lane in range(lanes)
-    ]
-    numbers, offsets = (tf.constant(values, tf.int64) for values in zip(*starts, strict=True))
-    names, sizes, counts, ids = table.tensors()
+    size, start = slices.rows(batch_size), start_step * batch_size
+    num_blocks, windows = len(self.blocks), -(-len(self.blocks) // WINDOW)
+    sizes = tf.constant([block.rows for block in self.blocks], tf.int64)
 
-    def lane(number):
-      def read(turn):
-        passed, place = turn // counts[number], turn % counts[number]
-        file = shuffled(place, keys.of_files(passed, number), counts[number])
-        columns = self._read(names[number, file], sizes[number, file])
-        rows = tf.range(sizes[number, file])
-        order = shuffled(rows, keys.of_rows(passed, ids[number, file]), sizes[number, file])
-        taken = tf.where(turn == numbers[number], offsets[number], 0)
-        return _gather(columns, order[taken:])
+    def key(passed, window):
+      return tf.stack([tf.cast(part, tf.int64) for part in (seed, passed, window)])
 
-      files = tf.data.Dataset.counter(numbers[number]).map(read)
-      return files.prefetch(1).rebatch(batch_size // lanes, drop_remainder=True)
+    def order_of_blocks(passed):
+      blocks = tf.range(num_blocks, dtype=tf.int64)
+      return shuffled(blocks, key(passed, _BLOCKS_ORDER), num_blocks)
 
-    def joined_blocks(blocks):
-      return tf.nest.map_structure(lambda x: tf.reshape(x, [slices.rows(batch_size)]), blocks)
+    def read(turn):
+      passed, window = turn // windows, turn % windows
+      blocks = order_of_blocks(passed)
+      records = self._records(blocks[window * WINDOW : (window + 1) * WINDOW])
+      rows = tf.range(tf.shape(records, tf.int64)[0])
+      earlier = tf.reduce_sum(tf.gather(sizes, blocks[: window * WINDOW]))
+      place = passed * len(self) + earlier + rows  # in the stream of all batches
+      slice_of_row = place % batch_size // size
+      own = (place >= start) & (slice_of_row >= slices.begin) & (slice_of_row < slices.end)
+      order = shuffled(rows, key(passed, window), tf.size(rows))
+      return self._columns(tf.gather(records, order[own]))
 
+    passed, rest = divmod(start, len(self))
+    ends = np.cumsum(tf.gather(sizes, order_of_blocks(passed)))[WINDOW - 1 :: WINDOW]
+    first = passed * windows + int(np.searchsorted(ends, rest, side="right"))
     options = tf.data.Options()
     options.deterministic = True
-    return (
-      tf.data.Dataset.range(first, last)
-      .interleave(
-        lane, cycle_length=last - first, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-      )
-      .batch(lanes // slices.of, drop_remainder=True)
-      .map(joined_blocks)
-      .with_options(options)
-    )
+    return tf.data.Dataset.counter(first).map(read, num_parallel_calls=2).with_options(options)
 
-  def _served(self, slices: Slices, size: int) -> tf.data.Dataset:
-    """Batches of rows from the service, which deals out the files."""
+  def _served(self, slices: Slices) -> tf.data.Dataset:
+    """The rows in any order, from the service, which deals out the blocks."""
     import tensorflow as tf
 
-    assert self.service is not None
     if slices != WHOLE:
       raise InputError(
-        f"--data_service={self.service} gives whole batches to one reader; leave it out where"
-        " several workers train: each of them reads its own files"
+        f"data_service {self.service} gives whole batches to one reader; leave it out where several"
+        " workers train: each of them reads the files"
       )
-    _check_service(self.service)
-    names, sizes, _, _ = self._table(1).tensors()
+    _check_service(str(self.service))
 
-    def read(name, rows):
-      columns = self._read(name, rows)
-      blocks = tf.data.Dataset.from_tensors(_gather(columns, tf.random.shuffle(tf.range(rows))))
-      return blocks.rebatch(_ROWS_PER_FILE // LANES)
+    def read(block):
+      rows = self._columns(tf.random.shuffle(self._records(block[None])))
+      return tf.data.Dataset.from_tensors(rows).rebatch(_SERVED_ROWS)
 
     service = tf.data.experimental.service
     return (
-      tf.data.Dataset.from_tensor_slices((names[0], sizes[0]))
-      .shuffle(len(names[0]))
-      .interleave(read, cycle_length=LANES, num_parallel_calls=tf.data.AUTOTUNE)
+      tf.data.Dataset.range(len(self.blocks))
+      .shuffle(len(self.blocks))
+      .interleave(read, cycle_length=WINDOW, num_parallel_calls=tf.data.AUTOTUNE)
       .apply(service.distribute(service.ShardingPolicy.DYNAMIC, self.service))
       .repeat()
-      .unbatch()
-      .batch(size, drop_remainder=True)
     )
 
-  def _read(self, name: tf.Tensor, rows: tf.Tensor) -> dict[str, Any]:
-    """The rows of a file as columns; fails unless it holds that many."""
+  def _records(self, blocks: tf.Tensor) -> tf.Tensor:
+    """The records of some blocks, [rows, words] int32; fails unless they are as written."""
     import tensorflow as tf
 
-    plain = tf.data.Options()  # a file takes less than making its reader optimal
-    plain.experimental_optimization.apply_default_optimizations = False
-    plain.autotune.enabled = False
-    records = tf.data.TFRecordDataset(name, self.compression, _BUFFER).batch(rows + 1)
-    records = records.with_options(plain).get_single_element()
-    tf.debugging.assert_equal(tf.size(records, tf.int64), rows, "rows of a file")
-    spec = {
-      name: tf.io.FixedLenFeature([], tf.float32 if _TYPES.get(name) == "float32" else tf.int64)
-      for name in self.columns
-    }
-    parsed = tf.io.parse_example(records, spec)
-    columns = {name: tf.cast(parsed[name], _TYPES[name]) for name in self.columns if name in _TYPES}
-    context = {
-      name.removeprefix(_CONTEXT): tf.bitcast(parsed[name], tf.float64)
-      for name in self.columns
-      if name.startswith(_CONTEXT)
-    }
-    return {**columns, "context": context}
-
-  def _table(self, lanes: int) -> _Table:
-    """The files, with lanes joined until there are so many."""
-    paths = [
-      [(_path(self.directory, self.kind, lane, n, self.compression), rows)
-       for n, rows in enumerate(files)]
-      for lane, files in enumerate(self.files)
-    ]  # fmt: skip
-    grouped = [
-      [file for lane in range(first, LANES, lanes) for file in paths[lane]]
-      for first in range(lanes)
-    ]
-    return _Table(
-      paths=[[str(path) for path, _ in group] for group in grouped],
-      rows=[[rows for _, rows in group] for group in grouped],
+    paths = tf.constant([str(self._path(number)) for number in range(len(self.blocks))])
+    contents = tf.map_fn(tf.io.read_file, tf.gather(paths, blocks), parallel_iterations=WINDOW)
+    fingerprints = tf.constant([block.fingerprint for block in self.blocks], tf.int64)
+    tf.debugging.assert_equal(
+      tf.strings.to_hash_bucket_fast(contents, _HASHES), tf.gather(fingerprints, blocks)
     )
+    words = tf.io.decode_raw(tf.strings.reduce_join(contents), tf.int32)
+    return tf.reshape(words, [-1, sum(map(_words, self.columns.values()))])
 
-  def _damage(self) -> str | None:
-    """Which file cannot be read, and from where on."""
-    table = self._table(1)
-    for path, rows in zip(map(pathlib.Path, table.paths[0]), table.rows[0], strict=True):
-      if not path.exists():
-        return f"{path}: is missing"
-      damage = framing.first_damage(path)
-      if damage is not None:
-        return f"{path}: {damage}"
-      if (found := framing.count(path)) != rows:
-        return f"{path}: holds {found} rows and not {rows}"
+  def _columns(self, records: tf.Tensor) -> dict[str, Any]:
+    import tensorflow as tf
+
+    columns: dict[str, Any] = {"context": {}}
+    start = 0
+    for name, dtype in self.columns.items():
+      end = start + _words(dtype)
+      words = records[:, start] if end == start + 1 else records[:, start:end]
+      values = tf.bitcast(words, dtype)
+      start = end
+      if name.startswith(_CONTEXT):
+        columns["context"][name.removeprefix(_CONTEXT)] = values
+      else:
+        columns[name] = values
+    return columns
+
+  def _path(self, number: int) -> pathlib.Path:
+    return self.directory / f"{self.kind}-{number:05d}.rows"
+
+  def _damage(self, number: int) -> str | None:
+    path = self._path(number)
+    try:
+      content = path.read_bytes()
+    except OSError as error:
+      return f"{path}: cannot be read ({error.strerror})"
+    if _fingerprint(content) != self.blocks[number].fingerprint:
+      return f"{path}: was cut or changed after it was written"
     return None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
-  """Files by lane.
-
-  Attributes:
-    paths: of every lane.
-    rows: that they hold.
-  """
-
-  paths: list[list[str]]
-  rows: list[list[int]]
-
-  def tensors(self) -> tuple[tf.Tensor, ...]:
-    """Paths, rows [lanes, most files], number of files [lanes], and a number of each file."""
-    import tensorflow as tf
-
-    counts = [len(paths) for paths in self.paths]
-    shape = (len(counts), max(counts))
-    paths, rows = np.full(shape, "", object), np.zeros(shape, np.int64)
-    for lane, count in enumerate(counts):
-      paths[lane, :count], rows[lane, :count] = self.paths[lane], self.rows[lane]
-    ids = np.arange(rows.size, dtype=np.int64).reshape(shape)
-    return tf.constant(paths), tf.constant(rows), tf.constant(counts, tf.int64), tf.constant(ids)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keys:
-  """Keys of `shuffled`: of the files of a lane, and of the rows of a file, in a pass."""
-
-  seed: int
-
-  def of_files(self, passed: Any, lane: Any) -> tf.Tensor:
-    return self._key(passed, -1 - lane)
-
-  def of_rows(self, passed: Any, file: Any) -> tf.Tensor:
-    return self._key(passed, file)
-
-  def _key(self, passed: Any, which: Any) -> tf.Tensor:
-    import tensorflow as tf
-
-    return tf.stack([tf.cast(part, tf.int64) for part in (self.seed, passed, which)])
-
-
-def _start(rows: list[int], lane: int, keys: _Keys, taken: int) -> tuple[int, int]:
-  """Where a lane goes on after so many of its rows: at which turn of its files, at which row."""
-  import tensorflow as tf
-
-  passed, rest = divmod(taken, sum(rows))
-  turns = tf.range(len(rows), dtype=tf.int64)
-  order = shuffled(turns, keys.of_files(passed, lane), len(rows)).numpy()
-  ends = np.cumsum(np.array(rows)[order])
-  place = int(np.searchsorted(ends, rest, side="right"))
-  return passed * len(rows) + place, rest - (int(ends[place - 1]) if place else 0)
-
-
-def _gather(columns: Any, rows: tf.Tensor) -> Any:
-  import tensorflow as tf
-
-  return tf.nest.map_structure(lambda column: tf.gather(column, rows), columns)
-
-
 def write(
-  parts: Iterable[LogRows],
-  directory: str | os.PathLike,
-  *,
-  seed: int = 0,
-  compress: bool = True,
-  rows_per_file: int = _ROWS_PER_FILE,
+  parts: Iterable[LogRows], directory: pathlib.Path, *, seed: int = 0, block: int = BLOCK
 ) -> StreamedRows:
-  """Writes the rows of all parts, in memory some hundred thousand at a time.
+  """Writes the rows of all parts; some hundred thousand are in memory at a time.
 
   Args:
-    parts: logs with the same columns; where rows stand on a slate is left out.
+    parts: logs with the same columns; positions are left out.
     directory: an empty directory, or a new one.
     seed: fixes which row goes where.
-    compress: whether to gzip the files.
-    rows_per_file: at most, in a file. So many of each lane are in memory, and shuffled.
+    block: rows of a file.
 
   Raises:
     InputError: there are no rows.
   """
-  directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  compression = "GZIP" if compress else ""
-  dealers = {
-    kind: _Dealer(directory, kind, compression, rows_per_file, np.random.default_rng([seed, n]))
-    for n, kind in enumerate((_ALL, _REWARDED))
+  writers = {
+    kind: _Writer(directory, kind, block, np.random.default_rng([seed, place]))
+    for place, kind in enumerate((_ALL, _REWARDED))
   }
   total, largest, last_user = 0.0, 0.0, -1
+  columns: dict[str, str] = {}
   for part in parts:
     if not len(part):
       continue
-    dealers[_ALL].add(part)
-    dealers[_REWARDED].add(part.positives())
+    columns = {name: str(values.dtype) for name, values in _stored(part).items()}
+    writers[_ALL].add(part)
+    writers[_REWARDED].add(part.positives())
     total += float(part.reward.sum(dtype=np.float64))
     largest = max(largest, float(part.reward.max()))
     last_user = max(last_user, int(part.user_index.max()))
   if last_user < 0:
     raise InputError(f"{directory}: no rows to write")
-  for kind, dealer in dealers.items():
-    dealer.finish()
-    np.save(directory / _SHOWN.format(kind=kind), dealer.shown)
+  for writer in writers.values():
+    writer.finish()
   description = {
-    "files": {kind: dealer.files for kind, dealer in dealers.items()},
-    "columns": dealers[_ALL].columns,
-    "compression": compression,
+    "blocks": {kind: writer.blocks for kind, writer in writers.items()},
+    "columns": columns,
     "last_user": last_user,
     "sums": [total, largest],
   }
@@ -402,14 +288,16 @@ def write(
   return load(directory)
 
 
-def load(directory: str | os.PathLike, *, kind: str = _ALL) -> StreamedRows:
-  """The log that `write` left in a directory.
+def load(directory: pathlib.Path, *, kind: str = _ALL) -> StreamedRows:
+  """Opens the rows that `write` left in a directory.
 
   Args:
     directory: of `write`.
     kind: "all" rows, or the "rewarded" ones.
+
+  Raises:
+    RunError: they cannot be read.
   """
-  directory = pathlib.Path(directory)
   try:
     found = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:
@@ -420,94 +308,80 @@ def load(directory: str | os.PathLike, *, kind: str = _ALL) -> StreamedRows:
   return StreamedRows(
     directory=directory,
     kind=kind,
-    files=tuple(map(tuple, found["files"][kind])),
-    columns=tuple(found["columns"]),
-    compression=found["compression"],
+    blocks=tuple(Block(*block) for block in found["blocks"][kind]),
+    columns=found["columns"],
     last_user=found["last_user"],
     sums=Rewards(*found["sums"]),
   )
 
 
-class _Dealer:
-  """Deals rows to lanes, some files at a time."""
+class _Writer:
+  """Gathers rows, shuffles as many as a window holds, and cuts them into blocks."""
 
-  def __init__(
-    self,
-    directory: pathlib.Path,
-    kind: str,
-    compression: str,
-    rows_per_file: int,
-    rng: np.random.Generator,
-  ):
-    self.files: list[list[int]] = [[] for _ in range(LANES)]
-    self.columns: list[str] = []
-    self.shown = np.zeros(0, np.int64)  # by item
-    self._directory = directory
-    self._kind = kind
-    self._compression = compression
-    self._round = rows_per_file * LANES
-    self._rng = rng
-    self._waiting: list[LogRows] = []
+  def __init__(self, directory: pathlib.Path, kind: str, block: int, rng: np.random.Generator):
+    self.blocks: list[Block] = []
+    self._directory, self._kind, self._block, self._rng = directory, kind, block, rng
+    self._shown = np.zeros(0, np.int64)  # by item
+    self._waiting: list[np.ndarray] = []
 
   def add(self, log: LogRows) -> None:
-    shown = log.shown(len(self.shown))
-    shown[: len(self.shown)] += self.shown
-    self.shown = shown
-    self._waiting.append(log)
-    if sum(map(len, self._waiting)) < self._round:
+    shown = log.shown(len(self._shown))
+    shown[: len(self._shown)] += self._shown
+    self._shown = shown
+    words = [
+      np.ascontiguousarray(values).view("<i4").reshape(len(log), values.itemsize // 4)
+      for values in _stored(log).values()
+    ]
+    self._waiting.append(np.concatenate(words, axis=1))
+    window = self._block * WINDOW
+    if sum(map(len, self._waiting)) < window:
       return
-    held = joined(self._waiting)
-    ends = [*range(0, len(held) - self._round + 1, self._round)]
-    for start in ends:
-      self._write(held.select(slice(start, start + self._round)))
-    self._waiting = [held.select(slice(ends[-1] + self._round, None))]
+    held = np.concatenate(self._waiting)
+    full = len(held) // window * window
+    for start in range(0, full, window):
+      self._write(held[start : start + window])
+    self._waiting = [held[full:].copy()]
 
   def finish(self) -> None:
-    self._write(joined(self._waiting)) if any(map(len, self._waiting)) else None
+    if self._waiting:
+      self._write(np.concatenate(self._waiting))
+    np.save(self._directory / _SHOWN.format(kind=self._kind), self._shown)
 
-  def _write(self, log: LogRows) -> None:
-    """Only the last round can be short, so that lanes differ by a row at most."""
-    import tensorflow as tf
-
-    columns: dict[str, np.ndarray] = {n: v for n, v in log.columns().items() if n in _TYPES}
-    # An Example has no float64; its bits fit an integer.
-    columns |= {_CONTEXT + name: v.view(np.int64) for name, v in log.context.items()}
-    self.columns = list(columns)
-    order = self._rng.permutation(len(log))
-    records = shards.serialize({name: values[order] for name, values in columns.items()})
-
-    def write_lane(lane: int) -> int:
-      own = records[lane::LANES]
-      path = _path(self._directory, self._kind, lane, len(self.files[lane]), self._compression)
-      if len(own):
-        rows = tf.data.experimental.to_variant(tf.data.Dataset.from_tensor_slices(own))
-        tf.raw_ops.DatasetToTFRecord(
-          input_dataset=rows, filename=str(path), compression_type=self._compression
-        )
-      return len(own)
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      for lane, rows in enumerate(pool.map(write_lane, range(LANES))):
-        if rows:
-          self.files[lane].append(rows)
+  def _write(self, records: np.ndarray) -> None:
+    records = records[self._rng.permutation(len(records))]
+    for start in range(0, len(records), self._block):
+      content = records[start : start + self._block].tobytes()
+      path = self._directory / f"{self._kind}-{len(self.blocks):05d}.rows"
+      path.write_bytes(content)
+      rows = min(self._block, len(records) - start)
+      self.blocks.append(Block(rows, _fingerprint(content)))
 
 
-def _path(
-  directory: pathlib.Path, kind: str, lane: int, number: int, compression: str
-) -> pathlib.Path:
-  end = ".tfrecord.gz" if compression else ".tfrecord"
-  return directory / f"{kind}-lane{lane:02d}-{number:05d}{end}"
+def _stored(log: LogRows) -> dict[str, np.ndarray]:
+  """The columns of a record; where a row stands on a slate is left out."""
+  columns = {name: values for name, values in log.columns().items() if name != "position"}
+  return columns | {_CONTEXT + name: values for name, values in log.context.items()}
+
+
+def _words(dtype: str) -> int:
+  return np.dtype(dtype).itemsize // 4
+
+
+def _fingerprint(content: bytes) -> int:
+  import tensorflow as tf
+
+  return int(tf.strings.to_hash_bucket_fast(content, _HASHES))
 
 
 def _check_service(address: str) -> None:
   protocol, _, place = address.partition("://")
   host, _, port = place.rpartition(":")
   if protocol != "grpc" or not host or not port.isdecimal():
-    raise InputError(f"--data_service={address}: write grpc://HOST:PORT, of the dispatcher")
+    raise InputError(f"data_service {address}: write grpc://HOST:PORT, of the dispatcher")
   try:
     socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
   except OSError as error:
     raise InputError(
-      f"--data_service={address}: nothing answers there ({error}); start a tf.data dispatcher and"
-      " workers, or leave the flag out"
+      f"data_service {address}: nothing answers there ({error}); start a tf.data dispatcher and"
+      " workers, or leave it out"
     ) from None

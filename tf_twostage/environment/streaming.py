@@ -83,7 +83,7 @@ def stream_log(config: Config, workspace: Workspace) -> Streamed:
     "on_bad_rows": settings.on_bad_rows,
     "split": [settings.split, settings.validation_share, settings.test_share],
     "held_out_rows": settings.held_out_rows,
-    "lanes": streamed.LANES,
+    "block": [streamed.BLOCK, streamed.WINDOW],
     "seed": config.environment_seed,
   }
   stage = workspace.stage("streamed_log", inputs, lambda directory: _build(config, directory))
