@@ -19,10 +19,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 
 from tf_twostage import environment as environments
-from tf_twostage import losses, pipeline
+from tf_twostage import losses
 from tf_twostage.config import LossConfig
 from tf_twostage.generators import stored_config
 from tf_twostage.models.support import most_probable
+from tf_twostage.recommender import TwoStageRecommender, make_objective, rows_to_learn
 from tf_twostage.workspace import Workspace
 
 import tensorflow as tf  # isort: skip
@@ -45,13 +46,15 @@ def main() -> None:
   config = stored_config(arguments.generator / "config.json")
   workdir = arguments.generator.parent.parent
   environment = environments.make(config, Workspace(workdir / "stages"))
-  towers = pipeline.finished_generator(config, environment, workdir)
-  log = pipeline.rows_to_learn(config, environment.log)
+  model = TwoStageRecommender.from_config(config)
+  assert model.restore(environment, workdir)
+  towers = model.towers
+  log = rows_to_learn(config, environment.log)
   num_items = environment.tables.schema.num_items
   batch = next(iter(log.batches(environment.tables.users, batch_size=arguments.rows, seed=0)))
   query = towers.query(batch["user"])
   objectives = {
-    name: pipeline.make_objective(dataclasses.replace(config, loss=loss))
+    name: make_objective(dataclasses.replace(config, loss=loss))
     for name, loss in OBJECTIVES.items()
   }
   importance = objectives["ips"].importance  # normalised weights have a mean of 1 anyway

@@ -4,8 +4,8 @@ python -m launch.export --flagfile=launch/synthetic.flags
 python -m launch.export --flagfile=launch/ml1m.flags --data_dir=DIR \\
     --add_items=new.csv --remove_items=gone.txt
 
-Items that came since are scored by their features alone, items that went are never returned. The
-files say all that changed since training, not since the last export.
+New items are scored by their features alone; removed items are never returned. The files list all
+changes since training, not since the last export.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from tf_twostage.errors import InputError
 _OWN_FLAGS = {
   "add_items": "new items: CSV or Parquet with the columns of the item features and title; bags"
   " separate values by |",
-  "remove_items": "items that are gone: a text file with an id a line",
+  "remove_items": "items to remove: a text file with one id a line",
 }
 
 
@@ -39,20 +39,17 @@ def main() -> None:
     raise unfinished
 
   from tf_twostage import environment as environments
-  from tf_twostage import pipeline
+  from tf_twostage.recommender import TwoStageRecommender
   from tf_twostage.serving import item_files
   from tf_twostage.workspace import Workspace
 
   environment = environments.make(config, Workspace(workdir / "stages"))
-  towers = pipeline.finished_generator(config, environment, workdir)
-  if towers is None:
+  model = TwoStageRecommender.from_config(config)
+  if not model.restore(environment, workdir):
     raise unfinished
   added, removed = values.add_items, values.remove_items
   schema = environment.tables.schema
-  exported = pipeline.export(
-    config,
-    environment,
-    towers,
+  exported = model.export(
     launch_config.export_directory(config),
     keep=values.keep,
     new=item_files.read_new(pathlib.Path(added), schema) if added else None,

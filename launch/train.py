@@ -5,10 +5,21 @@ python -m launch.train --flagfile=launch/ml1m.flags --data_dir=DIR
 TF_CONFIG=... python -m launch.train --flagfile=launch/ml1m.flags --distribution=multi_worker
 """
 
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import TYPE_CHECKING, Any
+
 from absl import flags
 
 from launch import config as launch_config
-from tf_twostage.training.distribution import Job
+from tf_twostage.errors import InputError
+from tf_twostage.training.distribution import Job, Workers
+
+if TYPE_CHECKING:
+  from tf_twostage.config import Config
 
 
 def main() -> None:
@@ -16,10 +27,62 @@ def main() -> None:
   chief = Job.of(config).is_chief
   workdir = launch_config.work_directory(config) if chief else launch_config.work_path(config)
   export_dir = launch_config.export_directory(config)
+  print(run(config, workdir, export_dir, keep=flags.FLAGS.keep)[1])
 
-  from tf_twostage import pipeline  # brings TensorFlow, which --help and wrong flags can do without
 
-  print(pipeline.run(config, workdir, export_dir, keep=flags.FLAGS.keep).summary)
+def run(
+  config: Config, workdir: pathlib.Path, export_dir: pathlib.Path, *, keep: int = 5
+) -> tuple[dict[str, Any], str]:
+  """Environment, training, export, report. With several workers, each of them calls this.
+
+  Returns:
+    The metrics, empty unless this worker is the chief, and a summary to print.
+
+  Raises:
+    InputError: the data or the settings do not fit; nothing has been trained.
+  """
+  # These import TensorFlow, which --help and wrong flags can do without.
+  from tf_twostage import environment as environments
+  from tf_twostage.recommender import METRICS, TwoStageRecommender
+  from tf_twostage.workspace import Workspace
+
+  start = time.perf_counter()
+  model = TwoStageRecommender.from_config(config)
+  job = Job.of(config)
+  if job.serves:
+    return {}, job.serve(workdir / METRICS)
+  workers = job.join(config.generator.batch_size)
+  with workers.together():
+    check_same(config, workers)
+    workspace = Workspace(workdir / "stages", builds=workers.is_chief, barrier=workers.wait)
+    environment = environments.make(config, workspace)
+    baselines = environment.baselines(workspace, config.slate_size)
+    with workspace.timed("generator"):
+      model.fit(environment, workdir=workdir, workers=workers)
+    result: tuple[dict[str, Any], str] = {}, f"{job.name}: the chief is done"
+    if workers.is_chief:
+      if "input_wait_share" in model.history:
+        waited = float(model.history["input_wait_share"].mean())
+        workspace.timings["generator"]["input_wait_share"] = waited
+      with workspace.timed("export"):
+        exported = model.export(export_dir, keep=keep)
+      seconds = round(time.perf_counter() - start, 2)
+      workspace.timings["total"] = {"seconds": seconds, "reused": False}
+      result = model.report(workdir, baselines, workspace.timings, exported)
+    workers.wait()
+  return result
+
+
+def check_same(config: Config, workers: Workers) -> None:
+  """Raises: InputError: workers have different settings; at all workers."""
+  settings: dict[str, Any] = {}
+  for name, value in dataclasses.asdict(config).items():
+    section = isinstance(value, dict)
+    settings |= {f"{name}.{n}": v for n, v in value.items()} if section else {name: value}
+  if different := workers.differing(settings):
+    raise InputError(
+      f"workers have different settings of {', '.join(different)}; start all with the same flags"
+    )
 
 
 if __name__ == "__main__":

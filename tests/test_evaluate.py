@@ -9,8 +9,8 @@ import pytest
 
 from launch.evaluate import training_command
 from tests import commands
+from tf_twostage import TwoStageRecommender, evaluate
 from tf_twostage import environment as environments
-from tf_twostage import evaluate, pipeline
 from tf_twostage.config import (
   Config,
   DataConfig,
@@ -64,7 +64,8 @@ def environment(workdir):
   """The environment of two finished generators."""
   made = environments.make(CONFIG, Workspace(workdir / "stages"))
   for generator in GENERATORS:
-    pipeline.fit_generator(generator.config, made, workdir, progress=False)
+    model = TwoStageRecommender.from_config(generator.config)
+    model.fit(made, workdir=workdir, progress=False)
   return made
 
 
@@ -111,10 +112,9 @@ def test_both_policies_of_a_generator_are_distributions_and_differ(
 
 def test_a_finished_generator_is_the_one_of_its_best_epoch(environment, workdir):
   config = GENERATORS[0].config
-  towers = pipeline.finished_generator(config, environment, workdir)
-  history = json.loads(
-    (pipeline.generator_directory(config, environment.name, workdir) / "history.json").read_text()
-  )
+  model = TwoStageRecommender.from_config(config)
+  assert model.restore(environment, workdir)
+  towers, history = model.towers, model.epochs
   scores = environment.evaluation(lambda batch: towers(batch["user"]), config.slate_size)()
   best = max(history, key=lambda epoch: epoch["selected"])
   for stage, metrics in best["scores"]["test"].items():
@@ -127,7 +127,8 @@ def test_all_finished_generators_are_found_and_called_by_what_is_theirs(environm
   strangers.mkdir()
   (strangers / "config.json").write_text('{"loss": {"of another version": 1}}')
   other = dataclasses.replace(GENERATORS[1].config, environment_seed=7)
-  elsewhere = pipeline.generator_directory(other, "another environment", workdir)
+  another = dataclasses.replace(environment, name="another environment")
+  elsewhere = TwoStageRecommender.from_config(other).directory(another, workdir)
   elsewhere.mkdir()
   (elsewhere / "config.json").write_text(json.dumps(dataclasses.asdict(other)))
   assert finished(CONFIG, environment, workdir) == GENERATORS

@@ -9,7 +9,7 @@ import pytest
 
 from tests import prepared_environment as ready
 from tests.histories import history, scores
-from tf_twostage import environment, experiment, pipeline
+from tf_twostage import TwoStageRecommender, environment, experiment
 from tf_twostage.config import LossConfig, SupportConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
@@ -52,12 +52,12 @@ def variant(config, label, family=None, **loss):
 @pytest.fixture
 def finish(config, tmp_path):
   """Leaves cells as a finished run would: finish(variant, test, validation), a number a seed."""
-  name = environment.make(config, Workspace(tmp_path / "stages")).name
+  world = environment.make(config, Workspace(tmp_path / "stages"))
 
   def leave(variant, test, validation=None):
     for seed, (on_test, valid) in enumerate(zip(test, validation or test, strict=True)):
       cell = dataclasses.replace(variant.config, seed=seed)
-      directory = pipeline.generator_directory(cell, name, tmp_path)
+      directory = TwoStageRecommender.from_config(cell).directory(world, tmp_path)
       directory.mkdir(parents=True)
       epochs = history(scores(0.0), scores(valid, on_test))
       (directory / "history.json").write_text(json.dumps(epochs))

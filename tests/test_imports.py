@@ -22,7 +22,7 @@ ORDER = [
   ("evaluation",),
   ("environment",),
   ("reports", "serving"),
-  ("pipeline",),
+  ("recommender",),
   ("generators",),
   ("evaluate", "experiment", "online_loop"),
 ]

@@ -7,7 +7,7 @@ import pytest
 
 from tests import prepared_environment
 from tf_twostage import online_loop as loop
-from tf_twostage import pipeline, serving
+from tf_twostage import serving
 from tf_twostage.config import Config, DataConfig, GeneratorConfig, LossConfig, SimulationConfig
 from tf_twostage.errors import InputError
 
@@ -28,13 +28,13 @@ def went_round(tmp_path_factory):
   root = tmp_path_factory.mktemp("loop")
   logs = []
 
-  def only_save(recommender, directory, requests, *, keep):
+  def only_save(recommender, directory, requests, *, keep, extra):
     version = directory / str(len(logs) + 1)
     serving.save(recommender, version)
     return version
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pipeline.serving, "export", only_save)
+    patch.setattr(serving, "export", only_save)
     the_loop = loop.Loop(CONFIG, root / "run", draws=4, temperature=1.0)
     served = the_loop._served
     patch.setattr(the_loop, "_served", lambda version: logs.append(served(version)) or logs[-1])

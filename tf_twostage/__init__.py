@@ -1,13 +1,36 @@
 """Two-stage recommenders, trained off-policy from logs.
 
-Raw data become a bandit log (`datasets`, `simulation`, `bandit_log`); a two-tower candidate
-generator and a ranker (`models`) learn from it with an injected objective (`losses`); both are
-judged in one stage and in two (`evaluation`) and leave as a SavedModel (`serving`).
-`pipeline.run(config)` walks the whole way.
+    log = BanditLog.from_pandas(frame, user="user", item="item", propensity="p", reward="click")
+    train, valid, test = log.split()
+    model = TwoStageRecommender().fit(train, validation=valid)
+    print(evaluate(test, {"ours": model.policy()}))
+    model.export("saved_models/shop")
+
+A `BanditLog` (`data`) trains a two-tower candidate generator (`models`) with an off-policy loss
+(`losses`), in an `environment` that adds a ranker and held-out rows. `evaluate` estimates what
+policies would earn; `serving` exports for TensorFlow Serving.
 """
 
+from __future__ import annotations
+
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from tf_twostage import losses
+  from tf_twostage.config import (
+    Config,
+    EncoderConfig,
+    FitConfig,
+    GeneratorConfig,
+    LossConfig,
+    SupportConfig,
+  )
+  from tf_twostage.data.log import BanditLog
+  from tf_twostage.errors import InputError, RunError
+  from tf_twostage.recommender import TwoStageRecommender
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
@@ -29,3 +52,32 @@ def _check_keras() -> None:
 _check_keras()
 
 __version__ = "0.1.0"
+
+__all__ = [
+  "BanditLog",
+  "Config",
+  "EncoderConfig",
+  "FitConfig",
+  "GeneratorConfig",
+  "InputError",
+  "LossConfig",
+  "RunError",
+  "SupportConfig",
+  "TwoStageRecommender",
+  "losses",
+]
+_MODULES = {"BanditLog": "data.log", "TwoStageRecommender": "recommender"}
+
+
+def __getattr__(name: str) -> Any:
+  """Imports public names on first use: TensorFlow takes seconds."""
+  if name == "losses":
+    return importlib.import_module(f"{__name__}.losses")
+  if name not in __all__:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  default = "errors" if name.endswith("Error") else "config"
+  return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, default)}"), name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

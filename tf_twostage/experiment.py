@@ -19,11 +19,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from tf_twostage import environment as environments
-from tf_twostage import pipeline
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.metrics import STAGES, Metrics
+from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.reports import plots, tables
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
@@ -87,13 +87,12 @@ def run(
     twin = label_of.setdefault(variant.config, variant.label)
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
-  for variant in variants:
-    pipeline.check(variant.config)
+  models = [TwoStageRecommender.from_config(variant.config) for variant in variants]
   only_here(config, "launch.experiment")
   workspace = Workspace(workdir / "stages")
   environment = environments.make(config, workspace)
-  for variant in variants:
-    pipeline.check_catalogue(variant.config, environment)
+  for model in models:
+    model.check_catalogue(environment.tables.schema.num_items)
   baselines = environment.baselines(workspace, config.slate_size)
   cells = [
     _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))
@@ -116,8 +115,8 @@ def _fit_cells(
   """Histories by (variant, seed)."""
   histories = {}
   for cell in cells:
-    directory = pipeline.generator_directory(cell.config, environment.name, workdir)
-    history = loop.finished_history(directory, cell.config.generator.epochs)
+    model = TwoStageRecommender.from_config(cell.config)
+    history = model.finished_history(environment, workdir)
     if history is not None:
       histories[cell.variant, cell.seed] = history
   missing = [cell for cell in cells if (cell.variant, cell.seed) not in histories]
@@ -151,9 +150,9 @@ def _fitted(
         history, seconds = future.result()
         yield futures[future], history, seconds
     except BrokenProcessPool as error:
-      raise InputError(
-        "a process of the experiment was killed, perhaps for want of memory; the same command goes"
-        " on where it stopped, --processes=1 needs the least memory"
+      raise RunError(
+        "a process of the experiment was killed, perhaps because memory ran out; the same call"
+        " resumes the experiment, and needs the least memory with processes=1"
       ) from error
     except (Stopped, GeneratorExit):
       for process in multiprocessing.active_children():
@@ -190,12 +189,13 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   start = time.perf_counter()
   tf.keras.backend.clear_session()
   try:
-    _, history = pipeline.fit_generator(cell.config, _worker_environment, workdir, progress=False)
+    model = TwoStageRecommender.from_config(cell.config)
+    model.fit(_worker_environment, workdir=workdir, progress=False)
   except Stopped as stopped:
     os._exit(stopped.exit_code)  # or else the pool would hand it the next cell
   except RunError as error:
     raise RunError(f"{cell.variant}, seed {cell.seed}: {error}") from error
-  return history, time.perf_counter() - start
+  return model.epochs, time.perf_counter() - start
 
 
 def _line(cell: _Cell, history: History, seconds: float, measures: Metrics) -> str:

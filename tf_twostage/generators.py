@@ -6,21 +6,15 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
-import numpy as np
-import tensorflow as tf
-
-from tf_twostage import pipeline, policies
 from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import TargetPolicy
-from tf_twostage.models.encoders import TwoTower
+from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.reports.tables import STAGES
-from tf_twostage.training import loop
 
 _log = logging.getLogger(__name__)
 
@@ -40,27 +34,17 @@ class Generator:
     return f"{self.label}, seed {self.config.seed}"
 
   def is_finished(self, environment: Environment, workdir: pathlib.Path) -> bool:
-    directory = pipeline.generator_directory(self.config, environment.name, workdir)
-    return loop.finished_history(directory, self.config.generator.epochs) is not None
+    model = TwoStageRecommender.from_config(self.config)
+    return model.finished_history(environment, workdir) is not None
 
   def policies(
     self, environment: Environment, evaluation: EvaluationLog, workdir: pathlib.Path
   ) -> Iterator[TargetPolicy]:
     """The generator alone, and the two stages together; both show items at random."""
-    towers = pipeline.finished_generator(self.config, environment, workdir)
-    assert towers is not None
-    items = towers.candidates()
-
-    def softmax(inputs: Mapping[str, Any]) -> tf.Tensor:
-      return policies.SoftmaxPolicy(_logits(towers, items, inputs)).probabilities()
-
-    def two_stage(inputs: Mapping[str, Any]) -> tf.Tensor:
-      return policies.two_stage_probabilities(
-        _logits(towers, items, inputs), environment.ranker_logits(inputs), self.config.slate_size
-      )
-
-    for stage, probabilities in (("one_stage", softmax), ("two_stage", two_stage)):
-      yield TargetPolicy(self.name, STAGES[stage], _by_row(probabilities, environment, evaluation))
+    model = TwoStageRecommender.from_config(self.config)
+    assert model.restore(environment, workdir)
+    for stage in STAGES:
+      yield model.policy(stage).on(evaluation, self.name)
 
 
 def finished(config: Config, environment: Environment, workdir: pathlib.Path) -> list[Generator]:
@@ -76,7 +60,8 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
       continue
     theirs = {name: getattr(stored, name) for name in (*_SECTIONS, "slate_size", "seed")}
     generator = Generator(_label(stored, config), dataclasses.replace(config, **theirs))
-    directory = pipeline.generator_directory(generator.config, environment.name, workdir)
+    model = TwoStageRecommender.from_config(generator.config)
+    directory = model.directory(environment, workdir)
     if directory.name != file.parent.name:
       strange += 1
     elif generator.is_finished(environment, workdir):
@@ -111,16 +96,3 @@ def _label(config: Config, usual: Config) -> str:
     if field.name != "loss"
   ]
   return ":".join([config.loss.loss, *(f"{n}={own}" for n, own, theirs in pairs if own != theirs)])
-
-
-def _logits(towers: TwoTower, items: tf.Tensor, inputs: Mapping[str, Any]) -> tf.Tensor:
-  return tf.matmul(towers.query(inputs["user"]), items, transpose_b=True)
-
-
-def _by_row(scorer, environment: Environment, evaluation: EvaluationLog) -> ByRow:
-  users = environment.tables.users
-
-  def probabilities(rows: np.ndarray) -> np.ndarray:
-    return scorer(evaluation.inputs(rows, users)).numpy()
-
-  return probabilities

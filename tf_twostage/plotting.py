@@ -20,6 +20,15 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 _DPI = 200
 
 
+def figure(width: float, height: float) -> Any:
+  """An empty figure, in inches, which notebooks display."""
+  from matplotlib.figure import Figure  # pyplot would keep figures, and choose a display
+  from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+  layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+  return Figure(figsize=(width, height), layout=layout)
+
+
 def save(pictures: Mapping[pathlib.Path, tuple[float, float, Callable[[Any], None]]]) -> None:
   """Draws pictures of width x height inches, each in one step: never is there half a picture."""
   try:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from launch import train
 from tests.serving import small
-from tf_twostage import environment, pipeline, serving
+from tf_twostage import environment, serving
 from tf_twostage.config import (
   Config,
   DataConfig,
@@ -127,9 +128,9 @@ def test_a_slate_larger_than_the_labels_is_refused(tmp_path):
 
 def test_the_whole_way(tiny_data, tmp_path, monkeypatch):
   small.skip_replay(monkeypatch.setattr)  # see below
-  result = pipeline.run(CONFIG, tmp_path / "run", tmp_path / "export")
-  assert 0 <= result.metrics["test"]["two_stage"]["precision@1"] <= 1
-  assert "logged_reward" in result.metrics
+  metrics, _ = train.run(CONFIG, tmp_path / "run", tmp_path / "export")
+  assert 0 <= metrics["test"]["two_stage"]["precision@1"] <= 1
+  assert "logged_reward" in metrics
   signature = tf.saved_model.load(str(tmp_path / "export" / "1")).signatures["recommend"]
   assert set(signature.structured_input_signature[1]) == {
     "words_ids",

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from launch import train
 from tests import user_logs
 from tests.environment.test_user_log import CONFIG, ROWS, make, settings
-from tf_twostage import pipeline
+from tf_twostage import TwoStageRecommender
 from tf_twostage.data.streamed import StreamedRows
 from tf_twostage.environment import rankers, streaming
 from tf_twostage.errors import InputError, RunError
@@ -100,17 +101,17 @@ def test_a_run_gives_the_same_tables_and_similar_values(written, tmp_path):
   configs = {"memory": settings(written), "disk": streamed(written)}
   generator = dataclasses.replace(CONFIG.generator, epochs=2)
   results = [
-    pipeline.run(
+    train.run(
       dataclasses.replace(config, generator=generator), tmp_path / name, tmp_path / name / "export"
     )
     for name, config in configs.items()
   ]
-  memory, disk = (result.metrics for result in results)
-  ours, theirs = (result.directory / "table.csv" for result in results)
+  memory, disk = (metrics for metrics, _ in results)
+  ours, theirs = (tmp_path / name / "table.csv" for name in configs)
   header = ours.read_text().splitlines()[0]
   assert header == theirs.read_text().splitlines()[0]
   for heading in ("Test rows, generator alone", "effective rows"):
-    assert all(heading in result.summary for result in results)
+    assert all(heading in summary for _, summary in results)
   # One draw of the training order against another: two errors of the same 150 test rows.
   ours, theirs = (m["test"]["two_stage"] for m in (disk, memory))
   assert ours["snips"] == pytest.approx(theirs["snips"], abs=2 * theirs["snips_error"])
@@ -149,7 +150,7 @@ def test_a_file_that_is_damaged_after_it_was_written_ends_the_run_with_its_name(
   (path,) = made.log.directory.glob("rewarded-*.rows")
   path.write_bytes(path.read_bytes()[:60])
   with pytest.raises(RunError, match=f"{path}: was cut or changed"):
-    pipeline.fit_generator(config, made, tmp_path, progress=False)
+    TwoStageRecommender.from_config(config).fit(made, workdir=tmp_path, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from launch import train
 from tests import user_logs
 from tests.external_rankers import Ranker, keras_model
 from tests.serving import small
-from tf_twostage import environment, experiment, pipeline
+from tf_twostage import TwoStageRecommender, environment, experiment
 from tf_twostage.config import (
   Config,
   DataConfig,
@@ -99,7 +100,8 @@ def test_baselines_are_values_with_errors(made, tmp_path):
 def test_what_a_generator_earns_is_about_what_is_estimated(world, written, made):
   """One sure thing of an uncertain estimate: the truth lies within four standard errors."""
   config = settings(written)
-  towers, history = pipeline.fit_generator(config, made, written, progress=False)
+  model = TwoStageRecommender.from_config(config).fit(made, workdir=written, progress=False)
+  towers, history = model.towers, model.epochs
   users = made.tables.users
   batch = {"user": users, "context": {}, "user_index": np.arange(user_logs.USERS)}
   policy = TwoStagePolicy(towers(users), made.ranker_logits(batch), SLATE)
@@ -132,8 +134,8 @@ def test_a_given_ranker_goes_the_whole_way(world, written, tmp_path, monkeypatch
     Ranker().save(path)
     small.skip_replay(monkeypatch.setattr)  # see models/test_given.py
   config = settings(written, ranker=str(path))
-  result = pipeline.run(config, written, tmp_path / "export")
-  assert result.metrics["ranker"] == f"given: {path}"
+  metrics, _ = train.run(config, written, tmp_path / "export")
+  assert metrics["ranker"] == f"ranker {path}"
   made = make(config, written)
   if kind == "saved_model":
     batch = {"user_index": np.arange(user_logs.USERS)}
@@ -170,11 +172,11 @@ def test_a_log_without_propensities_says_so_everywhere(world, tmp_path, monkeypa
   small.skip_replay(monkeypatch.setattr)
   lacking = dataclasses.replace(world, schema={**world.schema, "propensity": None})
   config = settings(lacking.write(tmp_path))
-  result = pipeline.run(config, tmp_path / "run", tmp_path / "export")
-  assert result.metrics["propensities"]["estimated"]
-  assert 0 <= result.metrics["propensities"]["calibration_error"] < 0.1
-  assert any("ESTIMATED" in note for note in result.metrics["notes"])
-  assert "propensities are ESTIMATED" in result.summary
+  metrics, summary = train.run(config, tmp_path / "run", tmp_path / "export")
+  assert metrics["propensities"]["estimated"]
+  assert 0 <= metrics["propensities"]["calibration_error"] < 0.1
+  assert any("ESTIMATED" in note for note in metrics["notes"])
+  assert "propensities are ESTIMATED" in summary
   (stage,) = (tmp_path / "run" / "stages").glob("propensities-*")
   assert json.loads((stage / "stage.json").read_text())["inputs"]["propensities"] == "estimated"
   events = b"".join(p.read_bytes() for p in (tmp_path / "run").rglob("events.out.tfevents.*"))
@@ -197,8 +199,9 @@ def test_rewards_of_any_size_are_expected_in_their_own_units(world, tmp_path):
 def test_experiments_compare_values(written, made, monkeypatch):
   def fitted(config, cells, workdir, processes):
     for cell in cells:
-      history = pipeline.fit_generator(cell.config, made, workdir, progress=False)[1]
-      yield cell, history, 0.0
+      model = TwoStageRecommender.from_config(cell.config)
+      model.fit(made, workdir=workdir, progress=False)
+      yield cell, model.epochs, 0.0
 
   monkeypatch.setattr(experiment, "_fitted", fitted)
   config = dataclasses.replace(
@@ -251,7 +254,7 @@ REFUSED = {
   "no file": (nothing, {"log": "nowhere.csv"}, "nowhere.csv"),
   "no schema": (nothing, {"schema": "nowhere.yaml"}, "nowhere.yaml: the schema cannot be read"),
   "bad rows": (nothing, {"on_bad_rows": "maybe"}, "on_bad_rows must be one of fail, skip"),
-  "no ranker": (nothing, {"ranker": "nowhere"}, "--ranker=nowhere: there is no such file"),
+  "no ranker": (nothing, {"ranker": "nowhere"}, "ranker nowhere: there is no such file"),
 }
 
 
@@ -268,9 +271,9 @@ def test_what_does_not_fit_is_refused(tmp_path, case):
   [
     ({"slate_size": 26}, "slate_size is 26, but the catalogue has 25 items"),
     ({"data": DataConfig(dataset="movielens_1m")}, "are two data sets; leave one out"),
-    ({"data": DataConfig(environment="ready")}, "--environment=ready has no part in learning from"),
-    ({"data": DataConfig(data_dir="files")}, "--data_dir=files has no part in learning from"),
-    ({"user_log": UserLogConfig()}, "--dataset=user_log needs --log=FILE"),
+    ({"data": DataConfig(environment="ready")}, "environment ready is not used"),
+    ({"data": DataConfig(data_dir="files")}, "data_dir files is not used"),
+    ({"user_log": UserLogConfig()}, "dataset user_log needs a log"),
   ],
 )
 def test_settings_that_contradict_a_log_are_refused(tmp_path, changes, message):

@@ -224,8 +224,11 @@ class LogRows:
 def joined(logs: Sequence[LogRows]) -> LogRows:
   """The rows of all, in order, with the columns that all have."""
   columns = [log.columns() for log in logs]
+  fields: dict[str, Any] = {
+    n: np.concatenate([c[n] for c in columns]) for n in _FIELDS if all(n in c for c in columns)
+  }
   return LogRows(
-    **{n: np.concatenate([c[n] for c in columns]) for n in _FIELDS if all(n in c for c in columns)},
+    **{"propensity": None, **fields},
     context={n: np.concatenate([log.context[n] for log in logs]) for n in logs[0].context},
   )
 

@@ -1,12 +1,13 @@
-"""What generators are trained against and judged by: a log, a ranker, a evaluator, baselines.
+"""What a generator is trained on and evaluated by: a log, a ranker, an evaluator, baselines.
 
 An environment is made once and shared by every loss and seed. `simulated` makes one of ratings,
-`labelled` of documents with complete labels, `ready` reads one from a directory, `user_log` takes a
-log of one's own.
+`full_labels` of documents with complete labels, `prepared` reads one from a directory, `user_log`
+makes one of a user's log.
 """
 
 from tf_twostage.environment.base import Environment
 from tf_twostage.environment.make import make
 from tf_twostage.environment.prepared import PREPARED_FILES
+from tf_twostage.environment.user_log import log_environment
 
-__all__ = ["PREPARED_FILES", "Environment", "make"]
+__all__ = ["PREPARED_FILES", "Environment", "log_environment", "make"]

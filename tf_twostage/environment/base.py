@@ -1,4 +1,4 @@
-"""The environment, and what every kind of it is put together from."""
+"""The environment of a generator: log, ranker, evaluator and baselines."""
 
 from __future__ import annotations
 
@@ -21,30 +21,32 @@ from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.slate_ranker import SlateRanker
 from tf_twostage.workspace import Workspace, write_json
 
-_SOME = 5  # users whose recommendations an export must repeat
+_SOME = 5  # users whose recommendations an export is tested with
 
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-  """A log, a ranker and a evaluator.
+  """A log, a ranker and an evaluator.
 
   Attributes:
     tables: users and items as codes.
+    users: raw user features, [U, ...] each.
     titles: [N] display names of the items.
-    log: the rows that generators learn from, with propensities.
-    evaluator: says how good a scorer is.
+    log: the rows that generators are trained on, with propensities.
+    evaluator: scores a generator.
     ranker_logits: the ranker's scores of the catalogue, or of some items.
     slate_ranker: the ranker of an export; its scores may differ from `ranker_logits` by a constant.
-    policies: what every table compares with, by name.
-    requests: what an export is tried with: raw values of a few users.
-    name: differs wherever anything above does, so that results can be told apart by it.
-    facts: what is worth reporting, such as the simulator's AUC; JSON-able.
-    evaluation_log: makes, or finds made, what policies are evaluated on off-policy: rows that
-      generators have not learned from, or a note that they have.
-    notes: what a reader of the results should know; sentences.
+    policies: baselines of every table, by name.
+    requests: raw values of a few users, which an export is tested with.
+    name: identifies all of the above, so that results of different environments stay apart.
+    facts: numbers worth reporting, such as the simulator's AUC; JSON-able.
+    evaluation_log: builds, or finds built, the log for off-policy evaluation: rows that generators
+      were not trained on, or a note that they were.
+    notes: sentences for readers of the results.
   """
 
   tables: EncodedTables
+  users: FeatureTable
   titles: np.ndarray
   log: TrainingRows
   evaluator: Evaluator
@@ -58,11 +60,11 @@ class Environment:
   notes: tuple[str, ...] = ()
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
-    """A function that scores `scorer`, with this ranker behind it, as it is when called."""
+    """A function that evaluates the current `scorer`, alone and followed by this ranker."""
     return self.evaluator.evaluation(scorer, self.ranker_logits, slate_size)
 
   def baselines(self, workspace: Workspace, slate_size: int) -> dict[str, Scores]:
-    """Scores of what every table compares with, a stage of its own."""
+    """Scores of the baselines of every table; a cached stage."""
 
     def build(directory: pathlib.Path) -> None:
       scores = {**self.evaluator.known()}
@@ -75,7 +77,7 @@ class Environment:
 
 
 def usual_policies(popularity: np.ndarray, ranker_logits: Scorer, seed: int) -> dict[str, Scorer]:
-  """What any full information compares with: lists by popularity, [N], by ranker, by chance."""
+  """Baselines for full information: items by popularity [N], by ranker, and at random."""
   return {
     "popularity": full_information.list_scorer(popularity),
     "ranker, all items": ranker_logits,
@@ -95,7 +97,7 @@ def requests(
     schema: of users, items and context.
     users: raw user features, [U] each.
     context: raw context features, [U] each.
-    excluded: [U, N] bool, what not to recommend; None: anything goes.
+    excluded: [U, N] bool, items not to recommend; None: there are none.
   """
   rows = slice(0, _SOME)
   exclude = np.full((min(_SOME, len(users[schema.user_id.name])), 1), "")

@@ -45,6 +45,7 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
   relevance = data.test.relevance()
   return Environment(
     tables=tables,
+    users=documents,
     titles=labels[schema.item_id.name],
     log=log,
     evaluator=FullInformationEvaluator(

@@ -16,13 +16,13 @@ class LogParts:
   Attributes:
     train: what models are fitted to.
     validation: chooses the epoch.
-    test: is reported.
+    test: is reported; None: there are no such rows.
     first: some training rows, in memory.
     earned: the sum of the rewards of the training rows that show an item, [N].
   """
 
   train: TrainingRows
   validation: LogRows
-  test: LogRows
+  test: LogRows | None
   first: LogRows
   earned: np.ndarray

@@ -79,7 +79,7 @@ def record(
   def build_policy(directory: pathlib.Path) -> None:
     tf.keras.utils.set_random_seed(seed)
     settings = config.behavior
-    towers = TwoTower(tables, config.encoder, l2=settings.l2, sparse_l2=settings.sparse_l2)
+    towers = TwoTower.of(tables, config.encoder, settings)
     rows = examples()
     batches = rows.batches(tables.users, batch_size=config.behavior.batch_size, seed=seed)
     policy = CandidateGenerator(towers, objective)

@@ -61,6 +61,7 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   evaluator = ratings_evaluator(config, tables, log, relevance, {})
   return Environment(
     tables=tables,
+    users=data.users,
     titles=data.titles,
     log=log,
     evaluator=evaluator,

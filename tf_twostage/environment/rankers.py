@@ -1,8 +1,9 @@
-"""The second stage of an environment: fitted to rewards, fitted to scores, or given."""
+"""The ranker of an environment: fitted to rewards, fitted to logged scores, or made elsewhere."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ import tensorflow as tf
 from tf_twostage.config import Config
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows, TrainingRows
-from tf_twostage.data.splits import Splits
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.external import ExternalRanker, digest
@@ -47,14 +47,14 @@ def fitted_ranker(
     tables: users and items as codes.
     log: the rows.
     workspace: keep what is built.
-    depends_on: what the log follows from.
+    depends_on: identifies the rows.
     prior: logit of the usual reward.
-    scale: what rewards are divided by.
-    stage: what the stage is called.
+    scale: rewards are divided by it.
+    stage: name of the stage.
   """
   seed = config.environment_seed
   tf.keras.utils.set_random_seed(seed)
-  towers = _towers(config, tables)
+  towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True)
   ranker = Ranker(towers, tables.context_lookup, prior)
 
   def build(directory: pathlib.Path) -> None:
@@ -65,38 +65,20 @@ def fitted_ranker(
       fit(ranker, batches, config.ranker, len(log), stage.replace("_", " "))
     save_weights(towers, directory)
 
-  inputs = {
-    "log": depends_on,
-    "encoder": dataclasses.asdict(config.encoder),
-    "fit": dataclasses.asdict(config.ranker),
-    "seed": seed,
-  }
-  directory = workspace.stage(stage, inputs, build)
+  directory = workspace.stage(stage, {"log": depends_on, **_fit_inputs(config)}, build)
   restore_weights(towers, directory)
   return ranker, directory.name
 
 
-def _towers(config: Config, tables: EncodedTables, **options: bool) -> TwoTower:
-  settings = config.ranker
-  return TwoTower(
-    tables,
-    config.encoder,
-    l2=settings.l2,
-    sparse_l2=settings.sparse_l2,
-    use_context=True,
-    **options,
-  )
-
-
 class SecondStage(NamedTuple):
-  """A second stage.
+  """A ranker.
 
   Attributes:
     logits: its scores of the catalogue, or of some items.
     of_slates: the same for an export.
-    stage: differs wherever the scores do.
+    stage: identifies the scores.
     facts: numbers worth reporting.
-    notes: what a reader should know; sentences.
+    notes: sentences for readers of the results.
   """
 
   logits: RankerLogits
@@ -107,10 +89,10 @@ class SecondStage(NamedTuple):
 
 
 class RewardModel(NamedTuple):
-  """What a reward is expected to be.
+  """The expected reward of every item.
 
   Attributes:
-    ranker: its logits are of the reward over `scale`.
+    ranker: its logits are those of reward / `scale`.
     scale: the largest reward, at least 1.
     stage: name of its stage.
   """
@@ -126,7 +108,7 @@ class RewardModel(NamedTuple):
     return lambda batch: self.scale * tf.sigmoid(logits(batch))
 
   def as_ranker(self) -> SecondStage:
-    """Items in the order of the reward that is expected of them."""
+    """A ranker that orders items by their expected reward."""
     return SecondStage(
       self.ranker.frozen(),
       TowerRanker(self.ranker.towers),
@@ -138,14 +120,14 @@ class RewardModel(NamedTuple):
 def reward_model(
   config: Config, tables: EncodedTables, log: TrainingRows, workspace: Workspace, *, depends_on: str
 ) -> RewardModel:
-  """A pointwise ranker of a log whose rewards may be any numbers >= 0, and rare.
+  """Fits a pointwise ranker to rewards that may be any numbers >= 0, and rare.
 
   Args:
     config: settings of the ranker.
     tables: users and items as codes.
     log: the training rows.
     workspace: keep what is built.
-    depends_on: what the log follows from.
+    depends_on: identifies the rows.
   """
   rewards = log.rewards()
   scale = max(1.0, rewards.largest)
@@ -165,60 +147,67 @@ def reward_model(
 def imitated(
   config: Config,
   tables: EncodedTables,
-  data: BanditLog,
-  held_out: Splits,
+  train: BanditLog,
+  held_out: BanditLog,
   workspace: Workspace,
   *,
   depends_on: str,
 ) -> SecondStage:
-  """Towers fitted to the scores that the log's ranker gave, and how near they come on test rows.
+  """Towers fitted to the ranker scores of a log, and their fit on held-out rows.
 
   Args:
     config: settings of the ranker.
     tables: users and items as codes.
-    data: a log with ranker scores.
-    held_out: which rows train, and which test.
+    train: a log with ranker scores.
+    held_out: rows that the fit is measured on.
     workspace: keep what is built.
-    depends_on: what the rows follow from.
+    depends_on: identifies the rows.
   """
-  assert data.ranker_score is not None
+  rows, test = _with_scores(train), _with_scores(held_out)
+  scores = rows.context[ImitatingRanker.SCORE]
   seed = config.environment_seed
-  context = {**data.rows.context, ImitatingRanker.SCORE: data.ranker_score}
-  log = dataclasses.replace(data.rows, context=context)
-  train, test = log.select(held_out.train), log.select(held_out.test)
-  scores = train.context[ImitatingRanker.SCORE]
   tf.keras.utils.set_random_seed(seed)
-  towers = _towers(config, tables, item_bias=True)
+  towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True, item_bias=True)
   spread = float(scores.std())
   ranker = ImitatingRanker(towers, tables.context_lookup, float(scores.mean()), spread or 1.0)
 
   def build(directory: pathlib.Path) -> None:
-    batches = train.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
-    fit(ranker, batches, config.ranker, len(train), "ranker, to its scores")
+    batches = rows.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
+    fit(ranker, batches, config.ranker, len(rows), "ranker, to its scores")
     save_weights(towers, directory)
     write_json(directory / "fit.json", _agreement(ranker, tables, test))
 
-  inputs = {
-    "rows": depends_on,
-    "encoder": dataclasses.asdict(config.encoder),
-    "fit": dataclasses.asdict(config.ranker),
-    "seed": seed,
-  }
+  inputs = {"rows": depends_on, **_fit_inputs(config)}
   directory = workspace.stage("imitated_ranker", inputs, build)
   restore_weights(towers, directory)
   facts = json.loads((directory / "fit.json").read_text(encoding="utf-8"))
   note = (
-    f"the ranker is a two-tower model fitted to the log's scores: on test rows R² is"
-    f" {facts['r2']:.3f} and the correlation {facts['correlation']:.3f}; what it misses, training"
-    " and values miss too"
+    f"the ranker is a two-tower model fitted to the log's scores: on held-out rows R² is"
+    f" {facts['r2']:.3f} and the correlation {facts['correlation']:.3f}; its errors are in training"
+    " and in all values"
   )
   return SecondStage(
     ranker.frozen(),
     TowerRanker(ranker.scaled_towers()),
     directory.name,
     {"ranker": "fitted to the log's ranker scores", "ranker_fit": facts},
-    (note, *_scale_notes(data.ranker_score)),
+    (note, *_scale_notes(scores)),
   )
+
+
+def _with_scores(log: BanditLog) -> LogRows:
+  assert log.ranker_score is not None
+  context = {**log.rows.context, ImitatingRanker.SCORE: log.ranker_score}
+  return dataclasses.replace(log.rows, context=context)
+
+
+def _fit_inputs(config: Config) -> dict[str, Any]:
+  """What a fitted ranker depends on besides its rows."""
+  return {
+    "encoder": dataclasses.asdict(config.encoder),
+    "fit": dataclasses.asdict(config.ranker),
+    "seed": config.environment_seed,
+  }
 
 
 def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: LogRows) -> dict[str, float]:
@@ -229,65 +218,48 @@ def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: LogRows) -> 
   }
   batches = tf.data.Dataset.from_tensor_slices(rows).batch(_ROWS_PER_CHUNK)
   predicted = np.concatenate([ranker.pair_scores(batch) for batch in batches]).astype(np.float64)
-  given = log.context[ImitatingRanker.SCORE]
-  with np.errstate(divide="ignore", invalid="ignore"):  # NaN where scores do not differ
-    r2 = 1 - np.mean((given - predicted) ** 2) / given.var()
-    correlation = np.corrcoef(given, predicted)[0, 1]
+  logged = log.context[ImitatingRanker.SCORE]
+  with np.errstate(divide="ignore", invalid="ignore"):  # NaN where all scores are equal
+    r2 = 1 - np.mean((logged - predicted) ** 2) / logged.var()
+    correlation = np.corrcoef(logged, predicted)[0, 1]
   return {"r2": float(r2), "correlation": float(correlation), "rows": len(log)}
 
 
-def given(path: str | None, data: BanditLog) -> ExternalRanker | None:
-  """The model at `path`, loaded and checked against the data.
-
-  Raises:
-    InputError: as `ExternalRanker`.
-  """
-  if path is None:
-    return None
-  ranker = ExternalRanker(path, data.schema, data.items)
-  # What it cannot do, a few pairs show before anything is trained.
-  ranker.check(data.users)
-  return ranker
-
-
 def external_ranker(ranker: ExternalRanker, data: BanditLog, workspace: Workspace) -> SecondStage:
-  """A given ranker with its scores of all pairs, a stage of their own.
+  """A ranker made elsewhere, with its scores of all pairs; those of a file are a cached stage.
 
   Args:
-    ranker: the model.
+    ranker: the model or function.
     data: users and items.
     workspace: keep the scores.
   """
-  inputs = {"model": digest(ranker.path), "data": data.fingerprint()}
-  directory = workspace.stage(
-    "ranker_scores",
-    inputs,
-    lambda directory: np.save(directory / _SCORES, ranker.scores(data.users)),
-  )
-  scores = np.load(directory / _SCORES)
+  if ranker.path is None:
+    scores = ranker.scores(data.users)
+    stage = "ranker_scores-" + hashlib.sha256(scores.tobytes()).hexdigest()[:10]
+  else:
+    directory = workspace.stage(
+      "ranker_scores",
+      {"model": digest(ranker.path), "data": data.fingerprint()},
+      lambda directory: np.save(directory / _SCORES, ranker.scores(data.users)),
+    )
+    scores, stage = np.load(directory / _SCORES), directory.name
   table = tf.constant(scores)
 
   def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
     users = tf.cast(batch["user_index"], tf.int32)
     if items is None:
       return tf.gather(table, users)
-    # The pairs alone: rows of all items would cost what the catalogue does.
+    # The pairs alone: rows of all items would cost as much as the catalogue.
     pairs = users[:, tf.newaxis] * table.shape[1] + items
     return tf.gather(tf.reshape(table, [-1]), pairs)
 
-  return SecondStage(
-    logits,
-    ranker,
-    directory.name,
-    {"ranker": f"given: {ranker.path}"},
-    _scale_notes(scores),
-  )
+  return SecondStage(logits, ranker, stage, {"ranker": ranker.place}, _scale_notes(scores))
 
 
 def _scale_notes(scores: np.ndarray) -> tuple[str, ...]:
   if scores.min() < 0 or scores.max() > 1:
     return ()
   return (
-    "all ranker scores lie in [0, 1], as probabilities do, and are taken for logits: the second"
-    " stage hardly prefers one item to another then; give logits instead",
+    "all ranker scores lie in [0, 1], like probabilities, but are used as logits: the ranker then"
+    " hardly prefers one item to another; give logits instead",
   )

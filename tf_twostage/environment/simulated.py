@@ -34,6 +34,7 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
   )
   return Environment(
     tables=tables,
+    users=data.users,
     titles=data.titles,
     log=logged_policy.log,
     evaluator=evaluator,

@@ -1,7 +1,9 @@
-"""An environment of a log of one's own: rows held out of it are the evaluator."""
+"""The environment of a user's log: held-out rows of the log evaluate the generator."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from tf_twostage.config import Config, DataConfig
 from tf_twostage.data import load as files
 from tf_twostage.data import splits
 from tf_twostage.data.log import BanditLog
-from tf_twostage.data.splits import Splits
+from tf_twostage.data.rows import joined
 from tf_twostage.environment import rankers
 from tf_twostage.environment.base import Environment, requests
 from tf_twostage.environment.log_parts import LogParts
@@ -21,87 +23,152 @@ from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.external import ExternalRanker, RankerLike
 from tf_twostage.workspace import Workspace, fingerprint
 
 DATASET = "user_log"
 
 
 def user_log(config: Config, workspace: Workspace) -> Environment:
-  """Reads a log, holds rows out of it, estimates propensities that it lacks, prepares its ranker.
+  """Reads the files of a log, holds rows out, and prepares propensities and ranker.
 
   Generators, rankers and reward models see training rows only.
 
   Raises:
-    InputError: files, settings or a given ranker do not fit; nothing has been trained.
+    InputError: files, settings or the ranker do not fit; nothing has been trained.
   """
   settings = config.user_log
   _check_settings(config)
-  facts: dict[str, Any] = {"propensities": {"estimated": False}}
-  held_out = None
   if settings.stream:
     with workspace.timed("data"):
       found = stream_log(config, workspace)
-      data, parts, notes, log_stage = found.data, found.parts, list(found.notes), found.digest
-      facts["rows"] = found.sizes
-      _check_rows(config, data, found.sizes, len(parts.train.positives()))
-      given = rankers.given(settings.ranker, data)
+    _check_rows(config, found.data, found.sizes, len(found.parts.train.positives()))
+    ranker = _external(settings.ranker, found.data)
+    facts = {"propensities": {"estimated": False}, "rows": found.sizes}
+    return _environment(
+      config, found.data, found.parts, workspace, ranker, found.digest, facts, found.notes
+    )
+  with workspace.timed("data"):
+    data = files.load(
+      str(settings.log),
+      settings.items,
+      settings.schema,
+      settings.users,
+      on_bad_rows=settings.on_bad_rows,
+    )
+  return log_environment(config, data, None, workspace, settings.ranker)
+
+
+def log_environment(
+  config: Config,
+  data: BanditLog,
+  validation: BanditLog | None,
+  workspace: Workspace,
+  ranker: RankerLike | None = None,
+) -> Environment:
+  """The environment of a log in memory.
+
+  Args:
+    config: settings of the ranker, of the split, and of estimated propensities.
+    data: the training rows; without `validation`, all rows, which are split as configured.
+    validation: rows of the same users and items that choose the epoch.
+    workspace: keep what is built.
+    ranker: made elsewhere; None: it is fitted to the log.
+
+  Raises:
+    InputError: the rows, the settings or the ranker do not fit; nothing has been trained.
+  """
+  settings = config.user_log
+  if validation is None:
+    masks = splits.split(
+      settings.split,
+      user_index=data.rows.user_index,
+      time=data.time,
+      labels=data.split_label,
+      validation=settings.validation_share,
+      test=settings.test_share,
+      seed=config.environment_seed,
+    ).masks()
+    if not settings.test_share and not masks["test"].any():
+      del masks["test"]  # nobody asked for test rows
+    split: Any = [settings.split, settings.validation_share, settings.test_share]
   else:
-    with workspace.timed("data"):
-      data = files.load(
-        str(settings.log),
-        settings.items,
-        settings.schema,
-        settings.users,
-        on_bad_rows=settings.on_bad_rows,
+    if validation.schema != data.schema:
+      raise InputError(
+        f"{data.name}: training and validation rows have different users or items; make one"
+        " BanditLog of all rows and split it"
       )
-      held_out = _held_out(config, data)
-      facts["rows"] = held_out.sizes()
-      rewarded = int((data.rows.reward[held_out.train] > 0).sum())
-      _check_rows(config, data, held_out.sizes(), rewarded)
-      given = rankers.given(settings.ranker, data)
-    notes = [note for note in data.notes if "have to be estimated" not in note]
-    log_stage = data.fingerprint()
-    if not data.has_propensities:
-      estimated, log_stage = propensities.estimate(config, data, workspace)
-      data = data.with_propensities(estimated.values)
-      facts["propensities"] = {"estimated": True, **estimated.facts()}
-      notes.append(estimated.note())
-    parts = _parts(data, held_out)
-  train = parts.train
-  tables = EncodedTables.encode(data.schema, data.users, data.items)
-  rows = fingerprint(
-    {
-      "log": log_stage,
-      "split": [settings.split, settings.validation_share, settings.test_share],
-      "seed": config.environment_seed,
-    }
+    split = [len(data), len(validation)]
+    held_out = np.repeat([False, True], split)
+    masks = {"train": ~held_out, "validation": held_out}
+    data = _stacked(data, validation)
+  sizes = {name: int(mask.sum()) for name, mask in masks.items()}
+  rewarded = int((data.rows.reward[masks["train"]] > 0).sum())
+  _check_rows(config, data, sizes, rewarded)
+  external = _external(ranker, data)
+  facts: dict[str, Any] = {"rows": sizes, "propensities": {"estimated": False}}
+  notes = [note for note in data.notes if "have to be estimated" not in note]
+  log_stage = data.fingerprint()
+  if not data.has_propensities:
+    estimated, log_stage = propensities.estimate(config, data, workspace)
+    data = data.with_propensities(estimated.values)
+    facts["propensities"] = {"estimated": True, **estimated.facts()}
+    notes.append(estimated.note())
+  logs = {name: data.select(mask) for name, mask in masks.items()}
+  train = logs["train"].rows
+  parts = LogParts(
+    train=train,
+    validation=logs["validation"].rows,
+    test=logs["test"].rows if "test" in logs else None,
+    first=train.select(slice(0, FIRST)),
+    earned=full_information.total_reward(train, data.num_items),
   )
-  reward_model = rankers.reward_model(config, tables, train, workspace, depends_on=rows)
-  if given is not None:
-    ranker = rankers.external_ranker(given, data, workspace)
-  elif data.ranker_score is not None and held_out is not None:
-    ranker = rankers.imitated(config, tables, data, held_out, workspace, depends_on=rows)
+  digest = fingerprint({"log": log_stage, "split": split, "seed": config.environment_seed})
+  return _environment(config, data, parts, workspace, external, digest, facts, notes, logs)
+
+
+def _environment(
+  config: Config,
+  data: BanditLog,
+  parts: LogParts,
+  workspace: Workspace,
+  external: ExternalRanker | None,
+  digest: str,
+  facts: dict[str, Any],
+  notes: Sequence[str],
+  logs: Mapping[str, BanditLog] | None = None,
+) -> Environment:
+  """The environment of rows that are split already; `logs` has their ranker scores."""
+  tables = EncodedTables.encode(data.schema, data.users, data.items)
+  reward_model = rankers.reward_model(config, tables, parts.train, workspace, depends_on=digest)
+  if external is not None:
+    ranker = rankers.external_ranker(external, data, workspace)
+  elif data.ranker_score is not None and logs is not None:
+    held_out = logs.get("test") or logs["validation"]
+    ranker = rankers.imitated(config, tables, logs["train"], held_out, workspace, depends_on=digest)
   else:
     ranker = reward_model.as_ranker()
   name = "user-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
-  # Combinations of features are not people, whose rows depend on each other.
+  # Users that are only combinations of features are not people; their rows are independent.
   grouped = data.schema.user_id.embedded
-  logs = {
+  evaluated = {
     split: EvaluationLog(
-      getattr(parts, split),
+      rows,
       data.num_items,
       f"{name}-{split}",
-      (*notes, f"The log is the {split} rows of your own, which nothing was fitted on."),
+      (*notes, f"The log is the {split} rows of the user's log, which nothing was fitted on."),
       grouped=grouped,
     )
-    for split in ("validation", "test")
+    for split, rows in (("validation", parts.validation), ("test", parts.test))
+    if rows is not None
   }
   return Environment(
     tables=tables,
+    users=data.users,
     titles=data.titles,
-    log=train,
+    log=parts.train,
     evaluator=HeldOutEvaluator(
-      logs=logs,
+      logs=evaluated,
       users=tables.users,
       reward_model=reward_model.expected_rewards,
       grouped=grouped,
@@ -117,25 +184,36 @@ def user_log(config: Config, workspace: Workspace) -> Environment:
     name=name,
     facts={**facts, **ranker.facts},
     notes=(*notes, *ranker.notes),
-    evaluation_log=lambda workspace: logs["test"],
+    evaluation_log=lambda workspace: evaluated.get("test") or evaluated["validation"],
   )
 
 
-def _parts(data: BanditLog, held_out: Splits) -> LogParts:
-  logs = {name: data.rows.select(mask) for name, mask in held_out.masks().items()}
-  train = logs["train"]
-  return LogParts(
-    **logs,
-    first=train.select(slice(0, FIRST)),
-    earned=full_information.total_reward(train, data.num_items),
+def _external(ranker: RankerLike | None, data: BanditLog) -> ExternalRanker | None:
+  """The ranker, checked on a few pairs before anything is trained."""
+  if ranker is None:
+    return None
+  found = ExternalRanker(ranker, data.schema, data.items)
+  found.check(data.users)
+  return found
+
+
+def _stacked(train: BanditLog, validation: BanditLog) -> BanditLog:
+  """Training rows, then validation rows."""
+  scores = [log.ranker_score for log in (train, validation) if log.ranker_score is not None]
+  return dataclasses.replace(
+    train,
+    rows=joined([train.rows, validation.rows]),
+    time=None,
+    split_label=None,
+    ranker_score=np.concatenate(scores) if len(scores) == 2 else None,
   )
 
 
 def _policies(config: Config, parts: LogParts, ranker_logits: Scorer) -> dict[str, Scorer]:
-  """What the generator is compared with, besides the logging policy.
+  """Baselines, besides the logging policy.
 
-  Popularity is one of the K items of the highest smoothed mean reward, at random: a list for
-  everyone as a generator hands it on. Its best item alone would be shown by few rows.
+  Popularity shows one of the K items with the highest smoothed mean reward at random, as a
+  generator hands K items on. Few rows would show its best item alone.
   """
   num_items = len(parts.earned)
   means = full_information.smoothed_means(parts.train.shown(num_items), parts.earned)
@@ -148,31 +226,18 @@ def _policies(config: Config, parts: LogParts, ranker_logits: Scorer) -> dict[st
   }
 
 
-def _held_out(config: Config, data: BanditLog) -> Splits:
-  settings = config.user_log
-  return splits.split(
-    settings.split,
-    user_index=data.rows.user_index,
-    time=data.time,
-    labels=data.split_label,
-    validation=settings.validation_share,
-    test=settings.test_share,
-    seed=config.environment_seed,
-  )
-
-
 def _check_settings(config: Config) -> None:
   if config.user_log.log is None:
-    raise InputError(f"--dataset={DATASET} needs --log=FILE, the log to learn from")
+    raise InputError(f"dataset {DATASET} needs a log: set `log` to the file to learn from")
   if config.data.dataset not in (DATASET, DataConfig().dataset):
     raise InputError(
-      f"--dataset={config.data.dataset} and --log={config.user_log.log} are two data sets;"
-      " leave one out"
+      f"dataset {config.data.dataset} and log {config.user_log.log} are two data sets; leave one"
+      " out"
     )
-  for flag in ("environment", "data_dir"):
-    value = getattr(config.data, flag)
+  for name in ("environment", "data_dir"):
+    value = getattr(config.data, name)
     if value is not None:
-      raise InputError(f"--{flag}={value} has no part in learning from --log; leave it out")
+      raise InputError(f"{name} {value} is not used when learning from a log; leave it out")
 
 
 def _check_rows(config: Config, data: BanditLog, sizes: dict[str, int], rewarded: int) -> None:
@@ -180,8 +245,8 @@ def _check_rows(config: Config, data: BanditLog, sizes: dict[str, int], rewarded
   if empty:
     raise InputError(
       f"{data.name}: the split leaves no rows for {' and '.join(empty)}, of {sum(sizes.values())}"
-      " (validation chooses the epoch, test is reported); raise --validation_share and"
-      " --test_share, split otherwise, or label such rows"
+      " (validation chooses the epoch, test is reported); raise validation_share and"
+      " test_share, split otherwise, or label such rows"
     )
   if not rewarded:
     raise InputError(

@@ -153,14 +153,7 @@ class _LoggingPolicy(tfrs.Model):
     self, tables: EncodedTables, encoder: EncoderConfig, config: FitConfig, shares: np.ndarray
   ):
     super().__init__()
-    self._towers = TwoTower(
-      tables,
-      encoder,
-      l2=config.l2,
-      sparse_l2=config.sparse_l2,
-      use_context=True,
-      item_bias=True,
-    )
+    self._towers = TwoTower.of(tables, encoder, config, use_context=True, item_bias=True)
     self._context_lookup: FeatureLookup = tables.context_lookup
     self._users: Codes = tables.users
     self._log_shares = tf.constant(np.log(shares), tf.float32)

@@ -107,14 +107,7 @@ def fit_reward_model(
       seen = log.select(folds != fold)
       seen = dataclasses.replace(seen, reward=seen.reward / scale)
       tf.keras.utils.set_random_seed(seed + fold)
-      towers = TwoTower(
-        tables,
-        encoder,
-        l2=config.l2,
-        sparse_l2=config.sparse_l2,
-        use_context=True,
-        item_bias=True,
-      )
+      towers = TwoTower.of(tables, encoder, config, use_context=True, item_bias=True)
       priors.append(usual_logit(seen.rewards().total, len(seen)))
       ranker = Ranker(towers, tables.context_lookup, priors[-1])
       batches = seen.batches(users, batch_size=config.batch_size, seed=seed)

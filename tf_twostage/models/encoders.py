@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tf_twostage.config import EncoderConfig
+from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
@@ -20,9 +25,11 @@ from tf_twostage.data.schema import (
   Schema,
   SparseVector,
 )
+from tf_twostage.errors import InputError
 from tf_twostage.losses.replicas import all_rows
 
 Codes = Mapping[str, tf.Tensor]
+Tower = Callable[..., Any]  # a Keras model or layer, or a function without arguments that makes one
 
 
 class Towers(Protocol):
@@ -192,8 +199,9 @@ class FeatureEncoder(tf.keras.layers.Layer):
 class TwoTower(tf.keras.layers.Layer):
   """Scores users against the whole catalogue: logits = query(user) . candidate(item).
 
-  The item vector is the concatenation of the item's embeddings; the user side goes through ReLU
-  and a linear layer to the item's width.
+  By default the item vector is the concatenation of the item's embeddings, and the user side goes
+  through ReLU and a linear layer to the item's width. A custom tower maps a dict of codes, as
+  `FeatureLookup` makes them, to vectors [B, D]; only its own regularizers apply to it.
   """
 
   def __init__(
@@ -205,27 +213,47 @@ class TwoTower(tf.keras.layers.Layer):
     sparse_l2: bool = False,
     use_context: bool = False,
     item_bias: bool = False,
+    user_tower: Tower | None = None,
+    item_tower: Tower | None = None,
     **kwargs,
   ):
     """Args:
-    tables: gives the schema and the catalogue.
-    config: embedding widths and initialiser.
-    l2: weight of half the squared norm of all weights.
-    sparse_l2: whether of embeddings (and item biases) it takes those that a batch reads, which
-      `touched_penalty` then tells, instead of whole tables: a step costs the same however large
-      they are. A row's weight then is l2 times the share of steps that read it.
-    use_context: whether the user side also reads the context features.
-    item_bias: whether every item has a number of its own, the same for all users; it is the
-      last coordinate of the item's vector, and a user's last coordinate is 1.
+      tables: the schema and the catalogue.
+      config: embedding widths and initializer.
+      l2: weight of half the squared norm of all weights.
+      sparse_l2: penalize only the embeddings (and item biases) that a batch reads, by
+        `touched_penalty`, instead of whole tables. A step then costs the same for tables of any
+        size, and the effective weight of a row is l2 times the share of steps that read it.
+      use_context: whether the user side also reads the context features.
+      item_bias: whether every item has a learned number, the same for all users. It is the last
+        coordinate of the item's vector; the last coordinate of a user is then 1.
+      user_tower, item_tower: a Keras model, or a function that makes one; None: the default.
+
+    Raises:
+      InputError: a custom tower fails, does not return [B, D], or the widths differ.
     """
     super().__init__(**kwargs)
     schema = tables.schema
     self._item_codes = tables.items
     encoder = functools.partial(FeatureEncoder, config=config, l2=l2, sparse_l2=sparse_l2)
-    self._items = encoder(schema.item_inputs, name="items")
     context = schema.context if use_context else ()
-    self._users = encoder((*schema.user_inputs, *context), name="users")
-    self._projection = dense(self._users.width, self._items.width, l2, name="projection")
+    if item_tower is None:
+      self._items = encoder(schema.item_inputs, name="items")
+      width = self._items.width
+    else:
+      self._items, width = _custom("item_tower", item_tower, tables.items)
+    self._projection = None
+    if user_tower is None:
+      self._users = encoder((*schema.user_inputs, *context), name="users")
+      self._projection = dense(self._users.width, width, l2, name="projection")
+    else:
+      self._users, own_width = _custom("user_tower", user_tower, tables.users)
+      if own_width != width:
+        raise InputError(
+          f"user_tower returns vectors of width {own_width}, but the item tower's have {width}, and"
+          " scores are their products; give both one width"
+          + ("" if item_tower else f", such as Dense({width}) as the last layer of user_tower")
+        )
     self._touched_l2 = l2 if sparse_l2 else 0.0
     self._bias = None
     if item_bias:
@@ -236,19 +264,46 @@ class TwoTower(tf.keras.layers.Layer):
         regularizer=None if sparse_l2 else l2_regularizer(l2),
       )
 
-  def query(self, user: Codes) -> tf.Tensor:
+  @classmethod
+  def of(
+    cls, tables: EncodedTables, encoder: EncoderConfig, training: FitConfig, **options: Any
+  ) -> TwoTower:
+    """Towers with the penalties of these training settings; see `TwoTower` for the options."""
+    return cls(tables, encoder, l2=training.l2, sparse_l2=training.sparse_l2, **options)
+
+  def custom_digest(self) -> str:
+    """Identifies the custom towers: their classes, settings, and weights at the time of the call.
+
+    A tower whose weights start from another seed is another tower.
+    """
+    digest = hashlib.sha256()
+    for tower in (self._users, self._items):
+      if isinstance(tower, FeatureEncoder):
+        continue
+      digest.update(f"{type(tower).__module__}.{type(tower).__qualname__}".encode())
+      with contextlib.suppress(Exception):  # subclasses of Model need not have a config
+        # Keras numbers layers by how many there were before.
+        digest.update(re.sub(r'_\d+"', '"', json.dumps(tower.get_config(), default=str)).encode())
+      for weights in tower.get_weights():
+        digest.update(f"{weights.shape} {weights.dtype}".encode() + weights.tobytes())
+    return digest.hexdigest()
+
+  def query(self, user: Codes, training: bool = False) -> tf.Tensor:
     """User vectors [B, D] from user codes (and context codes, where used)."""
-    vectors = self._projection(tf.nn.relu(self._users(user)))
+    if self._projection is None:
+      vectors = _vectors(self._users, user, training)
+    else:
+      vectors = self._projection(tf.nn.relu(self._users(user)))
     if self._bias is None:
       return vectors
     return tf.concat([vectors, tf.ones_like(vectors[:, :1])], axis=1)
 
-  def candidates(self, actions: tf.Tensor | None = None) -> tf.Tensor:
+  def candidates(self, actions: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
     """Item vectors [N, D] of the whole catalogue, or [B, D] of `actions` [B]."""
     bias = self._bias
     if bias is not None and actions is not None:
       bias = tf.gather(bias, actions)
-    return self._item_vectors(self._codes_of(actions), bias)
+    return self._item_vectors(self._codes_of(actions), bias, training)
 
   def new_candidates(self, items: Codes) -> tf.Tensor:
     """Item vectors [M, D] of items from outside the catalogue, by their codes; unbiased."""
@@ -256,21 +311,23 @@ class TwoTower(tf.keras.layers.Layer):
     return self._item_vectors(items, bias)
 
   def touched_penalty(self, user: Codes, actions: tf.Tensor | None = None) -> tf.Tensor:
-    """What `sparse_l2` adds to the loss of a batch: a scalar; 0 without it.
+    """The penalty of `sparse_l2` for a batch: a scalar; 0 without it.
 
     Args:
-      user: codes of the rows that this replica has of the batch.
+      user: codes of this replica's rows of the batch.
       actions: the items that are read, [M] catalogue indices; None: all.
 
     Returns:
-      The penalty of what the whole global batch reads, the same in every replica.
+      The penalty of everything that the global batch reads, the same in every replica.
     """
     if not self._touched_l2:
       return tf.constant(0.0)
     user = {name: all_rows(values) for name, values in user.items()}
     actions = None if actions is None else all_rows(actions)
-    penalty = self._users.touched_penalty(user)
-    penalty += self._items.touched_penalty(self._codes_of(actions))
+    penalty = tf.constant(0.0)
+    for side, codes in ((self._users, user), (self._items, self._codes_of(actions))):
+      if isinstance(side, FeatureEncoder):
+        penalty += side.touched_penalty(codes)
     if self._bias is not None:
       rows = self._bias if actions is None else tf.gather(self._bias, tf.unique(actions).y)
       penalty += self._touched_l2 * tf.nn.l2_loss(rows)
@@ -281,8 +338,10 @@ class TwoTower(tf.keras.layers.Layer):
       return self._item_codes
     return {name: tf.gather(values, actions) for name, values in self._item_codes.items()}
 
-  def _item_vectors(self, codes: Codes, bias: tf.Tensor | None) -> tf.Tensor:
-    vectors = self._items(codes)
+  def _item_vectors(
+    self, codes: Codes, bias: tf.Tensor | None, training: bool = False
+  ) -> tf.Tensor:
+    vectors = _vectors(self._items, codes, training)
     return vectors if bias is None else tf.concat([vectors, bias[:, tf.newaxis]], axis=1)
 
   def call(self, user: Codes) -> tf.Tensor:
@@ -292,6 +351,31 @@ class TwoTower(tf.keras.layers.Layer):
   def pair_logits(self, user: Codes, actions: tf.Tensor) -> tf.Tensor:
     """Logits of one item a user, [B]."""
     return tf.reduce_sum(self.query(user) * self.candidates(actions), axis=-1)
+
+
+def _custom(name: str, tower: Tower, codes: Codes) -> tuple[tf.keras.Model, int]:
+  """A custom tower with all its variables, and its width."""
+  model = tower if isinstance(tower, tf.keras.layers.Layer) else tower()
+  few = {feature: values[:2] for feature, values in codes.items()}
+  try:
+    shape = _vectors(model, few, training=False).shape
+  except Exception as error:  # whatever a custom model raises
+    found = {feature: f"{v.dtype.name} {v.shape}" for feature, v in few.items()}
+    raise InputError(
+      f"{name} fails on codes of two rows ({' '.join(str(error).split())[:300]}); its input is a"
+      f" dict, here {found}"
+    ) from error
+  if len(shape) != 2 or shape[0] != len(next(iter(few.values()))):
+    raise InputError(f"{name} returns {shape} for two rows; return one vector for each, [B, D]")
+  return model, shape[1]
+
+
+def _vectors(tower: tf.keras.layers.Layer, codes: Codes, training: bool) -> tf.Tensor:
+  if isinstance(tower, FeatureEncoder):
+    return tower(codes)
+  names = getattr(tower, "input_names", None)  # a functional model warns of others
+  options = {"training": training} if "training" in inspect.signature(tower.call).parameters else {}
+  return tower({n: v for n, v in codes.items() if not names or n in names}, **options)
 
 
 def dense(inputs: int, units: int, l2: float, **kwargs) -> tf.keras.layers.Dense:

@@ -1,8 +1,8 @@
-"""A ranker that somebody else made: a SavedModel or a Keras model that scores pairs.
+"""Rankers made elsewhere: a SavedModel, a Keras model, or a Python function that scores pairs.
 
-It takes raw columns by name, [n] each, as they stand in the users' and items' tables, and returns
-one score a pair. An export calls it on the candidates, so that what is served is the model itself
-and no copy of it in towers.
+A model takes raw columns by name, [n] each, as they stand in the tables of users and items. A
+function takes two dicts of them. Both return one score for each pair. An export contains the model
+or function itself, not an approximation.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,27 +25,38 @@ _PAIRS_PER_CALL = 2**17
 _SIGNATURE = "serving_default"
 _KERAS_SUFFIXES = (".keras", ".h5")
 
-# From inputs by name to the score of each pair, by the name of the output.
-_Call = Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]
+RankerLike = str | os.PathLike | Callable[..., Any]  # a path, a Keras model, or a function
+# From inputs by name to the score of each pair, [n] or [n, 1].
+_Call = Callable[[Mapping[str, tf.Tensor]], tf.Tensor]
 
 
 class ExternalRanker(tf.Module):
   """Scores pairs by calling the model, in training and inside an export alike."""
 
-  def __init__(self, path: str | os.PathLike, schema: Schema, items: FeatureTable):
+  def __init__(self, ranker: RankerLike, schema: Schema, items: FeatureTable):
     """Args:
-    path: directory of a SavedModel, or a Keras file.
-    schema: whose user and item features the model may take.
-    items: raw item features, [N, ...] each.
+      ranker: directory of a SavedModel, a Keras file, a Keras model, or a function of user
+        features and item features (two dicts of tensors, [n, ...] each) that returns scores [n].
+      schema: user and item features that the ranker may take.
+      items: raw item features, [N, ...] each.
 
     Raises:
-      InputError: there is no model, or it does not take what the schema has.
+      InputError: there is no model, or it takes something that the schema does not have.
     """
     super().__init__()
-    self.path = pathlib.Path(path)
-    self._model, self._call, specs = _load(self.path)
-    self._users = _taken(schema.user_inputs, specs)
-    self._items = _taken(schema.item, specs)
+    self.path = pathlib.Path(ranker) if isinstance(ranker, str | os.PathLike) else None
+    self.place = f"ranker {self.path or getattr(ranker, '__name__', None) or repr(ranker)}"
+    features = {"user": schema.user_inputs, "item": schema.item}
+    if self.path is not None:
+      self._model, self._call, specs = _load(self.path, self.place)
+    elif isinstance(ranker, tf.keras.Model):
+      self._model, self._call, specs = _from_keras(ranker, self.place)
+    else:
+      self._call, specs = self._from_function(ranker, features)
+    self._users, self._items = (
+      {feature.name: feature for feature in features[side] if feature.name in specs}
+      for side in ("user", "item")
+    )
     self._specs = specs
     self._check_inputs(schema)
     self._table = {name: tf.constant(_raw(items[name])) for name in self._items}
@@ -57,20 +68,20 @@ class ExternalRanker(tf.Module):
     return tf.reshape(self._score(users, tf.reshape(slate, [-1])), tf.shape(slate))
 
   def check(self, users: FeatureTable) -> None:
-    """Tries a few pairs.
+    """Scores a few pairs.
 
     Args:
       users: raw user features, [U, ...] each.
 
     Raises:
-      InputError: there are more than `MAX_PAIRS` pairs to score, or as `scores`.
+      InputError: there are more than `MAX_PAIRS` pairs to score, or as for `scores`.
     """
     num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
     if num_users * num_items > MAX_PAIRS:
       raise InputError(
-        f"{self._place}: {num_users} users x {num_items} items are more than {MAX_PAIRS:,} pairs,"
-        " which is what is scored once and kept; log the ranker's scores and name their column"
-        " `ranker_score` in the schema, which fits a ranker to them, or leave --ranker out"
+        f"{self.place}: {num_users} users x {num_items} items are more than {MAX_PAIRS:,} pairs,"
+        " which are scored once and kept; log the ranker's scores and name their column"
+        " `ranker_score`, so that a ranker is fitted to them"
       )
     few = np.arange(min(2, num_users, num_items))
     self._checked({name: _raw(users[name])[few] for name in self._users}, tf.constant(few))
@@ -82,8 +93,8 @@ class ExternalRanker(tf.Module):
       users: raw user features, [U, ...] each.
 
     Raises:
-      InputError: the model fails on a pair, does not return a number for each, or one that is not
-        finite.
+      InputError: the model fails on a pair, does not return one number for each, or returns one
+        that is not finite.
     """
     num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
     out = np.empty((num_users, num_items), np.float32)
@@ -96,9 +107,37 @@ class ExternalRanker(tf.Module):
       out[start : start + count] = self._checked(raw, slate).reshape(count, num_items)
     return out
 
-  @property
-  def _place(self) -> str:
-    return f"--ranker={self.path}"
+  def _from_function(
+    self, function: Any, features: Mapping[str, tuple[Feature, ...]]
+  ) -> tuple[_Call, dict[str, tf.TensorSpec]]:
+    """The function, traced so that the variables that it reads can be saved with it."""
+    if not callable(function) or hasattr(function, "layers"):
+      raise InputError(
+        f"{self.place}: neither a tf.keras.Model of Keras 2, nor a path, nor a function; save a"
+        " model of Keras 3 by model.export(DIR) and pass DIR"
+      )
+    names = {side: [feature.name for feature in of_side] for side, of_side in features.items()}
+    specs = {
+      f.name: tf.TensorSpec(
+        [None, None] if isinstance(f, Bag) else [None],
+        tf.float32 if isinstance(f, Numeric) else tf.string,
+        f.name,
+      )
+      for f in (*features["user"], *features["item"])
+    }
+
+    def call(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+      sides = ({name: inputs[name] for name in names[side]} for side in ("user", "item"))
+      return tf.convert_to_tensor(function(*sides))
+
+    try:
+      self._variables = list(tf.function(call).get_concrete_function(specs).variables)
+    except Exception as error:  # whatever a user's function raises
+      raise InputError(
+        f"{self.place}: the function fails on tensors ({_short(error)}); write it with TensorFlow"
+        f" operations on the user features {names['user']} and the item features {names['item']}"
+      ) from error
+    return call, specs
 
   def _score(self, users: Mapping[str, Any], items: tf.Tensor) -> tf.Tensor:
     """[n] scores of users' raw features [n, ...] and catalogue indices [n]."""
@@ -109,26 +148,24 @@ class ExternalRanker(tf.Module):
       value = value if spec.dtype == tf.string else tf.cast(value, spec.dtype)
       rank = spec.shape.rank
       inputs[name] = value[:, tf.newaxis] if rank is not None and rank > len(value.shape) else value
-    (score,) = self._call(inputs).values()
-    return tf.cast(tf.reshape(score, [-1]), tf.float32)
+    return tf.cast(tf.reshape(self._call(inputs), [-1]), tf.float32)
 
   def _checked(self, users: Mapping[str, np.ndarray], items: tf.Tensor) -> np.ndarray:
     try:
       scores = self._score(users, items).numpy()
     except (tf.errors.OpError, ValueError, TypeError) as error:
-      reason = " ".join(str(error).split())[:300]
       raise InputError(
-        f"{self._place}: the model fails on users and items of the log ({reason}); call it on a few"
-        " rows of your tables to see why"
+        f"{self.place}: the model fails on users and items of the log ({_short(error)}); call it"
+        " on a few rows of your tables to see why"
       ) from error
     if len(scores) != len(items):
       raise InputError(
-        f"{self._place}: {len(items)} pairs got {len(scores)} scores; return one number a pair, [n]"
+        f"{self.place}: {len(items)} pairs got {len(scores)} scores; return one number a pair, [n]"
         " or [n, 1]"
       )
-    remedy = "mend the model, or the features that it cannot read"
+    remedy = "correct the model, or the features that it cannot read"
     finite = np.isfinite(scores)
-    require(finite, f"{self._place}: scores", "must be finite", remedy, scores, unit="pair")
+    require(finite, f"{self.place}: scores", "must be finite", remedy, scores, unit="pair")
     return scores
 
   def _check_inputs(self, schema: Schema) -> None:
@@ -137,20 +174,21 @@ class ExternalRanker(tf.Module):
     for name, spec in self._specs.items():
       if name in context:
         raise InputError(
-          f"{self._place}: input {name!r} is a context feature, and pairs of users and items are"
+          f"{self.place}: input {name!r} is a context feature, and pairs of users and items are"
           " scored once, whatever the context; wrap the model with a fixed value of it"
         )
       if name not in known:
+        features = sorted(f.name for f in (*schema.user_inputs, *schema.item))
         raise InputError(
-          f"{self._place}: the model takes {name!r}, which no user or item feature of the schema is"
-          f" called; found {sorted((*_names(schema.user_inputs), *_names(schema.item)))}; add it to"
-          " user_features or item_features, or rename the model's input"
+          f"{self.place}: the model takes {name!r}, but no user or item feature of the schema has"
+          f" that name; found {features}; add it to the user or item features, or rename the"
+          " model's input"
         )
-      _check_spec(self._place, name, spec, known[name])
+      _check_spec(self.place, name, spec, known[name])
     for side, taken in (("user", self._users), ("item", self._items)):
       if not taken:
         raise InputError(
-          f"{self._place}: the model takes no {side} feature, only {sorted(self._specs)}; a ranker"
+          f"{self.place}: the model takes no {side} feature, only {sorted(self._specs)}; a ranker"
           " scores pairs of users and items"
         )
 
@@ -166,13 +204,19 @@ def digest(path: str | os.PathLike) -> str:
   return result.hexdigest()
 
 
-def _load(path: pathlib.Path) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
+def _load(path: pathlib.Path, place: str) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
   """The model, to be kept alive, what to call, and its inputs by name."""
-  place = f"--ranker={path}"
   if not path.exists():
     raise InputError(f"{place}: there is no such file or directory; name where the model is")
   if path.suffix in _KERAS_SUFFIXES:
-    return _load_keras(path, place)
+    try:
+      loaded = tf.keras.models.load_model(path, compile=False)
+    except Exception as error:  # whatever a damaged file makes Keras raise
+      raise InputError(
+        f"{place}: Keras 2 does not load it ({_short(error)}); a model of Keras 3 can be given as"
+        " a SavedModel: model.export(DIR)"
+      ) from error
+    return _from_keras(loaded, place)
   if not (path / "saved_model.pb").is_file():
     versions = sorted(p.parent.name for p in path.glob("*/saved_model.pb"))
     hint = f"did you mean {path / versions[-1]}?" if versions else "export one there"
@@ -193,42 +237,31 @@ def _load(path: pathlib.Path) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
       " tf.saved_model.save(model, DIR, signatures=score.get_concrete_function(...))"
     )
   call = signatures.get(_SIGNATURE) or next(iter(signatures.values()))
-  _check_outputs(place, list(call.structured_outputs))
-  return model, lambda inputs: call(**inputs), dict(call.structured_input_signature[1])
+  output = _only_output(place, list(call.structured_outputs))
+  return model, lambda inputs: call(**inputs)[output], dict(call.structured_input_signature[1])
 
 
-def _load_keras(path: pathlib.Path, place: str) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
-  try:
-    model = tf.keras.models.load_model(path, compile=False)
-  except Exception as error:  # whatever a damaged file makes Keras raise
-    raise InputError(
-      f"{place}: Keras 2 does not load it ({_short(error)}); a model of Keras 3 can be given as a"
-      " SavedModel: model.export(DIR)"
-    ) from error
+def _from_keras(model: Any, place: str) -> tuple[Any, _Call, dict[str, tf.TensorSpec]]:
   if not getattr(model, "inputs", None):
     raise InputError(
       f"{place}: the model's inputs have no names; build it with tf.keras.Input(name=...), or give"
       " a SavedModel with a signature"
     )
-  _check_outputs(place, list(model.output_names))
+  _only_output(place, list(model.output_names))
   specs = {
     name: tf.TensorSpec(given.shape, given.dtype, name)
     for name, given in zip(model.input_names, model.inputs, strict=True)
   }
-  (output,) = model.output_names
-
-  def call(inputs: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-    return {output: model(dict(inputs), training=False)}
-
-  return model, call, specs
+  return model, lambda inputs: model(dict(inputs), training=False), specs
 
 
-def _check_outputs(place: str, outputs: list[str]) -> None:
+def _only_output(place: str, outputs: list[str]) -> str:
   if len(outputs) != 1:
     raise InputError(
       f"{place}: the model returns {sorted(outputs)}; return the score alone, or save a signature"
       " that does"
     )
+  return outputs[0]
 
 
 def _check_spec(place: str, name: str, spec: tf.TensorSpec, feature: Feature) -> None:
@@ -252,14 +285,6 @@ def _check_spec(place: str, name: str, spec: tf.TensorSpec, feature: Feature) ->
     )
 
 
-def _taken(features: tuple[Feature, ...], specs: Mapping[str, Any]) -> dict[str, Feature]:
-  return {feature.name: feature for feature in features if feature.name in specs}
-
-
-def _names(features: tuple[Feature, ...]) -> Iterator[str]:
-  return (feature.name for feature in features)
-
-
 def _raw(values: np.ndarray) -> np.ndarray:
   """As TensorFlow reads them: text as objects, which strings of one width are not."""
   values = np.asarray(values)
@@ -267,4 +292,4 @@ def _raw(values: np.ndarray) -> np.ndarray:
 
 
 def _short(error: Exception) -> str:
-  return " ".join(str(error).split())[:200]
+  return " ".join(str(error).split())[:300]

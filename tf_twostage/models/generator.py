@@ -67,16 +67,18 @@ class CandidateGenerator(tfrs.Model):
 
     Diagnostics go to the model's metrics.
     """
-    loss, penalty = self._loss_and_penalty(inputs)
+    loss, penalty = self._loss_and_penalty(inputs, training)
     return loss + penalty
 
-  def _loss_and_penalty(self, inputs: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-    query, actions = self.towers.query(inputs["user"]), inputs["action"]
+  def _loss_and_penalty(self, inputs: Batch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+    query, actions = self.towers.query(inputs["user"], training), inputs["action"]
     items, log_q, ranker_logits = None, None, None
     if self._support is not None:
       step = self.optimizer.iterations
       items, log_q, actions = self._support(actions, query, self.towers, step)
-    factors = [tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items))]
+    factors = [
+      tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items, training))
+    ]
     logits = tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32)
     if self._ranker_logits is not None:
       ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
@@ -97,7 +99,7 @@ class CandidateGenerator(tfrs.Model):
       "total_loss": of the global batch before the step.
     """
     with tf.GradientTape() as tape:
-      loss, touched = self._loss_and_penalty(inputs)
+      loss, touched = self._loss_and_penalty(inputs, training=True)
       penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
     gradients = tape.gradient(total_loss, self.trainable_variables)

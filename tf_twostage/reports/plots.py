@@ -33,7 +33,14 @@ def run_curves(
   path: pathlib.Path,
   measures: Metrics = FULL_INFORMATION,
 ) -> None:
-  """Loss, and the headline of both stages on validation data, by epoch."""
+  """Saves loss, and the headline of both stages on validation data, by epoch."""
+  plotting.save({path: run_picture(history, baselines, title, measures)})
+
+
+def run_picture(
+  history: History, baselines: Mapping[str, Scores], title: str, measures: Metrics
+) -> tuple[float, float, Callable[[Any], None]]:
+  """Width, height and drawing function of the curves of a run."""
 
   def draw(figure):
     epochs = [entry["epoch"] for entry in history]
@@ -51,7 +58,7 @@ def run_curves(
     figure.suptitle(title)
     _legend(figure, axes[1])
 
-  plotting.save({path: (13, 3.8, draw)})
+  return 13, 3.8, draw
 
 
 def experiment(

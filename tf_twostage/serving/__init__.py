@@ -8,5 +8,6 @@ tries a version in a process that knows nothing but TensorFlow. `client` calls a
 from tf_twostage.serving.catalogue import NewItems, Pair, change
 from tf_twostage.serving.exporting import KEEP, export, save
 from tf_twostage.serving.recommender import Recommender
+from tf_twostage.serving.versions import publish
 
-__all__ = ["KEEP", "NewItems", "Pair", "Recommender", "change", "export", "save"]
+__all__ = ["KEEP", "NewItems", "Pair", "Recommender", "change", "export", "publish", "save"]

@@ -99,7 +99,7 @@ def write(version: pathlib.Path, model: str, calls: Sequence[Call]) -> None:
   except ImportError:
     _log.warning("no warm-up requests: pip install 'tf_twostage[serving]' brings what writes them")
     return
-  (version / _EXTRA).mkdir()
+  (version / _EXTRA).mkdir(exist_ok=True)
   paths = str(version / _EXTRA / _WARM_UP), str(version / _EXTRA / _ANSWERS)
   with tf.io.TFRecordWriter(paths[0]) as warm_up, tf.io.TFRecordWriter(paths[1]) as answers:
     for call in calls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import tensorflow as tf
 from absl import logging
@@ -23,6 +23,7 @@ def export(
   requests: FeatureTable,
   *,
   keep: int = KEEP,
+  extra: Mapping[str, bytes] | None = None,
 ) -> pathlib.Path:
   """Writes the next version, which appears when it has proved itself.
 
@@ -45,6 +46,9 @@ def export(
 
   def write(version: pathlib.Path) -> None:
     save(recommender, version)
+    for name, content in (extra or {}).items():
+      (version / "assets.extra").mkdir(exist_ok=True)
+      (version / "assets.extra" / name).write_bytes(content)
     calls.write(version, model, tried)
     different = replay.differences(tried, replay.replay(version, tried).answers)
     if different:

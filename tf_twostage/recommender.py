@@ -1,0 +1,756 @@
+"""`TwoStageRecommender`: trains a candidate generator off-policy, recommends with it, ships it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import logging
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from tf_twostage import losses, metrics, plotting, policies, serving
+from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, SupportConfig
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.rows import TrainingRows
+from tf_twostage.data.schema import Schema, SparseVector
+from tf_twostage.environment import Environment, log_environment
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.losses import OffPolicyLoss
+from tf_twostage.metrics import STAGES, Scores
+from tf_twostage.models.encoders import FeatureLookup, Tower, TwoTower
+from tf_twostage.models.external import RankerLike
+from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.models.slate_ranker import catalogue_scores
+from tf_twostage.models.support import SampledSupport, check_hard_candidates
+from tf_twostage.reports import plots, run_report
+from tf_twostage.reports.tables import STAGES as TITLES
+from tf_twostage.serving.served import (
+  EXTRA,
+  Excluded,
+  ScoresByRow,
+  Served,
+  Users,
+  check_catalogue,
+)
+from tf_twostage.training import loop
+from tf_twostage.training.distribution import Workers
+from tf_twostage.training.fitting import fit
+from tf_twostage.workspace import Workspace, fingerprint, write_json, write_text
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+
+METRICS = "metrics.json"
+_MODEL = "model"  # in a work directory: the fitted model, for `load`
+_DEFAULTS = Config()
+
+
+class TwoStageRecommender:
+  """A candidate generator (two towers), trained off-policy with the ranker behind it in the loss.
+
+  Attributes:
+    config: all settings.
+  """
+
+  def __init__(
+    self,
+    loss: str | OffPolicyLoss | None = None,
+    *,
+    ranker: RankerLike | None = None,
+    user_tower: Tower | None = None,
+    item_tower: Tower | None = None,
+    slate_size: int | None = None,
+    encoder: EncoderConfig = _DEFAULTS.encoder,
+    training: GeneratorConfig = _DEFAULTS.generator,
+    ranker_training: FitConfig = _DEFAULTS.ranker,
+    support: SupportConfig = _DEFAULTS.support,
+    seed: int = 0,
+  ):
+    """Args:
+      loss: the objective, an `OffPolicyLoss` or the name of one in `losses.LOSSES`. None: IPS on
+        the two-stage policy, that is exact 2-IPS.
+      ranker: orders the candidates. A `tf.keras.Model`, or the path of a SavedModel or Keras file,
+        whose inputs are raw features by name; or a function of two dicts of tensors, user features
+        and item features ([B, ...] each), that returns scores [B]. None: fitted to the log's
+        ranker scores, or to its rewards where it has none.
+      user_tower, item_tower: a `tf.keras.Model`, or a function without arguments that makes one.
+        It maps a dict of feature codes to vectors [B, D]; both towers have one width D. Codes are
+        int64 [B], 0 for unknown values (a bag is [B, length], 0 pads and 1 is unknown), and
+        float32 [B] for numbers; ids are called "user_id" and "item_id". A function is called after
+        the seed is set, so a rerun finds the finished model. A model is trained in place. None:
+        embeddings side by side; on the user side followed by a layer that projects them to the
+        item tower's width.
+      slate_size: K, how many candidates the ranker orders; replaces the loss's own. None: the
+        default of `Config`, or the whole catalogue where it is smaller.
+      encoder: embedding widths and initializer.
+      training: how the generator is fitted.
+      ranker_training: how the ranker and the reward model are fitted.
+      support: which items stand for a large catalogue in training.
+      seed: of everything that is drawn.
+
+    Raises:
+      InputError: a setting is out of range, or no loss has that name.
+    """
+    self.config = Config(
+      name="recommender",
+      seed=seed,
+      environment_seed=seed,
+      slate_size=slate_size or _DEFAULTS.slate_size,
+      encoder=encoder,
+      generator=training,
+      ranker=ranker_training,
+      support=support,
+      loss=type(_DEFAULTS.loss)(loss=loss) if isinstance(loss, str) else _DEFAULTS.loss,
+      user_log=dataclasses.replace(_DEFAULTS.user_log, test_share=0.0),
+    )
+    self._loss = loss if isinstance(loss, OffPolicyLoss) else None
+    self._ranker = ranker
+    self._towers: dict[str, Tower] = {}
+    if user_tower is not None:
+      self._towers["user_tower"] = user_tower
+    if item_tower is not None:
+      self._towers["item_tower"] = item_tower
+    self._adapts_slate = slate_size is None
+    self._digest = ""  # of custom towers before training
+    self._temporary: tempfile.TemporaryDirectory | None = None
+    self._history: loop.History = []
+    self._environment: Environment | None = None
+    self._generator: TwoTower | None = None
+    self._served: Served | None = None
+    self._check_settings()
+
+  @classmethod
+  def from_config(cls, config: Config) -> TwoStageRecommender:
+    """A recommender with all settings of `config`, as the commands make it.
+
+    Raises:
+      InputError: the loss has no such option, or the settings contradict each other.
+    """
+    made = cls()
+    made.config, made._adapts_slate = config, False
+    made._check_settings()
+    return made
+
+  @classmethod
+  def load(cls, path: str | pathlib.Path) -> TwoStageRecommender:
+    """A recommender from an export; it recommends and evaluates, but cannot be trained further.
+
+    It needs none of the Python code of custom towers or rankers.
+
+    Args:
+      path: a directory of exports, of which the newest version is loaded; one version; or the
+        `workdir` of a `fit` on a log.
+
+    Raises:
+      InputError: there is no export.
+    """
+    path = pathlib.Path(path)
+    served = Served.load(path / _MODEL if (path / _MODEL).is_dir() else path)
+    made = cls(slate_size=served.settings["slate_size"])
+    made._served, made._history = served, served.settings["history"]
+    return made
+
+  def fit(
+    self,
+    data: BanditLog | Environment,
+    validation: BanditLog | None = None,
+    *,
+    workdir: str | pathlib.Path | None = None,
+    progress: bool = True,
+    workers: Workers | None = None,
+  ) -> TwoStageRecommender:
+    """Trains the generator and keeps the weights of its best epoch.
+
+    A log without propensities gets estimated ones. A finished model with the same data and
+    settings is found in `workdir`, and an interrupted run resumes from its last checkpoint.
+
+    Args:
+      data: the training rows, or an environment.
+      validation: rows that choose the epoch, of the same users and items. None: a share of `data`
+        is held out for that, the latest rows where the log has times.
+      workdir: keeps finished workspace, checkpoints, TensorBoard files, and for a log the fitted
+        model. None: a temporary directory, deleted with this object.
+      progress: whether to show the generator's progress bar.
+      workers: the processes or devices that train together. None: this process.
+
+    Raises:
+      InputError: the data do not fit the settings; nothing has been trained.
+      RunError: training diverged, or something cannot be saved.
+    """
+    workers = workers or Workers()
+    if workdir is None:
+      self._temporary = tempfile.TemporaryDirectory(prefix="tf_twostage-")
+    root = pathlib.Path(workdir or self._temporary.name)  # type: ignore[union-attr]
+    if isinstance(data, BanditLog):
+      self._adapt_slate(data.num_items)
+      workspace = Workspace(root / "stages")
+      environment = log_environment(self.config, data, validation, workspace, self._ranker)
+    else:
+      self._adapt_slate(data.tables.schema.num_items)
+      environment = data
+      if self._ranker is not None or validation is not None:
+        raise InputError("an environment has its ranker and validation rows; pass it alone")
+    if self._towers and not workers.alone:
+      raise InputError("custom towers train in one process only; leave `workers` out")
+    # Evaluation and export use variables of this process alone.
+    towers = None if workers.alone else self.fresh_towers(environment)
+    with workers.scope():
+      model = self.fresh_generator(environment)
+    directory = self.directory(environment, root)
+    if workers.is_chief:
+      directory.mkdir(parents=True, exist_ok=True)
+      write_json(directory / "config.json", dataclasses.asdict(self.config))
+    evaluated = towers or model.towers
+    scores = environment.evaluation(lambda batch: evaluated(batch["user"]), self.slate_size)
+
+    def take_weights() -> None:
+      if towers is not None:
+        towers.set_weights(model.towers.get_weights())
+
+    def evaluate() -> Scores:
+      take_weights()
+      return scores()
+
+    history = loop.train_generator(
+      model,
+      rows_to_learn(self.config, environment.log),
+      environment.tables.users,
+      evaluate,
+      environment.evaluator.measures.selection(self.config.generator.selection),
+      self.config.generator,
+      directory,
+      seed=self.config.seed,
+      hyper_parameters=self._hyper_parameters(model.objective),
+      tensorboard=root / "tensorboard" / directory.name,
+      measures=environment.evaluator.measures,
+      notes=environment.notes,
+      checkpoints=self.config.checkpoints,
+      progress=progress,
+      workers=workers,
+    )
+    take_weights()
+    self._keep(environment, evaluated, history)
+    if workdir is not None and isinstance(data, BanditLog):
+      self._save(root / _MODEL)
+    return self
+
+  def fit_rows(self, environment: Environment, log: TrainingRows) -> TwoStageRecommender:
+    """Trains the generator on other rows of an environment, and keeps its last epoch.
+
+    Nothing is evaluated or saved.
+
+    Args:
+      environment: its users, items and ranker.
+      log: the training rows.
+    """
+    settings = self.config.generator
+    model, rows = self.fresh_generator(environment), rows_to_learn(self.config, log)
+    batches = rows.batches(
+      environment.tables.users, batch_size=settings.batch_size, seed=self.config.seed
+    )
+    fit(model, batches, settings, len(rows), "generator")
+    self._keep(environment, model.towers, [])
+    return self
+
+  def restore(self, environment: Environment, workdir: pathlib.Path) -> bool:
+    """Loads the model that `fit` finished with these settings; whether there is one."""
+    history = self.finished_history(environment, workdir)
+    if history is None:
+      return False
+    towers = self.fresh_towers(environment)
+    loop.restore_best(towers, self.directory(environment, workdir), history)
+    self._keep(environment, towers, history)
+    return True
+
+  def finished_history(
+    self, environment: Environment, workdir: pathlib.Path
+  ) -> loop.History | None:
+    """The epochs of the model that `fit` finished with these settings; None: there is none."""
+    directory = self.directory(environment, workdir)
+    return loop.finished_history(directory, self.config.generator.epochs)
+
+  def _keep(self, environment: Environment, towers: TwoTower, history: loop.History) -> None:
+    self._environment, self._generator, self._history = environment, towers, history
+    self._served = None  # made when it is first asked
+
+  @property
+  def environment(self) -> Environment:
+    """The log, ranker and evaluator that this model was fitted in."""
+    return self._fitted()[0]
+
+  @property
+  def towers(self) -> TwoTower:
+    """The fitted generator."""
+    return self._fitted()[1]
+
+  @property
+  def epochs(self) -> loop.History:
+    """One entry for each epoch; `history` has the same as a DataFrame."""
+    return self._history
+
+  @property
+  def slate_size(self) -> int:
+    """K, how many candidates the ranker orders."""
+    return self.config.slate_size
+
+  @property
+  def history(self) -> pd.DataFrame:
+    """One row for each epoch: training metrics, and scores as split/stage/metric."""
+    rows = [
+      {
+        "epoch": entry["epoch"],
+        **{name: entry[name] for name in ("input_wait_share",) if name in entry},
+        "best": entry["epoch"] == loop.best_epoch(self._history)["epoch"],
+        **entry["training"],
+        **{
+          f"{split}/{stage}/{metric}": value
+          for split, stages in entry["scores"].items()
+          for stage, metrics in stages.items()
+          for metric, value in metrics.items()
+        },
+      }
+      for entry in self._history
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["epoch", "best"]).set_index("epoch")
+
+  def policy(self, stage: str = "two_stage", temperature: float = 1.0) -> RecommenderPolicy:
+    """The stochastic policy of this model, for `evaluate`.
+
+    Args:
+      stage: "two_stage", generator and ranker, or "one_stage", the generator alone.
+      temperature: divides the generator's logits; above 1 explores more.
+
+    Raises:
+      InputError: the model is not fitted, or there is no such stage.
+    """
+    if stage not in STAGES:
+      raise InputError(f"policy: stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    if self._environment is None and self._served is None:
+      raise InputError("this recommender is not fitted; call fit() or load() first")
+    if not temperature > 0:
+      raise InputError(f"policy: temperature must be above 0, got {temperature}")
+    return RecommenderPolicy(self, stage, temperature)
+
+  def recommend(self, users: Users, k: int = 10, exclude: Excluded | None = None) -> pd.DataFrame:
+    """The best items of each user: the generator's candidates in the ranker's order.
+
+    Args:
+      users: ids of known users; or a DataFrame with a column for each raw feature, for users known
+        or not. With the column "user_id", features of known users may be left out. Context
+        features are columns, too. A bag is a list, or text separated by "|".
+      k: how many items for each user, at least 1.
+      exclude: items never to recommend: a dict from user id to items, or a list for each user.
+
+    Returns:
+      columns user, rank (from 1), item, title, score (the ranker's) and generator_score.
+
+    Raises:
+      InputError: a user is unknown, or a column is missing.
+    """
+    return self._answering().recommend(users, k, exclude)
+
+  def export(
+    self,
+    directory: str | pathlib.Path,
+    *,
+    keep: int = serving.KEEP,
+    users: bool = True,
+    removed: Sequence[str] = (),
+    new: serving.NewItems | None = None,
+  ) -> pathlib.Path:
+    """Writes the next version of a SavedModel for TensorFlow Serving, and for `load`.
+
+    Args:
+      directory: holds the versions; its name is the model's.
+      keep: how many versions stay, the new one included.
+      users: whether to include the table of user features, so that a loaded model finds users by
+        id.
+      removed, new: items that disappeared or appeared since training; see `serving.change`.
+
+    Returns:
+      The new version's directory.
+
+    Raises:
+      InputError: the model is not fitted here, or the items do not fit.
+      RunError: the SavedModel does not answer as this model does; it does not appear.
+    """
+    environment, _ = self._fitted()
+    servable = self._servable(removed, new)
+    extra = self._serve(servable).files(users=users)
+    return serving.export(
+      servable, pathlib.Path(directory), environment.requests, keep=keep, extra=extra
+    )
+
+  def plot(self) -> Figure:
+    """Training loss and validation score by epoch."""
+    environment = self._environment
+    measures = metrics.HELD_OUT if environment is None else environment.evaluator.measures
+    width, height, draw = plots.run_picture(self._history, {}, self._title(), measures)
+    figure = plotting.figure(width, height)
+    draw(figure)
+    return figure
+
+  def report(
+    self,
+    workdir: pathlib.Path,
+    baselines: Mapping[str, Scores],
+    timings: Mapping[str, Mapping[str, Any]],
+    exported: pathlib.Path,
+  ) -> tuple[dict[str, Any], str]:
+    """Writes config.json, metrics.json, table.csv and curves.png of a run.
+
+    Args:
+      workdir: of the fit; the generator's own directory gets the same files.
+      baselines: of the environment.
+      timings: by stage.
+      exported: where the SavedModel is.
+
+    Returns:
+      The metrics, and a summary to print.
+    """
+    environment, _ = self._fitted()
+    evaluator, history = environment.evaluator, self._history
+    best = loop.best_epoch(history)
+    values = {
+      "loss": self.loss_name,
+      "best_epoch": best["epoch"],
+      **best["scores"],
+      "baselines": baselines,
+      **environment.facts,
+      "notes": [*environment.notes, *evaluator.warnings(best["scores"])],
+      "export": str(exported),
+      "timings": timings,
+    }
+    table = run_report.score_table(
+      {self.loss_name: best["scores"], **baselines}, measures=evaluator.measures
+    )
+    for warning in run_report.health_warnings(history[-1]["training"], self.loss_name):
+      _log.warning("%s", warning)
+    directory = self.directory(environment, workdir)
+    for place in (directory, workdir):
+      write_json(place / "config.json", dataclasses.asdict(self.config))
+      write_json(place / METRICS, values)
+      write_text(place / "table.csv", run_report.flat_csv(table))
+      curves = place / "curves.png"
+      plots.run_curves(history, baselines, self._title(), curves, evaluator.measures)
+    notes = values["notes"]
+    summary = [
+      run_report.format_table(table, evaluator.measures),
+      *(["\n".join(f"- {note}" for note in notes)] if notes else []),
+      run_report.format_timings(timings),
+      f"Best epoch {best['epoch']} of {len(history)}. Results: {directory}\nSavedModel: {exported}",
+    ]
+    return values, "\n\n".join(summary)
+
+  @property
+  def loss_name(self) -> str:
+    """The name of the objective."""
+    return self.config.loss.loss if self._loss is None else type(self._loss).__name__
+
+  def objective(self) -> OffPolicyLoss:
+    """The loss of this model's slate size."""
+    if self._loss is None:
+      return make_objective(self.config)
+    if "slate_size" not in self._loss.options():
+      return self._loss
+    return type(self._loss)(**{**_options(self._loss), "slate_size": self.slate_size})
+
+  def fresh_towers(self, environment: Environment) -> TwoTower:
+    """The generator before training."""
+    settings = self.config.generator
+    if self.config.support.support_size:
+      settings = dataclasses.replace(settings, sparse_l2=True)
+    towers = TwoTower.of(
+      environment.tables,
+      self.config.encoder,
+      settings,
+      item_bias=settings.item_bias,
+      **self._towers,
+    )
+    if self._towers and not self._digest:
+      self._digest = towers.custom_digest()
+    return towers
+
+  def fresh_generator(self, environment: Environment) -> CandidateGenerator:
+    """The generator with its objective before training; sets the seed of all that follows."""
+    tf.keras.utils.set_random_seed(self.config.seed)
+    return CandidateGenerator(
+      self.fresh_towers(environment),
+      self.objective(),
+      environment.ranker_logits,
+      self._support(environment),
+      self.config.generator.precision,
+    )
+
+  def _support(self, environment: Environment) -> SampledSupport | None:
+    settings, num_items = self.config.support, environment.tables.schema.num_items
+    if not settings.support_size:
+      return None
+    if settings.support_size > num_items:
+      _log.warning(
+        "support_size is %d, more than the %d items of the catalogue: this costs more than the"
+        " whole catalogue, and is less exact; support_size 0 trains against the whole catalogue",
+        settings.support_size,
+        num_items,
+      )
+    counts = rows_to_learn(self.config, environment.log).shown(num_items)
+    return SampledSupport(
+      losses.DRAWS[settings.support_draws](counts),
+      num_items=num_items,
+      size=settings.support_size,
+      seed=self.config.seed,
+      hard_candidates=settings.hard_candidates,
+      hard_refresh_steps=settings.hard_refresh_steps,
+    )
+
+  def check_catalogue(self, num_items: int) -> None:
+    """Raises: InputError: the settings need more items than the catalogue has."""
+    if self.config.support.support_size:
+      check_hard_candidates(self.config.support.hard_candidates, num_items)
+
+  def _check_settings(self) -> None:
+    self.objective()
+    settings, rows = self.config.support, self.config.generator.batch_size
+    certain = rows + settings.hard_candidates
+    if 0 < settings.support_size <= certain:
+      raise InputError(
+        f"support_size is {settings.support_size}, but a batch of {rows} rows and"
+        f" {settings.hard_candidates} hard candidates fill {certain} places and leave none for"
+        " draws; raise support_size, or lower batch_size or hard_candidates"
+      )
+
+  def _adapt_slate(self, num_items: int) -> None:
+    if self._adapts_slate:
+      size = min(_DEFAULTS.slate_size, num_items)
+      self.config = dataclasses.replace(self.config, slate_size=size)
+    self.check_catalogue(num_items)
+
+  def directory(self, environment: Environment, workdir: pathlib.Path) -> pathlib.Path:
+    """Of the generator with these settings; different settings never share a directory."""
+    config = self.config
+    depends_on: dict[str, Any] = {
+      "environment": environment.name,
+      "encoder": dataclasses.asdict(config.encoder),
+      "generator": dataclasses.asdict(config.generator),
+      "support": dataclasses.asdict(config.support),
+      "loss": _options(self.objective()),
+      "slate_size": config.slate_size,
+      "validation_users": config.data.validation_users,
+      "seed": config.seed,
+    }
+    if self._digest:
+      depends_on["towers"] = self._digest
+    name = f"{self.loss_name}-seed{config.seed}-{fingerprint(depends_on)}"
+    return workdir / "generators" / name
+
+  def _fitted(self) -> tuple[Environment, TwoTower]:
+    if self._environment is None or self._generator is None:
+      raise InputError(
+        "this recommender was loaded from an export; copy its directory"
+        if self._served is not None
+        else "this recommender is not fitted; call fit() first"
+      )
+    return self._environment, self._generator
+
+  def _servable(
+    self, removed: Sequence[str] = (), new: serving.NewItems | None = None
+  ) -> serving.Recommender:
+    environment, towers = self._fitted()
+    pair = serving.Pair(
+      environment.tables.schema, towers, environment.slate_ranker, environment.titles
+    )
+    return serving.Recommender(*serving.change(pair, removed=removed, new=new), self.slate_size)
+
+  def _serve(self, servable: serving.Recommender) -> Served:
+    environment, _ = self._fitted()
+    schema = environment.tables.schema
+    users = environment.users if schema.user_id.embedded else None
+    settings = {"slate_size": self.slate_size, "loss": self.loss_name, "history": self._history}
+    return Served.of(servable, schema, users, settings)
+
+  def _answering(self) -> Served:
+    if self._served is None:
+      self._served = self._serve(self._servable())
+    return self._served
+
+  def _save(self, directory: pathlib.Path) -> None:
+    """Writes the fitted model for `load`, without the tests and files of an export."""
+    servable = self._servable()
+    files = self._serve(servable).files(users=True)
+
+    def write(version: pathlib.Path) -> None:
+      serving.save(servable, version)
+      (version / EXTRA).mkdir()
+      for name, content in files.items():
+        (version / EXTRA / name).write_bytes(content)
+
+    serving.publish(directory, write, keep=1)
+
+  def scores(self, log: BanditLog | EvaluationLog) -> ScoresByRow:
+    """Logits of the generator and the ranker for rows of a log, in the log's order of items.
+
+    Args:
+      log: of the same catalogue; an evaluation log must be of this model's environment.
+
+    Raises:
+      InputError: the catalogue is another one, or a feature is missing.
+    """
+    if self._environment is None:
+      assert self._served is not None
+      if not isinstance(log, BanditLog):
+        raise InputError("a loaded model evaluates on a BanditLog only")
+      return self._served.scores(log)
+    environment, towers = self._fitted()
+    schema, items = environment.tables.schema, towers.candidates()
+    rows = log.log if isinstance(log, EvaluationLog) else log.rows
+    at_home = isinstance(log, EvaluationLog) or log.users is environment.users
+    codes, order = environment.tables.users, None
+    if isinstance(log, BanditLog):
+      check_features(log, schema)
+      order = check_catalogue(log, np.asarray(schema.item_id.vocabulary))
+      order = None if np.array_equal(order, np.arange(len(order))) else order
+      if not at_home:
+        codes = FeatureLookup(schema.user_inputs)(log.users)
+
+    def scores(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+      index = rows.user_index[at]
+      user = {name: tf.gather(values, index) for name, values in codes.items()}
+      context = {name: tf.constant(values[at]) for name, values in rows.context.items()}
+      logits = tf.matmul(towers.query(user), items, transpose_b=True)
+      if at_home:
+        ranked = environment.ranker_logits(
+          {"user": user, "context": context, "user_index": tf.constant(index)}
+        )
+      else:
+        assert isinstance(log, BanditLog)
+        raw = {name: np.asarray(values)[index] for name, values in log.users.items()}
+        ranked = catalogue_scores(
+          environment.slate_ranker,
+          {**raw, **context},
+          {**user, **environment.tables.context_lookup(context)},
+          len(at),
+          schema.num_items,
+        )
+      if order is not None:
+        logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
+      return logits, ranked
+
+    return scores
+
+  def _hyper_parameters(self, objective: OffPolicyLoss) -> dict[str, Any]:
+    """Settings that the result depends on, apart from the environment; for TensorBoard."""
+    return {
+      "loss": self.loss_name,
+      "slate_size": self.slate_size,
+      "seed": self.config.seed,
+      "embedding_stddev": self.config.encoder.embedding_stddev,
+      **_flat_options(objective),
+      **dataclasses.asdict(self.config.generator),
+      **dataclasses.asdict(self.config.support),
+    }
+
+  def _title(self) -> str:
+    return f"{self.config.name}: {self.loss_name}"
+
+  def __repr__(self) -> str:
+    state = "not fitted"
+    if self._history:
+      best = loop.best_epoch(self._history)
+      state = f"best epoch {best['epoch']} of {len(self._history)}"
+    return f"TwoStageRecommender(loss={self.loss_name}, slate_size={self.slate_size}; {state})"
+
+  def _repr_html_(self) -> str:
+    table = self.history.tail(5).to_html(float_format="{:.4g}".format) if self._history else ""
+    return f"<p>{html.escape(repr(self))}</p>{table}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecommenderPolicy:
+  """The policy of a recommender, on whichever log it is asked about.
+
+  Attributes:
+    model: fitted or loaded.
+    stage: "two_stage" or "one_stage".
+    temperature: divides the generator's logits.
+  """
+
+  model: TwoStageRecommender
+  stage: str
+  temperature: float = 1.0
+
+  def on(self, log: BanditLog | EvaluationLog, name: str = "recommender") -> TargetPolicy:
+    """The policy on the rows of a log with the same items, in any order.
+
+    Raises:
+      InputError: the log has other items, or lacks a feature.
+    """
+    scores = self.model.scores(log)
+
+    def probabilities(rows: np.ndarray) -> np.ndarray:
+      logits, ranked = scores(rows)
+      logits /= self.temperature
+      if self.stage == "one_stage":
+        return policies.SoftmaxPolicy(logits).probabilities().numpy()
+      return policies.two_stage_probabilities(logits, ranked, self.model.slate_size).numpy()
+
+    return TargetPolicy(name, TITLES[self.stage], probabilities)
+
+
+def rows_to_learn(config: Config, log: TrainingRows) -> TrainingRows:
+  """The rows of a log that the generator is trained on."""
+  return log.positives() if config.generator.positives_only else log
+
+
+def make_objective(config: Config) -> OffPolicyLoss:
+  """The configured loss, with the settings that it takes."""
+  settings = config.loss
+  options = {
+    **dataclasses.asdict(settings),
+    "importance": losses.ImportanceWeights(
+      method=settings.weight_method,
+      cap=settings.weight_cap,
+      floor=settings.weight_floor,
+      shrinkage=settings.weight_shrinkage,
+      self_normalize=settings.self_normalize,
+    ),
+    "slate_size": config.slate_size,
+    "seed": config.seed,
+  }
+  taken = losses.options(settings.loss)
+  return losses.get(settings.loss, **{k: v for k, v in options.items() if k in taken})
+
+
+def check_features(log: BanditLog, schema: Schema) -> None:
+  """Raises: InputError: the log lacks a feature that the model reads."""
+  wanted = [(f.name, log.users) for f in schema.user_inputs if not isinstance(f, SparseVector)]
+  wanted += [(feature.name, log.rows.context) for feature in schema.context]
+  missing = [name for name, table in wanted if name not in table]
+  if missing:
+    raise InputError(f"{log.name}: the model reads {', '.join(missing)}; add such columns")
+
+
+def _options(loss: OffPolicyLoss) -> dict[str, Any]:
+  return {name: getattr(loss, name) for name in loss.options()}
+
+
+def _flat_options(loss: OffPolicyLoss) -> dict[str, Any]:
+  """Options as numbers and texts; those of importance weights are called weight_..."""
+  flat: dict[str, Any] = {}
+  for name, value in _options(loss).items():
+    if isinstance(value, losses.ImportanceWeights):
+      weights = dataclasses.asdict(value)
+      flat["self_normalize"] = weights.pop("self_normalize")
+      flat |= {f"weight_{n}": v for n, v in weights.items()}
+    else:
+      flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
+  return flat
