@@ -1,4 +1,4 @@
-"""Ready environments: what is read, what is refused."""
+"""Prepared environments: what is read, what is refused."""
 
 import dataclasses
 
@@ -126,6 +126,15 @@ def test_columns_may_come_in_any_order_among_others(files, tmp_path):
   np.testing.assert_array_equal(log.reward, expected["reward"])
 
 
+def test_data_may_be_passed_without_a_name(files, tmp_path, monkeypatch):
+  world = make(files.write(tmp_path))
+  monkeypatch.delitem(sets.DATASETS, "synthetic")
+  config = prepared_environment.config(tmp_path)
+  workspace = Workspace(tmp_path / "stages")
+  passed = environment.make(config, workspace, prepared_environment.DATA)
+  assert passed.name == world.name
+
+
 # The name
 
 
@@ -177,14 +186,14 @@ def refused(directory):
 def test_a_missing_file_is_named(files, tmp_path, name):
   (files.write(tmp_path) / name).unlink()
   assert refused(tmp_path) == (
-    f"--environment={tmp_path}: no {name}; a prepared environment holds full_information.npz,"
+    f"environment={tmp_path}: no {name}; a prepared environment holds full_information.npz,"
     " bandit_log.csv, ranker.npz"
   )
 
 
 def test_a_missing_directory_lacks_every_file(tmp_path):
   message = refused(tmp_path / "nowhere")
-  assert f"--environment={tmp_path / 'nowhere'}: no full_information.npz, bandit_log.csv" in message
+  assert f"environment={tmp_path / 'nowhere'}: no full_information.npz, bandit_log.csv" in message
 
 
 ARRAYS = [
@@ -220,7 +229,7 @@ def test_a_wrong_shape_is_told_with_the_right_one(files, tmp_path, file, name):
   rows = prepared_environment.ITEMS if name == "item_vectors" else prepared_environment.USERS
   assert message.startswith(f"{tmp_path / file}: {name} has shape ({rows - 1}, ")
   assert f"expected ({rows}, " in message
-  assert "--dataset and --data_dir" in message
+  assert "it belongs to another data set" in message
 
 
 def test_labels_that_are_not_packed_are_refused(files, tmp_path):
@@ -299,7 +308,7 @@ def test_files_of_another_data_set_are_refused(files, tmp_path, monkeypatch):
   monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: larger)
   message = refused(files.write(tmp_path))
   assert "relevance has shape (20, 2), expected (21, 2)" in message
-  assert "it belongs to other data than --dataset and --data_dir" in message
+  assert "it belongs to another data set" in message
 
 
 COLUMNS = ["user_index", "item_index", "propensity", "reward"]

@@ -9,7 +9,8 @@ import tensorflow as tf
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.sets import make_synthetic
 from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
-from tf_twostage.environment.logging_policy import log_interactions, random_pairs
+from tf_twostage.environment.simulated import random_pairs
+from tf_twostage.environment.simulated_log import simulate_log
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
 
@@ -120,10 +121,10 @@ def test_simulator_learns_held_out_preferences(tables, data):
 
 def logged(information, data, replacement, items_per_user=6, seed=0):
   logits = tf.random.stateless_normal([data.num_users, data.num_items], seed=[5, 5])
-  log = log_interactions(
+  contexts = PairContexts(data, seed=3)
+  log = simulate_log(
     (logits, tf.eye(data.num_items)),
-    information.rewards,
-    PairContexts(data, seed=3),
+    lambda users, items: (information.rewards(users, items), contexts(users, items)),
     items_per_user=items_per_user,
     replacement=replacement,
     seed=seed,

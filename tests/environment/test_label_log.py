@@ -9,8 +9,8 @@ from scipy.sparse import csr_array
 from tf_twostage.config import Config, EncoderConfig, FitConfig, SimulationConfig
 from tf_twostage.data.sets import make_xmc
 from tf_twostage.data.sets.xmc import document_tables
-from tf_twostage.environment import logging_policy
-from tf_twostage.environment.label_log import log_labels, supervised_pairs
+from tf_twostage.environment import simulated_log
+from tf_twostage.environment.full_labels import log_labels, supervised_pairs
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.workspace import Workspace
@@ -62,7 +62,7 @@ def test_rewards_are_the_labels(logged_policy):
 
 
 def test_propensities_are_the_policys_probabilities(logged_policy):
-  users, items = logged_policy.policy
+  users, items = logged_policy.vectors
   assert users.shape == (80, 4)  # test documents, too: the policy is a baseline
   probabilities = softmax(users @ items.T)
   log = logged_policy.log
@@ -85,14 +85,13 @@ def test_what_is_built_is_found_again(logged_policy, stages):
 @pytest.mark.parametrize("replacement", [True, False])
 def test_chunks_of_users_draw_from_the_policy(monkeypatch, replacement):
   users, items = 2000, 5
-  monkeypatch.setattr(logging_policy, "_PAIRS_PER_CHUNK", 7 * items + 3)  # seven users at a time
+  monkeypatch.setattr(simulated_log, "_PAIRS_PER_CHUNK", 7 * items + 3)  # seven users at a time
   rng = np.random.default_rng(0)
   item_vectors = rng.normal(size=(items, 2)).astype(np.float32)
   user_vectors = np.tile(np.float32([[1.0, -0.5]]), (users, 1))
-  log = logging_policy.log_interactions(
+  log = simulated_log.simulate_log(
     (user_vectors, item_vectors),
-    rewards=lambda u, a: (u % 2 == a % 2).astype(np.float32),
-    contexts=lambda u, a: {},
+    feedback=lambda u, a: ((u % 2 == a % 2).astype(np.float32), {}),
     items_per_user=1,
     replacement=replacement,
     seed=0,

@@ -20,13 +20,13 @@ _PAIRS_PER_CHUNK = 32_768  # hidden units of a chunk (13 MB) stay near the cache
 
 @dataclasses.dataclass(frozen=True)
 class FullInformation:
-  """What every user thinks of every item.
+  """Labels of all pairs of users and items.
 
   Attributes:
-    labels: [U, N] bool, positives in a context drawn for each pair; the log's rewards.
-    relevance: [U, N] bool, positives in the user's mean context; what evaluation counts.
+    labels: [U, N] bool, positives in a context drawn for each pair; the rewards of the log.
+    relevance: [U, N] bool, positives in the user's mean context; evaluation uses these.
     evaluation_context: by feature, [U] float64, the user's mean context.
-    threshold: the simulator's probability from which a pair is positive.
+    threshold: pairs with at least this probability of the simulator are positive.
   """
 
   labels: np.ndarray
@@ -40,9 +40,7 @@ class FullInformation:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes an .npz with bit-packed labels (3 MB each for MovieLens-1M)."""
-    contexts: dict[str, Any] = {
-      f"context_{name}": values for name, values in self.evaluation_context.items()
-    }
+    contexts: dict[str, Any] = {f"context_{n}": v for n, v in self.evaluation_context.items()}
     np.savez(
       path,
       labels=np.packbits(self.labels, axis=1),
@@ -72,10 +70,9 @@ def unpack_pairs(packed: np.ndarray, num_items: int) -> np.ndarray:
 
 
 class PairContexts:
-  """A context for every pair: one of the user's own rating contexts, fixed by a hash.
+  """A context for every pair: one of the user's rating contexts, chosen by a hash.
 
-  A hash rather than a random stream, so that the context of any pair can be had again without
-  drawing those of all others.
+  Unlike a random stream, a hash gives the context of any pair without drawing all others.
   """
 
   def __init__(self, data: RatingsData, seed: int):
@@ -87,7 +84,7 @@ class PairContexts:
     self._seed = seed
 
   def rows(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Rating rows that lend their context to the pairs; users without ratings borrow any."""
+    """Rows of ratings whose context the pairs take; users without ratings take any row."""
     pair = np.uint64(self._num_items) * users.astype(np.uint64) + items.astype(np.uint64)
     count = self._count[users]
     own = self._start[users] + _hash(pair, self._seed) % np.maximum(count, 1).astype(np.uint64)
@@ -117,13 +114,13 @@ def label_all_pairs(
   positive_rate: float,
   seed: int,
 ) -> FullInformation:
-  """Scores all U x N pairs twice, in a drawn and in the mean context, and cuts at one threshold.
+  """Scores all U x N pairs in a drawn and in the mean context and cuts both at one threshold.
 
   Args:
     simulator: fitted.
-    data: the ratings whose users, items and contexts are labelled.
+    data: the ratings; their users, items and contexts are labelled.
     tables: codes of its users and items.
-    positive_rate: share of pairs whose label is positive; fixes the threshold.
+    positive_rate: share of positive labels; determines the threshold.
     seed: fixes the drawn contexts.
   """
   assert all(isinstance(f, Numeric) for f in data.schema.context)

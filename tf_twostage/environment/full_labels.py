@@ -1,18 +1,24 @@
-"""An environment of documents with complete labels: nothing is simulated but the logging."""
+"""An environment of documents with complete labels: only the logging is simulated.
+
+A policy fitted on a few documents with known labels shows labels of its choice for every training
+document, and the log records which of them were right, as Swaminathan and Joachims (ICML 2015)
+convert supervised data. Test documents evaluate.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from tf_twostage.config import Config
+from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.xmc import XmcData, document_tables
 from tf_twostage.environment.base import Environment, requests, usual_policies
-from tf_twostage.environment.label_log import log_labels
 from tf_twostage.environment.rankers import fitted_ranker
-from tf_twostage.environment.simulated_log import simulated_log
+from tf_twostage.environment.simulated_log import LoggedPolicy, evaluation_log, fit_and_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
+from tf_twostage.losses.cross_entropy import CrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.ranker import usual_logit
 from tf_twostage.models.slate_ranker import TowerRanker
@@ -20,7 +26,11 @@ from tf_twostage.workspace import Workspace
 
 
 def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environment:
-  """Behavior policy, log of the training documents, ranker; test documents evaluator."""
+  """Makes an environment of documents; logging policy, log and ranker are stages.
+
+  Raises:
+    InputError: the settings do not fit the documents.
+  """
   if config.data.environment:
     raise InputError(
       f"environment={config.data.environment}: a prepared environment is one of ratings; leave it"
@@ -28,18 +38,15 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
     )
   schema, documents, labels = document_tables(data, config.data.max_features)
   tables = EncodedTables.encode(schema, documents, labels)
-  logged_policy = log_labels(config, data, tables, workspace)
-  log = logged_policy.log
+  policy = log_labels(config, data, tables, workspace)
+  log = policy.log
+  prior = usual_logit(log.rewards().total, len(log))
   ranker, stage = fitted_ranker(
-    config,
-    tables,
-    log,
-    workspace,
-    depends_on=logged_policy.stage,
-    prior=usual_logit(log.rewards().total, len(log)),
+    config, tables, log, workspace, depends_on=policy.stage, prior=prior
   )
-  # The policy shows a rare label only where it expects it: that it is right then does not make
-  # the label popular, as a mean would have it.
+  ranker_logits = ranker.frozen()
+  # The policy shows a rare label only where it expects it, and is often right then: by its mean
+  # reward a rare label would seem popular.
   popularity = full_information.total_reward(log, data.num_labels)
   tests = slice(data.num_train, data.num_documents)
   relevance = data.test.relevance()
@@ -55,25 +62,63 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
         "user_index": np.arange(tests.start, tests.stop, dtype=np.int32),
       },
       relevance=relevance,
-      excluded=None,  # the log knows nothing of test documents
+      excluded=None,  # test documents are not in the log
       num_validation=config.data.validation_users,
     ),
-    ranker_logits=ranker.frozen(),
+    ranker_logits=ranker_logits,
     slate_ranker=TowerRanker(ranker.towers),
     policies={
-      "logging policy": full_information.vector_scorer(*logged_policy.policy),
-      **usual_policies(popularity, ranker.frozen(), config.environment_seed),
+      "logging policy": full_information.vector_scorer(*policy.vectors),
+      **usual_policies(popularity, ranker_logits, config.environment_seed),
     },
     requests=requests(schema, {n: v[tests] for n, v in documents.items()}, {}),
     name=stage,
     facts={"logged_reward": float(log.reward.mean())},
-    evaluation_log=lambda workspace: simulated_log(
-      config,
-      tables,
-      logged_policy,
-      workspace,
-      labels=relevance,
-      contexts=lambda documents, labels: {},
-      first_user=tests.start,
+    evaluation_log=lambda workspace: evaluation_log(
+      config, policy, workspace, labels=relevance, contexts={}, first_user=tests.start
     ),
   )
+
+
+def log_labels(
+  config: Config, data: XmcData, tables: EncodedTables, workspace: Workspace
+) -> LoggedPolicy:
+  """Fits a softmax policy on the supervised documents and logs all training documents.
+
+  Raises:
+    InputError: there are fewer training documents than are to be supervised, or those have no
+      labels.
+  """
+  count, seed = config.simulation.supervised_documents, config.environment_seed
+  if count > data.num_train:
+    raise InputError(
+      f"supervised_documents is {count}, but {data.name} has {data.num_train} training documents"
+    )
+  return fit_and_log(
+    config,
+    tables,
+    workspace,
+    examples=lambda: supervised_pairs(data, count, seed),
+    depends_on={
+      "data": data.fingerprint(),
+      "max_features": config.data.max_features,
+      "supervised_documents": count,
+    },
+    objective=CrossEntropy(),
+    feedback=lambda users, items: (data.has_label(users, items).astype(np.float32), {}),
+    num_users=data.num_train,
+  )
+
+
+def supervised_pairs(data: XmcData, count: int, seed: int) -> LogRows:
+  """Returns all labels of `count` random training documents, as rewarded rows of propensity 1.
+
+  Raises:
+    InputError: the documents have no labels.
+  """
+  documents = np.sort(np.random.default_rng(seed).permutation(data.num_train)[:count])
+  row, labels = data.labels[documents].nonzero()
+  if not row.size:
+    raise InputError(f"{data.name}: {count} supervised documents have no labels; raise the number")
+  ones = np.ones(len(row), np.float32)
+  return LogRows(documents[row].astype(np.int32), labels, ones, ones)

@@ -18,16 +18,23 @@ from tf_twostage.evaluation import full_information
 from tf_twostage.workspace import Workspace
 
 
-def make(config: Config, workspace: Workspace) -> Environment:
-  """The environment that `config` asks for: stages whose inputs did not change are reused.
+def make(
+  config: Config, workspace: Workspace, data: RatingsData | XmcData | None = None
+) -> Environment:
+  """Makes the environment of `config`; stages whose inputs did not change are reused.
+
+  Args:
+    config: the settings.
+    workspace: keeps the stages.
+    data: the data set, in place of the one that `config` names.
 
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
-  if config.user_log.log is not None or config.data.dataset == DATASET:
+  if data is None and (config.user_log.log is not None or config.data.dataset == DATASET):
     return user_log(config, workspace)
   with workspace.timed("data"):
-    data = sets.load(config.data.dataset, config.data.data_dir)
+    data = data or sets.load(config.data.dataset, config.data.data_dir)
     _check_sizes(config, data)
   if isinstance(data, XmcData):
     return full_labels(config, data, workspace)

@@ -27,15 +27,15 @@ from tf_twostage.models.precomputed import PrecomputedTowers
 from tf_twostage.models.slate_ranker import TowerRanker
 
 _SEEN = (
-  "The log is the one that the generators learned from: their values come out too high, by how much"
-  " is not known. True values are not known either: the environment holds no rewards of pairs that"
-  " were not logged, only what evaluation counts as relevant."
+  "The generators learned from this log, so their estimated values are too high by an unknown"
+  " amount. True values are unknown, too: the environment holds the relevance of all pairs, but"
+  " rewards only of logged ones."
 )
 PREPARED_FILES = ("full_information.npz", "bandit_log.csv", "ranker.npz")
 
 
 def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Environment:
-  """The environment that `directory` holds.
+  """Reads the environment in `directory`.
 
   Raises:
     InputError: files are missing, damaged, or of other data.
@@ -43,10 +43,10 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   missing = [name for name in PREPARED_FILES if not (directory / name).is_file()]
   if missing:
     raise InputError(
-      f"--environment={directory}: no {', '.join(missing)}; a prepared environment holds"
+      f"environment={directory}: no {', '.join(missing)}; a prepared environment holds"
       f" {', '.join(PREPARED_FILES)}"
     )
-  # The context shaped labels and ranker and is not read again.
+  # Labels and ranker contain the context already.
   schema = dataclasses.replace(data.schema, context=())
   tables = EncodedTables.encode(schema, data.users, data.items)
   shape = data.num_users, data.num_items
@@ -113,8 +113,8 @@ def _arrays(
     array = arrays[name]
     if not tf.TensorShape(shape).is_compatible_with(array.shape):
       raise InputError(
-        f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to other data than"
-        " --dataset and --data_dir"
+        f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to another data set"
+        " than the one that is loaded"
       )
     try:
       with np.errstate(over="ignore"):  # the check below sees what the dtype cannot hold

@@ -1,7 +1,14 @@
-"""An environment simulated from ratings."""
+"""An environment simulated from ratings.
+
+Stages in order: simulator, labels of all pairs, logging policy, log, ranker.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,54 +17,133 @@ from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
 from tf_twostage.environment.rankers import fitted_ranker
-from tf_twostage.environment.simulated_log import simulated_log
-from tf_twostage.environment.simulation import simulate
+from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
+from tf_twostage.losses.binary_cross_entropy import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.simulator import Simulator, fit_simulator
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.workspace import Workspace
+from tf_twostage.training.checkpoints import restore_weights, save_weights
+from tf_twostage.workspace import Workspace, write_json
+
+_log = logging.getLogger(__name__)
+
+_LABELS = "full_information.npz"
 
 
 def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Environment:
-  """Simulator, labels of every pair, behavior policy, log, ranker."""
+  """Makes an environment of ratings; every step is a stage."""
+  seed, settings = config.environment_seed, config.simulation
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  simulation = simulate(config, data, tables, workspace)
-  information, logged_policy = simulation.information, simulation.logged_policy
-  ranker, stage = fitted_ranker(
-    config, tables, logged_policy.log, workspace, depends_on=logged_policy.stage
+  simulator, auc = _simulator(config, data, tables, workspace)
+  information, labels = _labels(config, data, tables, workspace, simulator)
+  contexts = PairContexts(data, seed)
+  policy = fit_and_log(
+    config,
+    tables,
+    workspace,
+    examples=lambda: random_pairs(information, contexts, settings.behavior_pairs, seed),
+    depends_on={"labels": labels, "pairs": settings.behavior_pairs},
+    objective=BinaryCrossEntropy(),
+    feedback=lambda users, items: (information.rewards(users, items), contexts(users, items)),
+    num_users=data.num_users,
   )
-  popularity = full_information.popularity(logged_policy.log, data.num_items)
-  evaluator = ratings_evaluator(
-    config, tables, logged_policy.log, information.relevance, information.evaluation_context
-  )
+  ranker, stage = fitted_ranker(config, tables, policy.log, workspace, depends_on=policy.stage)
+  ranker_logits = ranker.frozen()
+  context = information.evaluation_context
+  evaluator = ratings_evaluator(config, tables, policy.log, information.relevance, context)
+  popularity = full_information.popularity(policy.log, data.num_items)
   return Environment(
     tables=tables,
     users=data.users,
     titles=data.titles,
-    log=logged_policy.log,
+    log=policy.log,
     evaluator=evaluator,
-    ranker_logits=ranker.frozen(),
+    ranker_logits=ranker_logits,
     slate_ranker=TowerRanker(ranker.towers),
     policies={
-      "logging policy": full_information.vector_scorer(*logged_policy.policy),
-      **usual_policies(popularity, ranker.frozen(), config.environment_seed),
+      "logging policy": full_information.vector_scorer(*policy.vectors),
+      **usual_policies(popularity, ranker_logits, seed),
     },
-    requests=requests(data.schema, data.users, evaluator.inputs["context"], evaluator.excluded),
+    requests=requests(data.schema, data.users, context, evaluator.excluded),
     name=stage,
-    facts={"simulator_auc": simulation.simulator_auc},
-    evaluation_log=lambda workspace: simulated_log(
-      config,
-      tables,
-      logged_policy,
-      workspace,
-      labels=information.labels,
-      # The user's, as in all evaluation, not the pair's: a policy sees it before it acts.
-      contexts=lambda users, items: {
-        name: values[users] for name, values in information.evaluation_context.items()
-      },
+    facts={"simulator_auc": auc},
+    # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.
+    evaluation_log=lambda workspace: evaluation_log(
+      config, policy, workspace, labels=information.labels, contexts=context
     ),
+  )
+
+
+def _simulator(
+  config: Config, data: RatingsData, tables: EncodedTables, workspace: Workspace
+) -> tuple[pathlib.Path, float]:
+  """Returns the directory of the fitted simulator and its AUC on held-out ratings."""
+  positive_above, holdout = config.data.positive_above, config.simulation.holdout
+  seed = config.environment_seed
+
+  def build(directory: pathlib.Path) -> None:
+    simulator, auc = fit_simulator(
+      data,
+      tables,
+      config.encoder,
+      config.simulator,
+      positive_above=positive_above,
+      holdout=holdout,
+      seed=seed,
+    )
+    save_weights(simulator, directory)
+    write_json(directory / "metrics.json", {"holdout_auc": auc})
+
+  inputs = {
+    "data": data.fingerprint(),
+    "encoder": dataclasses.asdict(config.encoder),
+    "fit": dataclasses.asdict(config.simulator),
+    "positive_above": positive_above,
+    "holdout": holdout,
+    "seed": seed,
+  }
+  stage = workspace.stage("simulator", inputs, build)
+  auc = json.loads((stage / "metrics.json").read_text())["holdout_auc"]
+  _log.info("simulator: AUC %.3f on held-out ratings", auc)
+  return stage, auc
+
+
+def _labels(
+  config: Config,
+  data: RatingsData,
+  tables: EncodedTables,
+  workspace: Workspace,
+  simulator_stage: pathlib.Path,
+) -> tuple[FullInformation, str]:
+  """Returns the labels of all pairs and the name of their stage."""
+  rate, seed = config.simulation.positive_rate, config.environment_seed
+
+  def build(directory: pathlib.Path) -> None:
+    simulator = Simulator(tables.schema, config.encoder, config.simulator.l2)
+    restore_weights(simulator, simulator_stage)
+    information = label_all_pairs(simulator, data, tables, positive_rate=rate, seed=seed)
+    information.save(directory / _LABELS)
+
+  inputs = {"simulator": simulator_stage.name, "positive_rate": rate, "seed": seed}
+  stage = workspace.stage("full_information", inputs, build)
+  return FullInformation.load(stage / _LABELS), stage.name
+
+
+def random_pairs(
+  information: FullInformation, contexts: PairContexts, num_pairs: int, seed: int
+) -> LogRows:
+  """Draws labelled pairs uniformly, as a log whose propensities are 1/N."""
+  num_users, num_items = information.labels.shape
+  rng = np.random.default_rng(seed)
+  users = rng.integers(num_users, size=num_pairs, dtype=np.int32)
+  items = rng.integers(num_items, size=num_pairs, dtype=np.int32)
+  propensity = np.full(num_pairs, 1 / num_items, np.float32)
+  return LogRows(
+    users, items, propensity, information.rewards(users, items), contexts(users, items)
   )
 
 
@@ -68,12 +154,12 @@ def ratings_evaluator(
   relevance: np.ndarray,
   context: Mapping[str, np.ndarray],
 ) -> FullInformationEvaluator:
-  """All users of ratings, on what the log did not say already.
+  """Makes the evaluator of all users of ratings.
 
   Args:
-    config: how many validate.
+    config: how many users validate.
     tables: users as codes.
-    log: whose positives are neither recommended nor relevant.
+    log: its positives are neither recommended nor counted as relevant.
     relevance: [U, N] bool.
     context: raw context of every user, [U] each.
   """

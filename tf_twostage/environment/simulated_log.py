@@ -1,60 +1,155 @@
-"""An evaluation log where the logging policy and all rewards are known: it is drawn anew."""
+"""A simulated log: a logging policy shows items to every user and records the feedback."""
 
 from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_twostage.config import Config
-from tf_twostage.environment.logging_policy import Contexts, LoggedPolicy, draw_log
+from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
+from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.training.fitting import fit
 from tf_twostage.workspace import Workspace
 
+_log = logging.getLogger(__name__)
 
-def simulated_log(
+_VECTORS, _LOG, _CONTEXT = "vectors.npz", "log.npz", "context_"
+_USERS_PER_CHUNK = 256  # a user may be a document of a thousand words, an embedding each
+_PAIRS_PER_CHUNK = 2**25  # 128 MB of logits
+
+# User vectors [U, D] and item vectors [N, D]; their products are a policy's logits.
+Vectors = tuple[np.ndarray, np.ndarray]
+# Rewards [n] of the pairs (users[i], items[i]), and their raw context by name, [n] each.
+Feedback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Mapping[str, np.ndarray]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggedPolicy:
+  """A logging policy and its log.
+
+  Attributes:
+    vectors: of all users and items.
+    log: what the policy showed, with propensities and rewards.
+    stage: name of the log's stage; later stages depend on it.
+  """
+
+  vectors: Vectors
+  log: LogRows
+  stage: str
+
+
+def fit_and_log(
   config: Config,
   tables: EncodedTables,
-  logged_policy: LoggedPolicy,
+  workspace: Workspace,
+  *,
+  examples: Callable[[], LogRows],
+  depends_on: Mapping[str, Any],
+  objective: OffPolicyLoss,
+  feedback: Feedback,
+  num_users: int,
+) -> LoggedPolicy:
+  """Fits a logging policy and draws its log; each is a stage.
+
+  Args:
+    config: settings of the policy and of the log.
+    tables: codes of users and items.
+    workspace: keeps the stages.
+    examples: makes the rows that the policy is fitted on.
+    depends_on: JSON-able values that determine these rows.
+    objective: the loss that the policy is fitted with.
+    feedback: rewards and contexts in the log.
+    num_users: the first users, this many, are logged.
+  """
+  seed, settings = config.environment_seed, config.behavior
+
+  def build(directory: pathlib.Path) -> None:
+    tf.keras.utils.set_random_seed(seed)
+    towers = TwoTower.of(tables, config.encoder, settings)
+    rows = examples()
+    batches = rows.batches(tables.users, batch_size=settings.batch_size, seed=seed)
+    fit(CandidateGenerator(towers, objective), batches, settings, len(rows), "behavior policy")
+    np.savez(
+      directory / _VECTORS,
+      user_vectors=_user_vectors(towers, tables.users),
+      item_vectors=towers.candidates(),
+    )
+
+  inputs = {
+    **depends_on,
+    "encoder": dataclasses.asdict(config.encoder),
+    "fit": dataclasses.asdict(settings),
+    "seed": seed,
+  }
+  stage = workspace.stage("behavior_policy", inputs, build)
+  with np.load(stage / _VECTORS) as stored:
+    users, items = stored["user_vectors"], stored["item_vectors"]
+  log, log_stage = _logged(
+    "log",
+    {"behavior": stage.name},
+    (users[:num_users], items),
+    config,
+    workspace,
+    feedback,
+    seed=seed,
+  )
+  _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
+  return LoggedPolicy((users, items), log, log_stage)
+
+
+def evaluation_log(
+  config: Config,
+  policy: LoggedPolicy,
   workspace: Workspace,
   *,
   labels: np.ndarray,
-  contexts: Contexts,
+  contexts: Mapping[str, np.ndarray],
   first_user: int = 0,
 ) -> EvaluationLog:
-  """Another log of the logging policy, which nothing was fitted on, with the truth beside it.
+  """Draws another log of the policy, which nothing is fitted on, with the true values beside it.
 
   Args:
-    config: how it is drawn.
-    tables: users and items as codes.
-    logged_policy: the logging policy.
-    workspace: keep the log.
+    config: settings of the log.
+    policy: the logging policy.
+    workspace: keeps the log.
     labels: [U', N] bool, rewards of all pairs of the users from `first_user` on.
-    contexts: what a policy sees of the users of pairs.
-    first_user: the first to be logged.
+    contexts: raw context by name, [U'] each: what a policy sees of these users.
+    first_user: the first user who is logged.
   """
-  users, items = logged_policy.policy
-  log, stage = draw_log(
+  users, items = policy.vectors
+
+  def feedback(users: np.ndarray, items: np.ndarray):
+    rows = users - first_user
+    return labels[rows, items].astype(np.float32), {n: v[rows] for n, v in contexts.items()}
+
+  log, stage = _logged(
     "evaluation_log",
-    {"log": logged_policy.stage, "first_user": first_user},
+    {"log": policy.stage, "first_user": first_user},
     (users[first_user:], items),
     config,
-    tables,
     workspace,
-    rewards=lambda users, items: labels[users - first_user, items].astype(np.float32),
-    contexts=contexts,
-    seed=~config.environment_seed,  # negative: no training log's
+    feedback,
+    seed=~config.environment_seed,  # negative, unlike the seed of any training log
     first_user=first_user,
   )
-  notes = ["The log is a fresh one of the logging policy, drawn for evaluation alone."]
+  notes = ["The log was drawn from the logging policy for evaluation alone."]
   if not config.simulation.replacement:
     notes.append(
-      "A user's items were drawn without replacement (--noreplacement): propensities are right for"
-      " the first of them only, and estimates that weight rows are biased."
+      "The items of a user were drawn without replacement: propensities are exact only for the"
+      " first of them, and estimates that weight rows are biased."
     )
   return EvaluationLog(
     log,
-    tables.schema.num_items,
+    len(items),
     stage,
     tuple(notes),
     expected_rewards=lambda rows: labels[log.user_index[rows] - first_user],
@@ -62,3 +157,87 @@ def simulated_log(
       tf.matmul(users[log.user_index[rows]], items, transpose_b=True)
     ).numpy(),
   )
+
+
+def _logged(
+  name: str,
+  depends_on: Mapping[str, Any],
+  vectors: Vectors,
+  config: Config,
+  workspace: Workspace,
+  feedback: Feedback,
+  *,
+  seed: int,
+  first_user: int = 0,
+) -> tuple[LogRows, str]:
+  """Returns a log and the name of its stage; see `simulate_log`."""
+  drawn: dict[str, Any] = {
+    "items_per_user": config.simulation.items_per_user,
+    "replacement": config.simulation.replacement,
+    "seed": seed,
+  }
+
+  def build(directory: pathlib.Path) -> None:
+    log = simulate_log(vectors, feedback, **drawn, first_user=first_user)
+    arrays: dict[str, Any] = {_CONTEXT + name: values for name, values in log.context.items()}
+    np.savez(directory / _LOG, **arrays | log.columns())
+
+  stage = workspace.stage(name, {**depends_on, **drawn}, build)
+  with np.load(stage / _LOG) as stored:
+    arrays = dict(stored)
+  names = [name for name in arrays if name.startswith(_CONTEXT)]
+  context = {name.removeprefix(_CONTEXT): arrays.pop(name) for name in names}
+  return LogRows(**arrays, context=context), stage.name
+
+
+def simulate_log(
+  vectors: Vectors,
+  feedback: Feedback,
+  *,
+  items_per_user: int,
+  replacement: bool,
+  seed: int,
+  first_user: int = 0,
+) -> LogRows:
+  """Shows `items_per_user` items to every user and records propensity and reward.
+
+  The propensity is the softmax probability of a single draw. With replacement that is exact;
+  without, only for the first draw (the published log is of that kind).
+
+  Args:
+    vectors: of the users to log, and of all items.
+    feedback: rewards and contexts of pairs.
+    items_per_user: rows per user.
+    replacement: whether an item may be shown to a user twice.
+    seed: fixes the draws.
+    first_user: index of the first of these users; the others follow.
+
+  Returns:
+    U * items_per_user rows, users in order.
+  """
+  user_vectors, item_vectors = vectors
+  num_users, chunk = len(user_vectors), max(1, _PAIRS_PER_CHUNK // len(item_vectors))
+  actions, propensities = [], []
+  for start in range(0, num_users, chunk):
+    logits = tf.matmul(user_vectors[start : start + chunk], item_vectors, transpose_b=True)
+    drawn = _draw(logits, items_per_user, replacement, [seed, start])
+    actions.append(drawn.numpy().ravel())
+    propensities.append(tf.gather(tf.nn.softmax(logits), drawn, batch_dims=1).numpy().ravel())
+  users = first_user + np.repeat(np.arange(num_users, dtype=np.int32), items_per_user)
+  items = np.concatenate(actions).astype(np.int32)
+  rewards, context = feedback(users, items)
+  return LogRows(users, items, np.concatenate(propensities), rewards, context)
+
+
+def _draw(logits: tf.Tensor, items: int, replacement: bool, seed: list[int]) -> tf.Tensor:
+  """[U, items] draws from softmax(logits), [U, N]."""
+  if replacement:
+    return tf.random.stateless_categorical(logits, items, seed)
+  # The largest Gumbel-perturbed logits are a draw without replacement.
+  uniform = tf.random.stateless_uniform(tf.shape(logits), seed, minval=1e-20)
+  return tf.math.top_k(logits - tf.math.log(-tf.math.log(uniform)), items).indices
+
+
+def _user_vectors(towers: TwoTower, users: Codes) -> np.ndarray:
+  batches = tf.data.Dataset.from_tensor_slices(users).batch(_USERS_PER_CHUNK)
+  return np.concatenate([towers.query(batch) for batch in batches])

@@ -1,4 +1,4 @@
-"""The simulator: probability that a user likes an item at a time, for any pair."""
+"""The simulator: the probability that a user likes an item in a context, for any pair."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ HIDDEN = (100, 50)
 class Simulator(tfrs.Model):
   """An MLP 100-50-1 over user, item and context features [Ma20, section 5].
 
-  Its first layer is linear in the concatenated features, hence a sum of a user's, an item's and
-  a context's part. Labelling every pair computes each part once.
+  The first layer is linear in the concatenated features, so it is a sum of a user part, an item
+  part and a context part. Labelling all pairs computes each part once.
   """
 
   def __init__(self, schema: Schema, config: EncoderConfig, l2: float, *, sparse_l2: bool = False):
@@ -31,7 +31,7 @@ class Simulator(tfrs.Model):
     encoder = functools.partial(FeatureEncoder, config=config, l2=l2, sparse_l2=sparse_l2)
     self._users = encoder(schema.user_inputs, name="users")
     self._items = encoder(schema.item_inputs, name="items")
-    # None or one: a schema may have no context.
+    # Empty or one: a schema may have no context.
     self._contexts = [encoder(schema.context)] if schema.context else []
     encoders = [self._users, self._items, *self._contexts]
     self._first = dense(sum(e.width for e in encoders), HIDDEN[0], l2, name="first")
@@ -59,18 +59,17 @@ class Simulator(tfrs.Model):
     return loss + tf.add_n([encoder.touched_penalty(codes) for encoder, codes in read])
 
   def user_part(self, user: Codes) -> tf.Tensor:
-    """The first layer's share of the users, bias included: [U, 100]."""
-    return tf.matmul(self._users(user), self._kernel(0)) + self._first.bias
+    """The user part of the first layer, with its bias: [U, 100]."""
+    return tf.matmul(self._users(user), self._kernels()[0]) + self._first.bias
 
   def item_part(self, item: Codes) -> tf.Tensor:
-    """The first layer's share of the items: [N, 100]."""
-    return tf.matmul(self._items(item), self._kernel(1))
+    """The item part of the first layer: [N, 100]."""
+    return tf.matmul(self._items(item), self._kernels()[1])
 
   def context_part(self, context: Codes) -> tf.Tensor:
-    """The first layer's share of contexts of any shape [...]: [..., 100]; 0 without context."""
-    return sum(
-      tf.tensordot(encoder(context), self._kernel(2), axes=1) for encoder in self._contexts
-    )
+    """The context part of the first layer, [..., 100] for contexts [...]; 0 without context."""
+    kernel = self._kernels()[2]
+    return sum(tf.tensordot(encoder(context), kernel, axes=1) for encoder in self._contexts)
 
   def pair_logits(self, pairs: tf.Tensor) -> tf.Tensor:
     """Logits [...] from summed parts [..., 100]."""
@@ -79,11 +78,10 @@ class Simulator(tfrs.Model):
   def _head(self, hidden: tf.Tensor) -> tf.Tensor:
     return tf.squeeze(self._last(tf.nn.relu(self._second(tf.nn.relu(hidden)))), axis=-1)
 
-  def _kernel(self, part: int) -> tf.Tensor:
-    widths = [self._users.width, self._items.width]
-    start = sum(widths[:part])
-    stop = start + widths[part] if part < len(widths) else None
-    return self._first.kernel[start:stop]
+  def _kernels(self) -> list[tf.Tensor]:
+    """The rows of the first layer's kernel for users, items and contexts."""
+    users, items = self._users.width, self._items.width
+    return tf.split(self._first.kernel, [users, items, -1])
 
 
 def fit_simulator(
@@ -96,7 +94,7 @@ def fit_simulator(
   holdout: float,
   seed: int,
 ) -> tuple[Simulator, float]:
-  """Fits a simulator on the ratings' signs.
+  """Fits a simulator on ratings, as positive or negative.
 
   Args:
     data: observed ratings.
@@ -104,7 +102,7 @@ def fit_simulator(
     encoder: embedding widths.
     config: epochs, optimizer.
     positive_above: ratings above this are positive.
-    holdout: share of the ratings, drawn at random, that only measure.
+    holdout: share of the ratings, drawn at random, that are only used for the AUC.
     seed: fixes weights, order and holdout.
 
   Returns:
