@@ -32,7 +32,7 @@ from tf_twostage.data.schema import Categorical, Id, Numeric, Schema
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.policies import TwoStagePolicy
-from tf_twostage.serving.versions import latest
+from tf_twostage.serving.exporting import latest
 
 import tensorflow as tf  # isort: skip
 
@@ -47,7 +47,7 @@ ROWS_PER_CHUNK = 512
 SIZES = {"gender": 2, "age": 7, "occupation": 21, "zip_code": 500}
 
 
-def untrained(items: int, width: int) -> serving.Recommender:
+def untrained(items: int, width: int) -> serving.ServableRecommender:
   """A pair whose item vectors are `width` wide: half of it the id, half two features."""
   rng = np.random.default_rng(0)
   tf.keras.utils.set_random_seed(0)
@@ -75,7 +75,7 @@ def untrained(items: int, width: int) -> serving.Recommender:
   encoder = EncoderConfig(id_width=width // 2, feature_width=width // 4)
   towers = [TwoTower(tables, encoder, l2=0.0, use_context=context) for context in (False, True)]
   titles = np.char.add("title of ", item_ids)
-  return serving.Recommender(schema, towers[0], TowerRanker(towers[1]), titles, SLATE)
+  return serving.ServableRecommender(schema, towers[0], TowerRanker(towers[1]), titles, SLATE)
 
 
 def request(specs, rows: int, excluded: int) -> dict[str, tf.Tensor]:

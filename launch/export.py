@@ -40,7 +40,7 @@ def main() -> None:
 
   from tf_twostage import environment as environments
   from tf_twostage.recommender import TwoStageRecommender
-  from tf_twostage.serving import item_files
+  from tf_twostage.serving import catalogue
   from tf_twostage.workspace import Workspace
 
   environment = environments.make(config, Workspace(workdir / "stages"))
@@ -52,8 +52,8 @@ def main() -> None:
   exported = model.export(
     launch_config.export_directory(config),
     keep=values.keep,
-    new=item_files.read_new(pathlib.Path(added), schema) if added else None,
-    removed=item_files.read_removed(pathlib.Path(removed)) if removed else (),
+    new=catalogue.read_new(pathlib.Path(added), schema) if added else None,
+    removed=catalogue.read_removed(pathlib.Path(removed)) if removed else (),
   )
   print(f"SavedModel: {exported}")
 

@@ -1,12 +1,12 @@
-"""Tries an export as a server would, in a process that has nothing but TensorFlow.
+"""Tests an export as a server would use it, in a process that has nothing but TensorFlow.
 
 python -m launch.serve_check --model=saved_models/ml1m
 python -m launch.serve_check --model=saved_models/ml1m/3 --repeats=1000
 
-Loads it with the C++ loader and into a session, makes the calls it warms up on, compares the
-answers with those of the process that exported it, and says what it takes, how large it is and how
-long it takes. Exit code 0: it answers as it should; 1: it does not load, or answers otherwise; 2:
-wrong usage, or there is nothing to compare with.
+Loads it with the C++ loader and into a session, makes its warm-up calls, and compares the answers
+with those of the process that exported it. Reports signatures, size and latency. Exit code 0: the
+answers are the same; 1: it does not load, or answers differently; 2: wrong usage, or the version
+holds no recorded answers.
 """
 
 import pathlib
@@ -18,8 +18,8 @@ from launch import config as launch_config
 from tf_twostage.errors import InputError
 
 _OWN_FLAGS = {
-  "model": "directory of versions, of which the newest is tried; or one version",
-  "repeats": "how often each call is made, for the times",
+  "model": "directory of versions, whose newest is tested; or one version",
+  "repeats": "how often each call is timed",
 }
 
 
@@ -33,9 +33,10 @@ def main() -> int:
   if not values.model:
     raise InputError("--model must be given: a directory of versions, or one version")
 
-  from tf_twostage.serving import check_report
+  from tf_twostage.serving import check, exporting
 
-  report, same = check_report.check(pathlib.Path(values.model), repeats=values.repeats)
+  version = exporting.latest(pathlib.Path(values.model))
+  report, same = check.check(version, repeats=values.repeats)
   print(report, file=sys.stdout if same else sys.stderr)
   return 0 if same else 1
 

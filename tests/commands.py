@@ -40,7 +40,7 @@ def run(*arguments, name="train", replay=True):
   running = start(*arguments, name=name, replay=replay)
   running.process.join()
   return subprocess.CompletedProcess(
-    running.process.name, running.process.exitcode, running.stdout(), running.stderr()
+    f"launch.{name}", running.process.exitcode, running.stdout(), running.stderr()
   )
 
 
@@ -53,11 +53,14 @@ def start(*arguments, name="train", replay=True):
     replay: whether an export is tried in one more process before it appears.
   """
   said = tempfile.TemporaryDirectory()
-  process = _processes().Process(
-    target=_become, args=(name, [*map(str, arguments)], said.name, replay), name=f"launch.{name}"
-  )
-  process.start()
-  return Running(process, said)
+  return Running(process(_become, name, [*map(str, arguments)], said.name, replay), said)
+
+
+def process(function, *arguments):
+  """Starts a function in a process that has imported TensorFlow and not used it."""
+  started = _processes().Process(target=function, args=arguments)
+  started.start()
+  return started
 
 
 @dataclasses.dataclass(frozen=True)

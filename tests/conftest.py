@@ -21,7 +21,6 @@ LONGEST = (
   "environment/test_streaming",
   "training/test_loop",
   "test_online_loop",
-  "serving/test_kill",
   "models/test_external",
   "test_evaluate",
   "serving/test_exporting",

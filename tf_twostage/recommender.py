@@ -33,7 +33,6 @@ from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.reports import plots, run_report
 from tf_twostage.reports.tables import STAGES as TITLES
 from tf_twostage.serving.served import (
-  EXTRA,
   Excluded,
   ScoresByRow,
   Served,
@@ -564,14 +563,16 @@ class TwoStageRecommender:
 
   def _servable(
     self, removed: Sequence[str] = (), new: serving.NewItems | None = None
-  ) -> serving.Recommender:
+  ) -> serving.ServableRecommender:
     environment, towers = self._fitted()
     pair = serving.Pair(
       environment.tables.schema, towers, environment.slate_ranker, environment.titles
     )
-    return serving.Recommender(*serving.change(pair, removed=removed, new=new), self.slate_size)
+    return serving.ServableRecommender(
+      *serving.change(pair, removed=removed, new=new), self.slate_size
+    )
 
-  def _serve(self, servable: serving.Recommender) -> Served:
+  def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()
     schema = environment.tables.schema
     users = environment.users if schema.user_id.embedded else None
@@ -587,14 +588,7 @@ class TwoStageRecommender:
     """Writes the fitted model for `load`, without the tests and files of an export."""
     servable = self._servable()
     files = self._serve(servable).files(users=True)
-
-    def write(version: pathlib.Path) -> None:
-      serving.save(servable, version)
-      (version / EXTRA).mkdir()
-      for name, content in files.items():
-        (version / EXTRA / name).write_bytes(content)
-
-    serving.publish(directory, write, keep=1)
+    serving.publish(directory, lambda version: serving.save(servable, version, files), keep=1)
 
   def scores(self, log: BanditLog | EvaluationLog) -> ScoresByRow:
     """Logits of the generator and the ranker for rows of a log, in the log's order of items.

@@ -151,7 +151,7 @@ def test_the_whole_way(tiny_data, tmp_path, monkeypatch):
 
 def test_an_export_repeats_a_recommender_of_sparse_vectors(world, tmp_path):
   towers = TwoTower(world.tables, CONFIG.encoder, l2=0.0)
-  recommender = serving.Recommender(
+  recommender = serving.ServableRecommender(
     world.tables.schema, towers, TowerRanker(towers), world.titles, SLATE
   )
   serving.export(recommender, tmp_path, world.requests)  # which checks the answers

@@ -71,7 +71,7 @@ def test_an_export_calls_it_on_the_candidates(data, tmp_path):
   ranker = ExternalRanker(Ranker().save(tmp_path / "model"), data.schema, data.items)
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   generator = TwoTower(tables, EncoderConfig(), l2=0.0)
-  recommender = serving.Recommender(data.schema, generator, ranker, data.titles, 6)
+  recommender = serving.ServableRecommender(data.schema, generator, ranker, data.titles, 6)
   requests = {name: data.users[name] for name in ("user_id", "segment", "age")}
   requests |= {
     "hour": np.zeros(user_logs.USERS),

@@ -48,7 +48,7 @@ def test_an_export_ranks_by_them(vectors):
   generator = TwoTower(TABLES, EncoderConfig(), l2=0.0)
   ranker = TowerRanker(PrecomputedTowers("user_id", *vectors))
   schema = DATA.schema
-  recommender = serving.Recommender(schema, generator, ranker, DATA.titles, 12)
+  recommender = serving.ServableRecommender(schema, generator, ranker, DATA.titles, 12)
   request = {f.name: tf.constant(DATA.users[f.name]) for f in schema.user}
   request |= {f.name: tf.zeros(6, tf.float64) for f in schema.context}
   answer = recommender.recommend(exclude=tf.fill([6, 1], ""), k=tf.constant(12), **request)

@@ -10,7 +10,7 @@ from tf_twostage.config import EncoderConfig
 from tf_twostage.data.sets import make_synthetic
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.serving import replay
+from tf_twostage.serving import check
 
 DATA = make_synthetic(num_users=20, num_items=15, num_ratings=200)
 SCHEMA = DATA.schema
@@ -37,13 +37,13 @@ def pair(seed=0):
 
 
 def recommender(seed=0, slate_size=SLATE):
-  return serving.Recommender(*pair(seed), slate_size)
+  return serving.ServableRecommender(*pair(seed), slate_size)
 
 
 def skip_replay(patch=setattr):
-  """Exports appear without the process that tries them."""
-  patch(replay, "differences", lambda calls, answers: [])
-  patch(replay, "replay", lambda *_: replay.Replay((), [], 0.0, 0.0, [], {}))
+  """Exports appear without the process that tests them."""
+  patch(check, "differences", lambda calls, answers: [])
+  patch(check, "replay", lambda *_: {"answers": []})
 
 
 def users(rows=3):

@@ -15,7 +15,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.precomputed import PrecomputedTowers
 from tf_twostage.models.slate_ranker import TowerRanker
-from tf_twostage.serving import item_files
+from tf_twostage.serving import catalogue
 
 ALL = np.int32(20)
 
@@ -29,7 +29,7 @@ def new_items(ids=("new_a", "new_b"), like=(0, 1)):
 
 
 def recommender(**changes):
-  return serving.Recommender(*serving.change(small.pair(), **changes), 2)
+  return serving.ServableRecommender(*serving.change(small.pair(), **changes), 2)
 
 
 def retrieved(model, **request):
@@ -115,6 +115,30 @@ def test_unknown_values_of_a_new_item_fall_back():
   assert np.isfinite([scores["new_a"] for scores in retrieved(model)]).all()
 
 
+def renamed(names):
+  """The pair, with other names for some items."""
+  item_id = dataclasses.replace(SCHEMA.item_id, vocabulary=tuple(names.get(i, i) for i in IDS))
+  item = tuple(item_id if f is SCHEMA.item_id else f for f in SCHEMA.item)
+  return small.pair()._replace(schema=dataclasses.replace(SCHEMA, item=item))
+
+
+@pytest.mark.parametrize("blank", [" ", "\u0085", "\0"])
+def test_ids_that_differ_in_their_last_character_are_different(blank):
+  pair = renamed({IDS[0]: "x", IDS[1]: "x" + blank})
+  for gone, left in (("x", "x" + blank), ("x" + blank, "x")):
+    changed = serving.change(pair, removed=[gone])
+    assert changed.schema.item_id.vocabulary == (left, *IDS[2:])
+  model = serving.ServableRecommender(*pair, 2)
+  request = {**small.users(1), "exclude": small.exclude(1), "k": ALL}
+  answer = model.retrieve(**{name: tf.constant(value) for name, value in request.items()})
+  assert {b"x", ("x" + blank).encode()} <= set(answer["item_id"].numpy()[0])
+
+
+def test_blanks_around_a_removed_id_are_ignored_if_no_item_has_them():
+  changed = serving.change(small.pair(), removed=[f" {IDS[0]}\t"])
+  assert changed.schema.item_id.vocabulary == tuple(IDS[1:])
+
+
 def test_an_item_may_be_replaced():
   model = recommender(removed=[IDS[3]], new=new_items((IDS[3],), like=(5,)))
   answer = ask(model.recommend, **small.requests(), k=ALL)
@@ -142,8 +166,8 @@ def test_changes_may_follow_each_other():
 
 def test_removed_items_that_are_unknown_are_counted_in_a_warning(caplog):
   with caplog.at_level(logging.WARNING):
-    serving.change(small.pair(), removed=["x", "y", IDS[0]])
-  assert "2 removed items were not in the catalogue, such as x" in caplog.text
+    serving.change(small.pair(), removed=["x", "y\0", IDS[0]])
+  assert "2 removed items were not in the catalogue (first: 'x')" in caplog.text
 
 
 class AnyRanker(tf.Module):
@@ -155,7 +179,7 @@ class AnyRanker(tf.Module):
 
 def test_any_ranker_bears_removal():
   pair = small.pair()._replace(ranker=AnyRanker())
-  model = serving.Recommender(*serving.change(pair, removed=[IDS[0], IDS[4]]), 5)
+  model = serving.ServableRecommender(*serving.change(pair, removed=[IDS[0], IDS[4]]), 5)
   for scores in ranked(model, [IDS[1], IDS[5], IDS[14]]):
     assert scores == {IDS[1]: 1, IDS[5]: 5, IDS[14]: 14}
   shown = ask(model.sample, **small.requests(), temperature=np.float32(1), seed=np.arange(3))
@@ -207,7 +231,7 @@ def tables():
 def test_a_table_of_new_items(tmp_path):
   file = tmp_path / "new.csv"
   file.write_text("item_id,decade,topics,title\nnew_a,1990s,Art|Music,First\nnew_b,2010s,,Second\n")
-  new = item_files.read_new(file, SCHEMA)
+  new = catalogue.read_new(file, SCHEMA)
   assert list(new.titles) == ["First", "Second"]
   assert list(new.features["item_id"]) == ["new_a", "new_b"]
   assert new.features["topics"].tolist() == [["Art", "Music"], ["", ""]]
@@ -219,12 +243,20 @@ def test_a_table_without_a_column_is_refused(tmp_path):
   file = tmp_path / "new.csv"
   file.write_text("item_id,decade\nnew_a,1990s\n")
   with pytest.raises(InputError, match="topics"):
-    item_files.read_new(file, SCHEMA)
+    catalogue.read_new(file, SCHEMA)
 
 
-def test_a_list_of_removed_items(tmp_path):
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_list_of_removed_items(tmp_path, mark):
+  """An id may hold any character but line ends, and blanks at its ends."""
   file = tmp_path / "gone.txt"
-  file.write_text("item_1\n\n item_2 \n")
-  assert item_files.read_removed(file) == ["item_1", "item_2"]
+  file.write_bytes(mark + "item_1\r\n\n item_2 \nx\u0085y\x0bz".encode())
+  assert catalogue.read_removed(file) == ["item_1", " item_2 ", "x\u0085y\x0bz"]
+
+
+@pytest.mark.parametrize("content", [None, "item_1\n".encode("utf-16")])
+def test_an_unreadable_list_of_removed_items(tmp_path, content):
+  if content:
+    (tmp_path / "nowhere.txt").write_bytes(content)
   with pytest.raises(InputError, match="not readable as a list of item ids"):
-    item_files.read_removed(tmp_path / "nowhere.txt")
+    catalogue.read_removed(tmp_path / "nowhere.txt")

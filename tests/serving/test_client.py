@@ -11,7 +11,6 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tests.serving import small
 from tests.serving.small import IDS, SLATE
-from tf_twostage import serving
 from tf_twostage.errors import InputError
 from tf_twostage.serving import local_server
 from tf_twostage.serving.client import (
@@ -26,10 +25,8 @@ K = 4
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("saved_models") / "movies"
-  serving.save(small.recommender(), directory / "7")
-  with local_server.serve(directory) as address:
+def server(exported):
+  with local_server.serve(exported.parent) as address:
     yield address
 
 
@@ -101,19 +98,22 @@ def test_plain_python_values_find_their_types(client):
 def test_padding_comes_first_as_servers_that_batch_pad_with_it(client, monkeypatch):
   sent = {}
 
-  def call(signature, inputs):
-    sent.update(inputs)
-    return {name: [] for name in ("item_id", "title", "score", "generator_score")}
+  def predict(request, timeout):
+    sent.update({name: tf.make_ndarray(value) for name, value in request.inputs.items()})
+    names = ("item_id", "title", "score", "generator_score")
+    return predict_pb2.PredictResponse(
+      outputs={name: tf.make_tensor_proto(np.zeros([0, 0])) for name in names}
+    )
 
-  monkeypatch.setattr(client, "_call", call)
+  monkeypatch.setattr(client._stub, "Predict", predict)
   users = {
     "tags": [["x", "y"], ["z", ""]],
     "words_ids": np.array([[3, 5], [2, -1]]),
     "words_weights": np.array([[0.5, 1.0], [2.0, 0.0]], np.float32),
   }
   client.recommend(users, k=3, exclude=[["a"], ["b", "c"]])
-  assert sent["exclude"].tolist() == [["", "a", ""], ["", "b", "c"]]
-  assert sent["tags"].tolist() == [["", "x", "y"], ["", "z", ""]]
+  assert sent["exclude"].tolist() == [[b"", b"a", b""], [b"", b"b", b"c"]]
+  assert sent["tags"].tolist() == [[b"", b"x", b"y"], [b"", b"z", b""]]
   assert sent["words_ids"].tolist() == [[-1, 3, 5], [-1, 2, -1]]
   assert sent["words_weights"].tolist() == [[0, 0.5, 1], [0, 2, 0]]
   assert [sent[name].dtype for name in ("words_ids", "words_weights")] == [np.int64, np.float32]
@@ -193,8 +193,8 @@ def request(signature="recommend", model="movies", version=None, **changed):
 
 
 def test_the_server_names_the_version_and_knows_the_default_signature(stub):
-  answer = stub.Predict(request(signature="", version=7))
-  assert answer.model_spec.version.value == 7
+  answer = stub.Predict(request(signature="", version=1))
+  assert answer.model_spec.version.value == 1
   assert answer.model_spec.signature_name == "serving_default"
   assert tf.make_ndarray(answer.outputs["item_id"]).shape == (1, K)
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 import tensorflow as tf
@@ -11,7 +12,7 @@ from tests.data.sets import mini_movielens
 from tests.serving import small
 from tf_twostage import serving
 from tf_twostage.data.sets.movielens import load_movielens_1m
-from tf_twostage.serving import deployment, local_server
+from tf_twostage.serving import exporting, local_server
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -26,14 +27,14 @@ MOVIES = [b"%d::Film %d (1990)::Drama\n" % (movie, movie) for movie in range(200
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory):
+def exports(exported, tmp_path_factory):
   """saved_models/, with an untrained synthetic/1 and ml1m/1."""
   root = tmp_path_factory.mktemp("saved_models")
   raw = mini_movielens.write_directory(
     tmp_path_factory.mktemp("ml-1m"), movies=b"".join([mini_movielens.MOVIES, *MOVIES])
   )
-  movies = serving.Recommender(*small.untrained(load_movielens_1m(str(raw))), small.SLATE)
-  serving.save(small.recommender(), root / "synthetic" / "1")
+  movies = serving.ServableRecommender(*small.untrained(load_movielens_1m(str(raw))), small.SLATE)
+  shutil.copytree(exported, root / "synthetic" / "1")
   serving.save(movies, root / "ml1m" / "1")
   return root
 
@@ -117,4 +118,4 @@ def test_the_table_names_all_inputs_and_outputs(signatures):
 
 
 def test_files_beside_the_versions_are_named():
-  assert all(name in DOCS for name in deployment.FILES)
+  assert all(name in DOCS for name in exporting.SERVER_FILES)

@@ -1,7 +1,8 @@
 """What an export holds, and that it needs nothing but TensorFlow."""
 
-import dataclasses
+import os
 import pathlib
+import signal
 import sys
 
 import numpy as np
@@ -12,23 +13,13 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests import commands
 from tests.serving import small
 from tf_twostage import serving
 from tf_twostage.errors import RunError
-from tf_twostage.serving import calls, check_report, exporting, replay
+from tf_twostage.serving import check
 
 SIGNATURES = {"recommend", "retrieve", "rank", "sample"}
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-  directory = tmp_path_factory.mktemp("saved_models") / "movies"
-  return serving.export(small.recommender(), directory, small.requests())
-
-
-@pytest.fixture
-def no_replay(monkeypatch):
-  small.skip_replay(monkeypatch.setattr)
 
 
 def test_an_export_is_a_version_with_what_a_server_needs_beside_it(exported):
@@ -41,23 +32,19 @@ def test_an_export_is_a_version_with_what_a_server_needs_beside_it(exported):
   }
   assert {path.name for path in (exported / "assets.extra").iterdir()} == {
     "tf_serving_warmup_requests",
-    "recorded_answers",
+    "about.json",
   }
+  assert (exported / "assets.extra" / "about.json").read_bytes() == b"{}"
 
 
-@pytest.fixture(scope="module")
-def tried(exported):
-  return replay.replay(exported, calls.read(exported), repeats=2)
-
-
-def test_every_operation_is_known_where_only_tensorflow_is_imported(exported, tried):
+def test_every_operation_is_known_where_only_tensorflow_is_imported(exported, replayed):
   model = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
   (graph,) = (meta.graph_def for meta in model.meta_graphs)
   functions = {f.signature.name for f in graph.library.function}
   nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
   used = {node.op for node in nodes} - functions
   assert {"MatMul", "TopKV2", "Assert", "LookupTableFindV2"} <= used
-  assert used <= set(tried.operations)  # which that process looked up
+  assert used <= set(replayed["operations"])  # which that process looked up
   assert not [op for op in used if "Py" in op]
 
 
@@ -73,14 +60,14 @@ def test_other_operations_are_refused(op, tmp_path):
     node.attr["token"].s = b"a"
   (tmp_path / "saved_model.pb").write_bytes(model.SerializeToString())
   with pytest.raises(RunError, match=op):
-    replay.replay(tmp_path, [])
+    check.replay(tmp_path, [])
 
 
 def test_the_loader_of_the_server_and_a_session_answer_as_this_process(
-  exported, tried, monkeypatch
+  exported, replayed, monkeypatch
 ):
-  monkeypatch.setattr(check_report.replay, "replay", lambda *_, repeats: tried)
-  report, same = check_report.check(exported.parent, repeats=2)
+  monkeypatch.setattr(check, "replay", lambda *_, repeats: replayed)
+  report, same = check.check(exported, repeats=2)
   assert same
   for words in (
     str(exported),
@@ -93,27 +80,27 @@ def test_the_loader_of_the_server_and_a_session_answer_as_this_process(
     assert words in report
 
 
-def test_a_check_says_what_is_wrong(exported, tried, monkeypatch):
-  answers = [{**tried.answers[0], "score": tried.answers[0]["score"] + 1}, *tried.answers[1:]]
-  other = dataclasses.replace(tried, answers=answers)
-  monkeypatch.setattr(check_report.replay, "replay", lambda *_, repeats: other)
-  report, same = check_report.check(exported, repeats=2)
+def test_a_check_says_what_is_wrong(exported, replayed, monkeypatch):
+  first, *rest = replayed["answers"]
+  other = {**replayed, "answers": [{**first, "score": first["score"] + 1}, *rest]}
+  monkeypatch.setattr(check, "replay", lambda *_, repeats: other)
+  report, same = check.check(exported, repeats=2)
   assert not same
   assert "DIFFERENT from the exporting process: call 0 (recommend)" in report
 
   def fails(*_, repeats):
     raise RunError("no such operation")
 
-  monkeypatch.setattr(check_report.replay, "replay", fails)
-  assert check_report.check(exported, repeats=2) == ("no such operation", False)
+  monkeypatch.setattr(check, "replay", fails)
+  assert check.check(exported, repeats=2) == ("no such operation", False)
 
 
 def test_other_answers_are_noticed(exported):
   """The calls of another model, on this one."""
-  others = calls.of_requests(small.recommender(seed=5), small.requests())
-  own = calls.read(exported)
-  assert not replay.differences(own, [call.answer for call in own])
-  different = replay.differences(own, [call.answer for call in others])
+  others = check.record(small.recommender(seed=5), small.requests())
+  own = check.read(exported)
+  assert not check.differences(own, [call.answer for call in own])
+  different = check.differences(own, [call.answer for call in others])
   assert [text.split("(")[1].rstrip(")") for text in different[:2]] == ["recommend", "retrieve"]
 
 
@@ -141,13 +128,11 @@ LIST = {
   ],
 )
 def test_answers_agree_but_for_rounding(changes, same):
-  assert calls.same({**LIST, **changes}, LIST) is same
+  assert check.same({**LIST, **changes}, LIST) is same
 
 
 def test_a_version_that_answers_otherwise_does_not_appear(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    exporting.replay, "replay", lambda *_: replay.Replay([{}] * 8, [], 0.0, 0.0, [], {})
-  )
+  monkeypatch.setattr(check, "replay", lambda *_: {"answers": [{}] * 8})
   with pytest.raises(RunError, match=r"does not repeat .* answers to call 0 \(recommend\)"):
     serving.export(small.recommender(), tmp_path, small.requests(1))
   assert not list(tmp_path.iterdir())
@@ -163,14 +148,35 @@ def test_a_failed_export_leaves_no_version(tmp_path, monkeypatch):
   assert not list(tmp_path.glob("[0-9]*"))
 
 
+def export_one_signature(directory, killed):
+  small.skip_replay()
+  every = serving.ServableRecommender.signatures
+  serving.ServableRecommender.signatures = lambda self: {"recommend": every(self)["recommend"]}
+  if killed:
+    check.replay = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+  serving.export(small.recommender(), directory, small.requests(1))
+
+
+def test_a_killed_export_leaves_no_version_and_the_next_one_cleans_up(tmp_path):
+  for killed, result, left in ((True, -signal.SIGKILL, ".1.partial"), (False, 0, "1")):
+    process = commands.process(export_one_signature, tmp_path, killed)
+    process.join()
+    assert process.exitcode == result
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [left]
+  request = {**small.requests(), "k": np.array([5], np.int32)}
+  answer = small.ask(tf.saved_model.load(str(tmp_path / "1")).signatures["recommend"], **request)
+  expected = small.ask(small.recommender().recommend, **request)
+  np.testing.assert_array_equal(answer["item_id"], expected["item_id"])
+
+
 def test_what_does_not_load_says_so(tmp_path):
   (tmp_path / "1").mkdir()
   (tmp_path / "1" / "saved_model.pb").write_bytes(b"damaged")
   with pytest.raises(RunError, match="does not answer in a fresh process"):
-    replay.replay(tmp_path / "1", [])
+    check.replay(tmp_path / "1", [])
 
 
-def test_warm_up_requests_are_those_of_the_server(exported):
+def test_warm_up_requests_are_those_of_the_server(exported, signatures):
   path = str(exported / "assets.extra" / "tf_serving_warmup_requests")
   records = [
     prediction_log_pb2.PredictionLog.FromString(record)
@@ -181,15 +187,12 @@ def test_warm_up_requests_are_those_of_the_server(exported):
   specs = [record.predict_log.request.model_spec for record in records]
   assert {spec.name for spec in specs} == {"movies"}
   assert {spec.signature_name for spec in specs} == SIGNATURES
-  signatures = tf.saved_model.load(str(exported)).signatures
-  for call in calls.read(exported):
+  for call in check.read(exported):
     answer = small.ask(signatures[call.signature], **call.inputs)
     assert set(answer) == set(call.answer)
 
 
-def test_files_for_the_server_name_the_model_and_stay_as_they_were_edited(
-  exported, tmp_path, no_replay
-):
+def test_files_for_the_server_name_the_model(exported):
   config = model_server_config_pb2.ModelServerConfig()
   text_format.Parse((exported.parent / "models.config").read_text(), config)
   (model,) = config.model_config_list.config
@@ -197,17 +200,15 @@ def test_files_for_the_server_name_the_model_and_stay_as_they_were_edited(
   compose = (exported.parent / "docker-compose.yml").read_text()
   assert "/models/movies:ro" in compose
   assert "@" not in compose
+
+
+def test_an_export_keeps_edited_files_and_does_not_need_the_extra(tmp_path, monkeypatch, caplog):
+  small.skip_replay(monkeypatch.setattr)
+  monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
   (tmp_path / "models.config").write_text("mine")
-  serving.export(small.recommender(), tmp_path, small.requests(1))
+  version = serving.export(small.recommender(), tmp_path, small.requests(1))
   assert (tmp_path / "models.config").read_text() == "mine"
   assert (tmp_path / "batching_parameters.txt").exists()
-
-
-def test_an_export_needs_no_extra_but_says_what_is_missing(
-  tmp_path, no_replay, monkeypatch, caplog
-):
-  monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-  version = serving.export(small.recommender(), tmp_path, small.requests(1))
   assert "pip install 'tf_twostage[serving]'" in caplog.text
   assert not (version / "assets.extra").exists()
 

@@ -1,18 +1,17 @@
 """Numbered directories that appear whole or not at all."""
 
+import itertools
 import multiprocessing
 import os
 import pathlib
-import random
-import signal
-import time
+import sys
 
 import pytest
 
 from tf_twostage.errors import InputError
-from tf_twostage.serving import versions
+from tf_twostage.serving.exporting import latest, publish, versions
 
-FILES = 5
+FILES, KILLED = 3, 17
 
 
 def fill(directory):
@@ -26,24 +25,24 @@ def names(directory):
 
 def test_versions_count_up_and_the_oldest_go(tmp_path):
   for expected in ({"1"}, {"1", "2"}, {"2", "3"}, {"3", "4"}):
-    assert versions.publish(tmp_path, fill, keep=2).name == max(expected)
+    assert publish(tmp_path, fill, keep=2).name == max(expected)
     assert names(tmp_path) == expected
 
 
 def test_versions_are_numbers_and_ten_comes_after_nine(tmp_path):
   for name in ("9", "2", "notes"):
     (tmp_path / name).mkdir()
-  assert versions.publish(tmp_path, fill, keep=2).name == "10"
+  assert publish(tmp_path, fill, keep=2).name == "10"
   assert names(tmp_path) == {"9", "10", "notes"}
-  assert [path.name for path in versions.versions(tmp_path)] == ["9", "10"]
+  assert [path.name for path in versions(tmp_path)] == ["9", "10"]
 
 
 def test_there_is_no_version_before_it_is_whole(tmp_path):
   def look(directory):
-    assert not versions.versions(tmp_path)
+    assert not versions(tmp_path)
     fill(directory)
 
-  versions.publish(tmp_path / "new" / "directory", look, keep=1)
+  publish(tmp_path / "new" / "directory", look, keep=1)
   assert names(tmp_path / "new" / "directory") == {"1"}
 
 
@@ -53,64 +52,74 @@ def test_what_fails_leaves_nothing(tmp_path):
     raise OSError("disk full")
 
   with pytest.raises(OSError, match="disk full"):
-    versions.publish(tmp_path, fail, keep=1)
+    publish(tmp_path, fail, keep=1)
   assert not names(tmp_path)
 
 
 def test_what_others_left_is_swept_away(tmp_path):
   (tmp_path / ".1.partial").mkdir()
   fill(tmp_path / ".1.partial")
-  versions.publish(tmp_path, fill, keep=1)
+  publish(tmp_path, fill, keep=1)
   assert names(tmp_path) == {"1"}
 
 
 def test_at_least_the_new_version_stays(tmp_path):
   with pytest.raises(InputError, match="keep must be at least 1, got 0"):
-    versions.publish(tmp_path, fill, keep=0)
+    publish(tmp_path, fill, keep=0)
 
 
 def test_the_latest_is_the_newest_version_or_the_version_itself(tmp_path):
   with pytest.raises(InputError, match="no version of a SavedModel"):
-    versions.latest(tmp_path)
+    latest(tmp_path)
   with pytest.raises(InputError, match="no version of a SavedModel"):
-    versions.latest(tmp_path / "nowhere")
+    latest(tmp_path / "nowhere")
   for name in ("9", "10"):
     (tmp_path / name).mkdir()
     (tmp_path / name / "saved_model.pb").touch()
-  assert versions.latest(tmp_path).name == "10"
-  assert versions.latest(tmp_path / "9").name == "9"
-
-
-def publish_forever(directory, keep):
-  while True:
-    versions.publish(directory, fill, keep=keep)
+  assert latest(tmp_path).name == "10"
+  assert latest(tmp_path / "9").name == "9"
 
 
 def whole(directory):
   return len(list(directory.iterdir())) == FILES
 
 
-def test_killed_at_any_moment_every_version_is_whole(tmp_path, monkeypatch):
-  """Writing, renaming and sweeping, all of the time: a kill meets each of them."""
-  monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # takes most of the time otherwise
-  rng = random.Random(0)
-  for _ in range(30):
+def publish_and_die(directory, events):
+  """Exits before one of the audit events, among them every change of the file system."""
+
+  def die(event, arguments):
+    nonlocal events
+    events -= 1
+    if events < 0:
+      os._exit(KILLED)
+
+  sys.addaudithook(die)
+  publish(directory, fill, keep=1)
+
+
+def test_killed_at_any_moment_every_version_is_whole(tmp_path):
+  """Also while an old version is deleted, which keep=1 does each time."""
+  publish(tmp_path, fill, keep=1)
+  for events in itertools.count():
     process = multiprocessing.get_context("fork").Process(
-      target=publish_forever, args=(tmp_path, 2), daemon=True
+      target=publish_and_die, args=(tmp_path, events)
     )
     process.start()
-    time.sleep(rng.uniform(0.005, 0.05))
-    os.kill(process.pid, signal.SIGKILL)
     process.join()
-    found = versions.versions(tmp_path)
+    found = versions(tmp_path)
+    assert found
     assert all(map(whole, found))
-  assert int(found[-1].name) > 10
+    if process.exitcode != KILLED:
+      break
+  assert process.exitcode == 0
+  assert events > 2 * FILES
+  assert len(names(tmp_path)) == 1
 
 
 def test_exports_into_one_directory_take_turns(tmp_path):
   def publish_some(directory: pathlib.Path) -> None:
     for _ in range(5):
-      versions.publish(directory, fill, keep=100)
+      publish(directory, fill, keep=100)
 
   processes = [
     multiprocessing.get_context("fork").Process(target=publish_some, args=(tmp_path,))

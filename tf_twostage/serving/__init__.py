@@ -1,13 +1,23 @@
-"""A fitted pair as a SavedModel that TensorFlow Serving serves.
+"""SavedModels of fitted recommenders, for TensorFlow Serving.
 
-`Recommender` is what is exported, `export` writes it as the next version of a directory, `replay`
-tries a version in a process that knows nothing but TensorFlow. `client` calls a server and
-`local_server` stands in for one; both need the extra [serving].
+`ServableRecommender` is the exported module. `export` writes it as the next version of a directory,
+once a process that has nothing but TensorFlow has repeated its answers. `client` calls a server and
+`local_server` stands in for one in tests; both need the extra [serving].
 """
 
 from tf_twostage.serving.catalogue import NewItems, Pair, change
-from tf_twostage.serving.exporting import KEEP, export, save
-from tf_twostage.serving.recommender import Recommender
-from tf_twostage.serving.versions import publish
+from tf_twostage.serving.exporting import EXTRA, KEEP, export, latest, publish, save
+from tf_twostage.serving.servable import ServableRecommender
 
-__all__ = ["KEEP", "NewItems", "Pair", "Recommender", "change", "export", "publish", "save"]
+__all__ = [
+  "EXTRA",
+  "KEEP",
+  "NewItems",
+  "Pair",
+  "ServableRecommender",
+  "change",
+  "export",
+  "latest",
+  "publish",
+  "save",
+]

@@ -1,35 +1,39 @@
-"""Items that came and went since the pair was fitted.
+"""Items added to or removed from the catalogue after training.
 
-A new item gets its vectors from its features; in place of the id that no tower has seen stands the
-embedding of unknown ids. An item that was removed has no vector, no id and no title any more: there
-is nothing left of it that could be returned.
+A new item gets its vectors from its features, with the embedding of unknown ids in place of its own
+id's. A removed item has no vector, id or title in the export, so that it cannot be returned.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.data.schema import FeatureTable, Schema, check_table
+from tf_twostage.data import feature_tables
+from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.schema import Bag, FeatureTable, Numeric, Schema, SparseVector, check_table
 from tf_twostage.errors import InputError, require
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 
 _log = logging.getLogger(__name__)
 
+_TITLE = "title"
+
 
 class Pair(NamedTuple):
-  """What a `Recommender` is made of, slate size aside; all of one catalogue.
+  """Generator and ranker of one catalogue; the arguments of `ServableRecommender` but slate_size.
 
   Attributes:
-    schema: its item id lists the catalogue.
+    schema: the vocabulary of its item id is the catalogue.
     generator: the first stage.
-    ranker: the second.
+    ranker: the second stage.
     titles: [N].
   """
 
@@ -41,10 +45,10 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewItems:
-  """Items from outside the catalogue.
+  """Items to add.
 
   Attributes:
-    features: raw item features by name, [M, ...] each, the id among them.
+    features: raw item features by name, [M, ...] each, including the id.
     titles: [M].
   """
 
@@ -53,47 +57,67 @@ class NewItems:
 
 
 def change(pair: Pair, *, removed: Sequence[str] = (), new: NewItems | None = None) -> Pair:
-  """The pair with another catalogue: items go, then new ones come, at its end.
+  """Returns the pair with another catalogue: items are removed, then new ones appended.
 
   Args:
     pair: fitted.
-    removed: ids of items; a warning counts those that are not in the catalogue.
-    new: what to add. An item that is removed may be added anew.
+    removed: item ids; blanks around an id are ignored if no item has them. A warning counts the ids
+      that are not in the catalogue.
+    new: items to add. A removed item may be added again.
 
   Raises:
-    InputError: no item would be left; a new item is in the catalogue already, or its features do
-      not fit the schema; or a stage cannot score new items.
+    InputError: no item remains; a new item is in the catalogue, or its features do not fit the
+      schema; or a stage cannot score new items.
   """
   if not len(removed) and new is None:
     return pair
-  ids = np.asarray(pair.schema.item_id.vocabulary)
-  unknown = sorted(set(removed) - set(ids))
-  if unknown:
-    _log.warning("%d removed items were not in the catalogue, such as %s", len(unknown), unknown[0])
-  kept = np.flatnonzero(~np.isin(ids, list(removed)))
-  ids, titles, codes = ids[kept], pair.titles[kept], None
+  schema = pair.schema
+  known = set(schema.item_id.vocabulary)
+  gone = {item if item in known else item.strip() for item in removed}
+  if unknown := sorted(gone - known):
+    _log.warning("%d removed items were not in the catalogue (first: %r)", len(unknown), unknown[0])
+  kept = np.array([i for i, item in enumerate(schema.item_id.vocabulary) if item not in gone], int)
+  ids, titles, codes = [schema.item_id.vocabulary[i] for i in kept], pair.titles[kept], None
   if new is not None:
-    ids = np.concatenate([ids, _checked_ids(pair.schema, ids, new)])
-    titles = np.concatenate([titles, new.titles])
-    codes = FeatureLookup(pair.schema.item_inputs)(new.features)
-  if not ids.size:
+    rows = check_table(schema.item, new.features, "items to add")
+    if len(new.titles) != rows:
+      raise InputError(f"items to add: {len(new.titles)} titles for {rows} items")
+    added = np.asarray(new.features[schema.item_id.name])
+    rule = "must not be in the catalogue already"
+    remedy = "leave these items out, or also remove them, to replace them"
+    require(~np.isin(added, [*(known - gone)]), "items to add: the ids", rule, remedy, added)
+    ids, titles = ids + added.tolist(), np.concatenate([titles, new.titles])
+    codes = FeatureLookup(schema.item_inputs)(new.features)
+  if not ids:
     raise InputError("all items are to be removed; leave some to recommend")
+  item_id = dataclasses.replace(schema.item_id, vocabulary=tuple(ids))
+  item = tuple(item_id if f is schema.item_id else f for f in schema.item)
+  ranker: SlateRanker
+  if isinstance(pair.ranker, TowerRanker):
+    ranker = TowerRanker(_ChangedTowers(pair.ranker.towers, kept, codes))
+  elif codes is None:
+    ranker = _ReducedRanker(pair.ranker, kept)
+  else:
+    raise InputError(
+      f"items cannot be added: the ranker ({type(pair.ranker).__name__}) scores only the items it"
+      " was trained with; train it with the new items, then train again"
+    )
   return Pair(
-    _with_ids(pair.schema, ids),
-    _OtherItems(pair.generator, kept, codes),
-    _other_ranker(pair.ranker, kept, codes),
+    dataclasses.replace(schema, item=item),
+    _ChangedTowers(pair.generator, kept, codes),
+    ranker,
     titles,
   )
 
 
-class _OtherItems:
+class _ChangedTowers:
   """Towers with another catalogue."""
 
   def __init__(self, towers: Towers, kept: np.ndarray, new: Codes | None):
     """Args:
-    towers: of users and of the former items.
-    kept: which of these stay.
-    new: codes of items that come behind them.
+    towers: of users and of the former catalogue.
+    kept: indices of the items that stay.
+    new: codes of items to append.
     """
     self._towers = towers
     self.variables = towers.variables
@@ -111,19 +135,19 @@ class _OtherItems:
     describe = getattr(self._towers, "new_candidates", None)
     if describe is None:
       raise InputError(
-        f"items cannot be added: of {type(self._towers).__name__} only the vectors are known, not"
-        " how they follow from features; fit the ranker on the log instead"
+        f"items cannot be added: {type(self._towers).__name__} has item vectors, but does not"
+        " compute them from features; fit the ranker on the log instead"
       )
     return describe(items)
 
 
-class _KeptItems(tf.Module):
+class _ReducedRanker(tf.Module):
   """A ranker of a larger catalogue."""
 
   def __init__(self, ranker: SlateRanker, kept: np.ndarray):
     """Args:
     ranker: of the larger catalogue.
-    kept: [N], where the items stand in it.
+    kept: [N], the index of each item there.
     """
     super().__init__()
     self._ranker = ranker
@@ -133,31 +157,44 @@ class _KeptItems(tf.Module):
     return self._ranker(raw, codes, tf.gather(self._kept, slate))
 
 
-def _other_ranker(ranker: SlateRanker, kept: np.ndarray, new: Codes | None) -> SlateRanker:
-  if isinstance(ranker, TowerRanker):
-    return TowerRanker(_OtherItems(ranker.towers, kept, new))
-  if new is not None:
-    raise InputError(
-      f"items cannot be added: the ranker ({type(ranker).__name__}) knows no items but those that"
-      " it was given; give it the new ones and train again"
+def read_new(path: pathlib.Path, schema: Schema) -> NewItems:
+  """Reads items to add: CSV or Parquet with the schema's item features and "title".
+
+  Bags separate their values by "|".
+
+  Raises:
+    InputError: the file cannot be read, or columns or values are missing or wrong.
+  """
+  features = [f for f in schema.item if f is not schema.item_id]
+  vectors = [f.name for f in features if isinstance(f, SparseVector)]
+  if vectors:
+    raise InputError(f"{path}: {', '.join(vectors)}: sparse vectors do not fit into a table")
+  columns = [
+    FeatureColumn(
+      f.name,
+      "bag" if isinstance(f, Bag) else "numeric" if isinstance(f, Numeric) else "categorical",
     )
-  return _KeptItems(ranker, kept)
+    for f in features
+  ]
+  table = feature_tables.read(path, schema.item_id.name, columns, _TITLE)
+  raw = {schema.item_id.name: feature_tables.strings(table.ids)}
+  for column in columns:
+    values = table.columns[column.name]
+    bag = column.kind == "bag"
+    raw[column.name] = feature_tables.split(values, column.separator) if bag else values
+  return NewItems(raw, table.columns[_TITLE])
 
 
-def _checked_ids(schema: Schema, kept: np.ndarray, new: NewItems) -> np.ndarray:
-  rows = check_table(schema.item, new.features, "items to add")
-  if len(new.titles) != rows:
-    raise InputError(f"items to add: {len(new.titles)} titles for {rows} items")
-  ids = np.asarray(new.features[schema.item_id.name])
-  rule = "must not be in the catalogue already"
-  remedy = "leave these items out, or remove them too, to replace them"
-  require(~np.isin(ids, kept), "items to add: the ids", rule, remedy, ids)
-  return ids
+def read_removed(path: pathlib.Path) -> list[str]:
+  """Reads ids of items to remove: UTF-8 text, with or without a byte order mark, an id per line.
 
-
-def _with_ids(schema: Schema, ids: np.ndarray) -> Schema:
-  """The schema with another catalogue; says if ids are repeated or empty."""
-  other = dataclasses.replace(schema.item_id, vocabulary=tuple(ids.tolist()))
-  return dataclasses.replace(
-    schema, item=tuple(other if f is schema.item_id else f for f in schema.item)
-  )
+  Raises:
+    InputError: the file cannot be read.
+  """
+  try:
+    with path.open(encoding="utf-8-sig") as file:  # splits at line ends only, unlike splitlines
+      return [item for line in file if (item := line.rstrip("\n"))]
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(
+      f"{path}: not readable as a list of item ids ({error}); write UTF-8 text with an id per line"
+    ) from error

@@ -1,34 +1,30 @@
-"""Calls a server that serves an export, over gRPC, and says clearly what went wrong.
+"""A gRPC client of a server that serves an export. Needs the extra [serving].
 
-    with RecommenderClient("localhost:8500", "ml1m", timeout=0.2) as client:
-      (slate,) = client.recommend({"user_id": ["42"], ...}, k=10, exclude=[["1", "260"]])
-      print([item.title for item in slate])
-
-Needs the extra [serving].
+with RecommenderClient("localhost:8500", "ml1m", timeout=0.2) as client:
+  (slate,) = client.recommend({"user_id": ["42"], ...}, k=10, exclude=[["1", "260"]])
+  print([item.title for item in slate])
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-# Raw features by name, a value for each user. Text and Python's numbers find their types; a NumPy
-# array keeps its own. Bags are [users, n], padded with ""; sparse vectors are int64 and float32
-# arrays [users, n], padded with -1 and 0.
+# Raw features by name, a value for each user. Text and Python numbers are converted; a NumPy array
+# keeps its type. Bags are [users, n], padded with ""; sparse vectors are int64 and float32 arrays
+# [users, n], padded with -1 and 0.
 Users = Mapping[str, Any]
-Ids = Sequence[Sequence[str]]  # some item ids for each user, of any number
+Ids = Sequence[Sequence[str]]  # any number of item ids for each user
 Each = float | Sequence[float] | np.ndarray  # one value for all users, or one for each
 
 
-@dataclasses.dataclass(frozen=True)
-class Recommended:
+class Recommended(NamedTuple):
   """An item of a slate, with the scores of the ranker and of the generator."""
 
   id: str
@@ -37,27 +33,24 @@ class Recommended:
   generator_score: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-  """An item as the generator sees it."""
+class Candidate(NamedTuple):
+  """An item with the generator's score."""
 
   id: str
   score: float
   probability: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranked:
-  """An item as the ranker sees it."""
+class Ranked(NamedTuple):
+  """An item with the ranker's score."""
 
   id: str
   title: str
   score: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-  """The item to show and the propensity to log with it; `slate` holds the candidates it beat."""
+class Shown(NamedTuple):
+  """The item to show, the propensity to log with it, and the candidates it was drawn from."""
 
   id: str
   title: str
@@ -74,7 +67,7 @@ class ServingError(Exception):
 
 
 class InvalidRequest(ServingError):
-  """The request is wrong; sent again it fails again."""
+  """The request is wrong, and would fail again."""
 
 
 class Unavailable(ServingError):
@@ -85,7 +78,7 @@ class TimedOut(ServingError):
   """No answer in time."""
 
 
-_KINDS = {
+_ERRORS = {
   grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
   grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
   grpc.StatusCode.UNAVAILABLE: Unavailable,
@@ -124,15 +117,12 @@ class RecommenderClient:
     Args:
       users: user and context features.
       k: at least 1.
-      exclude: what not to return.
+      exclude: ids not to return.
 
     Raises:
-      ServingError: or one of its kinds, as all calls do.
+      ServingError: or a subclass; so do all calls.
     """
-    rows, inputs = _features(users)
-    answer = self._call(
-      "recommend", {**inputs, **_excluding(exclude, rows), "k": _each(k, rows, np.int32)}
-    )
+    answer = self._call("recommend", users, {"exclude": exclude}, k=(k, np.int32))
     return _items(Recommended, answer, "item_id", "title", "score", "generator_score")
 
   def retrieve(self, users: Users, *, k: Each, exclude: Ids | None = None) -> list[list[Candidate]]:
@@ -142,16 +132,12 @@ class RecommenderClient:
       users: user features; the generator reads no context.
       k, exclude: as for `recommend`.
     """
-    rows, inputs = _features(users)
-    answer = self._call(
-      "retrieve", {**inputs, **_excluding(exclude, rows), "k": _each(k, rows, np.int32)}
-    )
+    answer = self._call("retrieve", users, {"exclude": exclude}, k=(k, np.int32))
     return _items(Candidate, answer, "item_id", "score", "probability")
 
   def rank(self, users: Users, candidates: Ids) -> list[list[Ranked]]:
     """Each user's candidates in the ranker's order."""
-    rows, inputs = _features(users)
-    answer = self._call("rank", {**inputs, "candidates": _padded(candidates, rows)})
+    answer = self._call("rank", users, {"candidates": candidates})
     return _items(Ranked, answer, "item_id", "title", "score")
 
   def sample(
@@ -162,24 +148,17 @@ class RecommenderClient:
     temperature: Each = 1.0,
     exclude: Ids | None = None,
   ) -> list[Shown | None]:
-    """An item for each user, drawn; None for one to whom nothing can be shown.
+    """Draws an item for each user; None if all items are excluded.
 
     Args:
       users: user and context features.
-      seed: one for each user, different in each request; users with the same one draw alike.
+      seed: one for each user, different in each request; equal requests with equal seeds draw the
+        same.
       temperature: above 1 explores more, below less.
       exclude: as for `recommend`.
     """
-    rows, inputs = _features(users)
-    answer = self._call(
-      "sample",
-      {
-        **inputs,
-        **_excluding(exclude, rows),
-        "seed": _each(seed, rows, np.int64),
-        "temperature": _each(temperature, rows, np.float32),
-      },
-    )
+    settings = {"seed": (seed, np.int64), "temperature": (temperature, np.float32)}
+    answer = self._call("sample", users, {"exclude": exclude}, **settings)
     columns = (answer[name] for name in ("item_id", "title", "propensity", "slate"))
     return [
       Shown(item.decode(), title.decode(), float(propensity), tuple(map(bytes.decode, slate)))
@@ -188,63 +167,66 @@ class RecommenderClient:
       for item, title, propensity, slate in zip(*columns, strict=True)
     ]
 
-  def _call(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    request = predict_pb2.PredictRequest()
+  def _call(
+    self,
+    signature: str,
+    users: Users,
+    items: Mapping[str, Ids | None],
+    **settings: tuple[Each, type],
+  ) -> dict[str, np.ndarray]:
+    """Sends a request and returns its answer, a row for each user."""
+    inputs = {name: _feature(values) for name, values in users.items()}
+    if not inputs:
+      raise ValueError("users: no features; see the signature's inputs")
+    rows = len(next(iter(inputs.values())))
+    inputs |= {name: _padded([[]] * rows if i is None else i, rows) for name, i in items.items()}
+    for name, (value, dtype) in settings.items():
+      # One value for each row: a server that batches requests requires it.
+      inputs[name] = np.broadcast_to(np.asarray(value, dtype), [rows])
+    request = predict_pb2.PredictRequest(
+      inputs={name: tf.make_tensor_proto(value) for name, value in inputs.items()}
+    )
     request.model_spec.name = self._model
     request.model_spec.signature_name = signature
-    for name, value in inputs.items():
-      request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
     try:
       response = self._stub.Predict(request, timeout=self._timeout)
     except grpc.RpcError as error:
-      raise self._error(signature, error) from error
+      code = error.code()
+      late = code == grpc.StatusCode.DEADLINE_EXCEEDED
+      reason = f"no answer within {self._timeout:g} s" if late else _reason(error.details())
+      message = f"{self._model}.{signature} at {self._server}: {reason}"
+      raise _ERRORS.get(code, ServingError)(message, code) from error
     return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
-
-  def _error(self, signature: str, error: grpc.RpcError) -> ServingError:
-    code = error.code()
-    place = f"{self._model}.{signature} at {self._server}"
-    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-      return TimedOut(f"{place}: no answer within {self._timeout:g} s", code)
-    return _KINDS.get(code, ServingError)(f"{place}: {_reason(error.details())}", code)
 
 
 def _reason(details: str | None) -> str:
-  """What a check in the graph says, without the graph; or all there is."""
+  """The message of a check in the graph without the graph's names; else all details."""
   found = re.search(r"assertion failed: ((?:\[.*?\] ?)+)", details or "")
   if not found:
     return details or "no reason given"
   return " ".join(part.strip("[] ") for part in found[1].split("] ["))
 
 
-def _features(users: Users) -> tuple[int, dict[str, np.ndarray]]:
-  inputs = {}
-  for name, values in users.items():
-    array = np.asarray(values)
-    if array.ndim == 2:
-      array = _padding_first(array)
-    elif array.dtype.kind in "iuf" and not isinstance(values, np.ndarray):
-      array = array.astype(np.float64)
-    inputs[name] = array
-  if not inputs:
-    raise ValueError("users: no features; see the signature's inputs")
-  return len(next(iter(inputs.values()))), inputs
-
-
-def _excluding(exclude: Ids | None, rows: int) -> dict[str, np.ndarray]:
-  return {"exclude": _padded([[]] * rows if exclude is None else exclude, rows)}
+def _feature(values: Any) -> np.ndarray:
+  array = np.asarray(values)
+  if array.ndim == 2:
+    return _padding_first(array)
+  if array.dtype.kind in "iuf" and not isinstance(values, np.ndarray):
+    return array.astype(np.float64)
+  return array
 
 
 def _padding_first(values: np.ndarray) -> np.ndarray:
   """[rows, W] with a column before it: "" for bags, -1 and 0.0 for sparse vectors.
 
-  A server that batches requests pads each with its own first element, so that must be padding.
+  A server that batches requests pads a tensor with its first element, which must be padding.
   """
   padding = {"i": -1, "f": 0.0}.get(values.dtype.kind, "")
   return np.insert(values, 0, padding, axis=1)
 
 
 def _padded(ids: Ids, rows: int) -> np.ndarray:
-  """[rows, W], padded before and behind."""
+  """[rows, W], padded at both ends."""
   if len(ids) != rows:
     raise ValueError(f"item ids for {len(ids)} users, but features of {rows}")
   width = max(map(len, ids), default=0)
@@ -252,17 +234,13 @@ def _padded(ids: Ids, rows: int) -> np.ndarray:
   return _padding_first(np.array(padded, dtype=object).reshape(rows, width))
 
 
-def _each(value: Each, rows: int, dtype: type) -> np.ndarray:
-  """One for each row, which a server that batches insists on."""
-  return np.broadcast_to(np.asarray(value, dtype), [rows])
-
-
 def _items(kind: Any, answer: Mapping[str, np.ndarray], *columns: str) -> list[list[Any]]:
   """Rows of objects made of columns [B, W], without the padding."""
-
-  def row(*values: np.ndarray) -> Iterator[Any]:
-    for fields in zip(*values, strict=True):
-      if fields[0]:
-        yield kind(*(f.decode() if isinstance(f, bytes) else float(f) for f in fields))
-
-  return [list(row(*values)) for values in zip(*(answer[c] for c in columns), strict=True)]
+  return [
+    [
+      kind(*(f.decode() if isinstance(f, bytes) else float(f) for f in fields))
+      for fields in zip(*values, strict=True)
+      if fields[0]
+    ]
+    for values in zip(*(answer[c] for c in columns), strict=True)
+  ]

@@ -1,91 +1,164 @@
-"""Writes a recommender as the next version of a directory."""
+"""Exports into numbered versions of a directory, which TensorFlow Serving watches.
+
+Each version is complete, or it does not exist. It is written under a temporary name and renamed; an
+old version is renamed before it is deleted. An export that is killed leaves at most a temporary
+directory, which the next export deletes. A lock lets only one export at a time into a directory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 
 import tensorflow as tf
 from absl import logging
 
 from tf_twostage.data.schema import FeatureTable
-from tf_twostage.errors import RunError
-from tf_twostage.serving import calls, deployment, replay, versions
-from tf_twostage.serving.recommender import Recommender
+from tf_twostage.errors import InputError, RunError
+from tf_twostage.serving import check
+from tf_twostage.serving.servable import ServableRecommender
+from tf_twostage.workspace import atomic_directory, remove_directory, remove_partial, write_text
 
 KEEP = 5
+_NO_FILES: Mapping[str, bytes] = types.MappingProxyType({})
+EXTRA = "assets.extra"  # of a version; servers ignore unknown files in it
+SERVER_FILES = ("models.config", "batching_parameters.txt", "docker-compose.yml")
+_TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
 
 def export(
-  recommender: Recommender,
+  recommender: ServableRecommender,
   directory: pathlib.Path,
   requests: FeatureTable,
   *,
   keep: int = KEEP,
-  extra: Mapping[str, bytes] | None = None,
+  extra: Mapping[str, bytes] = _NO_FILES,
 ) -> pathlib.Path:
-  """Writes the next version, which appears when it has proved itself.
+  """Writes the next version. It appears after a process without this package has tested it.
 
   Args:
     recommender: what to export.
-    directory: holds the versions; files to start a server with are put beside them. Its name is
-      the model's.
-    requests: raw user and context features of a few users, and "exclude": what the version has to
-      answer, in a process without this package, as `recommender` does; and warms up on.
-    keep: how many versions stay, the new one counted.
+    directory: holds the versions, and files that start a server. Its name is the model's.
+    requests: raw user and context features of a few users, [B, ...] each, and "exclude" [B, E]. The
+      version must answer them as `recommender` does, and keeps them as warm-up requests.
+    keep: how many versions stay, the new one included; the oldest are deleted.
+    extra: content of further files in the version's directory `EXTRA`, by file name.
 
   Returns:
     The new version's directory.
 
   Raises:
-    RunError: the version does not load or answers differently; there is none then.
+    InputError: keep is below 1.
+    RunError: the version does not load, or answers differently. It does not appear.
   """
-  model = directory.resolve().name  # "." has one, too
-  tried = calls.of_requests(recommender, requests)
+  model = directory.resolve().name  # also for "."
+  calls = check.record(recommender, requests)
 
   def write(version: pathlib.Path) -> None:
-    save(recommender, version)
-    for name, content in (extra or {}).items():
-      (version / "assets.extra").mkdir(exist_ok=True)
-      (version / "assets.extra" / name).write_bytes(content)
-    calls.write(version, model, tried)
-    different = replay.differences(tried, replay.replay(version, tried).answers)
+    save(recommender, version, extra)
+    check.write(version, model, calls)
+    different = check.differences(calls, check.replay(version, calls)["answers"])
     if different:
       raise RunError(
         f"the SavedModel does not repeat this process's answers to {', '.join(different)}; it was"
-        " not exported: look for state outside of its variables, in a given ranker say"
+        " not exported: look for state outside of its variables, such as in an external ranker"
       )
 
-  version = versions.publish(directory, write, keep=keep)
-  deployment.write(directory, model)
+  version = publish(directory, write, keep=keep)
+  for name in SERVER_FILES:
+    if not (directory / name).exists():  # edited files stay
+      text = (_TEMPLATES / name).read_text(encoding="utf-8")
+      write_text(directory / name, text.replace("@MODEL@", model))
   return version
 
 
-def save(recommender: Recommender, directory: pathlib.Path) -> None:
-  """Writes the SavedModel alone."""
+def save(
+  recommender: ServableRecommender,
+  directory: pathlib.Path,
+  extra: Mapping[str, bytes] = _NO_FILES,
+) -> None:
+  """Writes the SavedModel and `extra` files, untested and without warm-up requests."""
   signatures = {
-    # Nothing here is Python control flow; looking for it would take most of the time.
+    # There is no Python control flow; autograph would take most of the time to find that out.
     name: tf.function(method, autograph=False).get_concrete_function(**specs)
     for name, (method, specs) in recommender.signatures().items()
   }
-  with _quiet():
+  # Saving renames captured inputs, and logs a line for each.
+  before = logging.get_verbosity(), tf.get_logger().level
+  logging.set_verbosity(logging.ERROR)
+  tf.get_logger().setLevel("ERROR")
+  try:
     tf.saved_model.save(
       recommender,
       str(directory),
       signatures={"serving_default": signatures["recommend"], **signatures},
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Saving renames captured inputs and says so, once a name."""
-  before = logging.get_verbosity(), tf.get_logger().level
-  logging.set_verbosity(logging.ERROR)
-  tf.get_logger().setLevel("ERROR")
-  try:
-    yield
   finally:
     logging.set_verbosity(before[0])
     tf.get_logger().setLevel(before[1])
+  for name, content in extra.items():
+    (directory / EXTRA).mkdir(exist_ok=True)
+    (directory / EXTRA / name).write_bytes(content)
+
+
+def versions(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The versions in `directory`, oldest first."""
+  found = [p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+  return sorted(found, key=lambda path: int(path.name))
+
+
+def latest(path: pathlib.Path) -> pathlib.Path:
+  """A version itself, or the newest one in a directory of versions.
+
+  Raises:
+    InputError: there is none.
+  """
+  if (path / "saved_model.pb").is_file():
+    return path
+  found = versions(path) if path.is_dir() else []
+  if not found:
+    raise InputError(f"{path}: no version of a SavedModel; launch.export writes one")
+  return found[-1]
+
+
+def publish(
+  directory: pathlib.Path, write: Callable[[pathlib.Path], None], *, keep: int
+) -> pathlib.Path:
+  """Makes the next version.
+
+  Args:
+    directory: holds the versions.
+    write: fills an empty directory; if it raises, there is no new version.
+    keep: how many versions stay, the new one included; the oldest are deleted.
+
+  Raises:
+    InputError: keep is below 1.
+  """
+  if keep < 1:
+    raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
+  directory.mkdir(parents=True, exist_ok=True)
+  with _lock(directory):
+    remove_partial(directory)
+    number = max((int(path.name) for path in versions(directory)), default=0) + 1
+    version = directory / str(number)
+    with atomic_directory(version) as partial:
+      write(partial)
+    for old in versions(directory)[:-keep]:
+      remove_directory(old)
+  return version
+
+
+@contextlib.contextmanager
+def _lock(directory: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process exports into `directory`; a killed process releases its lock."""
+  descriptor = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(descriptor)

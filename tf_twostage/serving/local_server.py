@@ -1,10 +1,10 @@
-"""TensorFlow Serving's gRPC interface over an export, in this process: for tests and trying out.
+"""TensorFlow Serving's gRPC interface over an export, in this process, for tests and trials.
 
     with serve(pathlib.Path("saved_models/ml1m")) as address:
       client = RecommenderClient(address, "ml1m")
 
-It answers, and refuses, as the server does, but neither batches nor looks for new versions. Needs
-the extra [serving].
+Answers and error codes are the server's. It does not batch, nor look for new versions. Needs the
+extra [serving].
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
 from concurrent import futures
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tf_twostage.serving import versions
+from tf_twostage.serving.exporting import latest
 
 _THREADS = 4
-_GRACE = 1.0  # seconds that calls under way may take when the server stops
+_GRACE = 1.0  # seconds that running calls may take when the server stops
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def serve(path: pathlib.Path, *, port: int = 0) -> Iterator[str]:
 
   Args:
     path: the directory, whose name is the model's; or the version.
-    port: 0 takes any that is free.
+    port: 0 takes any free port.
 
   Yields:
     "localhost:<port>".
@@ -39,9 +39,9 @@ def serve(path: pathlib.Path, *, port: int = 0) -> Iterator[str]:
   Raises:
     InputError: there is no version.
   """
-  version = versions.latest(path.resolve())
   server = grpc.server(futures.ThreadPoolExecutor(_THREADS))
-  prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(_Service(version), server)
+  service = _Service(latest(path.resolve()))
+  prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
   port = server.add_insecure_port(f"localhost:{port}")
   server.start()
   try:
@@ -56,38 +56,35 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
     self._model = tf.saved_model.load(str(version))
 
   def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
-    code = grpc.StatusCode
-    asked = request.model_spec
-    number = asked.version.value if asked.HasField("version") else self._version
-    if (asked.name, number) != (self._name, self._version):
-      _refuse(context, code.NOT_FOUND, f"no servable {asked.name!r}, version {number}")
-    signature = asked.signature_name or "serving_default"
+    """Answers a request. `context.abort` raises."""
+    code, spec = grpc.StatusCode, request.model_spec
+    number = spec.version.value if spec.HasField("version") else self._version
+    if (spec.name, number) != (self._name, self._version):
+      context.abort(code.NOT_FOUND, f"no servable {spec.name!r}, version {number}")
+    signature = spec.signature_name or "serving_default"
     if signature not in self._model.signatures:
-      _refuse(context, code.FAILED_PRECONDITION, f"no signature {signature!r}")
+      context.abort(code.FAILED_PRECONDITION, f"no signature {signature!r}")
     run = self._model.signatures[signature]
-    specs = run.structured_input_signature[1]
     try:
-      outputs = run(**_tensors(request.inputs, specs))
+      outputs = run(**_tensors(request.inputs, run.structured_input_signature[1]))
     except (tf.errors.InvalidArgumentError, ValueError) as error:
-      _refuse(context, code.INVALID_ARGUMENT, str(error))
+      context.abort(code.INVALID_ARGUMENT, str(error))
     except tf.errors.OpError as error:
-      _refuse(context, code.INTERNAL, str(error))
+      context.abort(code.INTERNAL, str(error))
     response = predict_pb2.PredictResponse(
       outputs={name: tf.make_tensor_proto(value.numpy()) for name, value in outputs.items()}
     )
-    response.model_spec.CopyFrom(asked)
+    response.model_spec.CopyFrom(spec)
     response.model_spec.signature_name = signature
     response.model_spec.version.value = self._version
     return response
 
 
 def _tensors(inputs: Mapping[str, Any], specs: Mapping[str, tf.TensorSpec]) -> dict[str, tf.Tensor]:
-  """Raises ValueError where the inputs are not those of the signature."""
-  if set(inputs) != set(specs):
-    raise ValueError(
-      f"inputs do not match the signature: extra {sorted(set(inputs) - set(specs))}, missing"
-      f" {sorted(set(specs) - set(inputs))}"
-    )
+  """Raises ValueError if the inputs are not those of the signature."""
+  extra, missing = sorted(set(inputs) - set(specs)), sorted(set(specs) - set(inputs))
+  if extra or missing:
+    raise ValueError(f"inputs do not match the signature: extra {extra}, missing {missing}")
   tensors = {name: tf.constant(tf.make_ndarray(value)) for name, value in inputs.items()}
   for name, tensor in tensors.items():
     spec = specs[name]
@@ -97,8 +94,3 @@ def _tensors(inputs: Mapping[str, Any], specs: Mapping[str, tf.TensorSpec]) -> d
         f" {tensor.shape}"
       )
   return tensors
-
-
-def _refuse(context: grpc.ServicerContext, code: grpc.StatusCode, message: str) -> NoReturn:
-  context.abort(code, message)
-  raise AssertionError("abort raises")

@@ -18,10 +18,9 @@ import tensorflow as tf
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.schema import FeatureTable, Schema
 from tf_twostage.errors import InputError
-from tf_twostage.serving.recommender import Recommender
-from tf_twostage.serving.versions import latest
+from tf_twostage.serving.exporting import EXTRA, latest
+from tf_twostage.serving.servable import ServableRecommender
 
-EXTRA = "assets.extra"
 SETTINGS, USERS = "recommender.json", "users.parquet"
 _PAIRS_PER_CALL = 2**22
 
@@ -36,7 +35,7 @@ class Served:
   """The signatures of a servable recommender, and the users that it was fitted on.
 
   Attributes:
-    signatures: by name; see `Recommender.signatures`.
+    signatures: by name; see `ServableRecommender.signatures`.
     inputs: user and context features that `recommend` takes, by name.
     user_id: name of the user id, which is an input unless it only names rows.
     context: names of the inputs that belong to the request, not to the user.
@@ -56,7 +55,7 @@ class Served:
   @classmethod
   def of(
     cls,
-    servable: Recommender,
+    servable: ServableRecommender,
     schema: Schema,
     users: FeatureTable | None,
     settings: Mapping[str, Any],

@@ -6,19 +6,10 @@ import tensorflow as tf
 
 from tests.serving import small
 from tests.serving.small import IDS, SLATE, TITLE, ask
-from tf_twostage import serving
 from tf_twostage.errors import InputError
-from tf_twostage.serving.recommender import LOWEST_SCORE
+from tf_twostage.serving.servable import LOWEST_SCORE
 
 INVALID = tf.errors.InvalidArgumentError
-
-
-@pytest.fixture(scope="module")
-def signatures(tmp_path_factory):
-  """Of the SavedModel, as another process would find them."""
-  directory = tmp_path_factory.mktemp("model")
-  serving.save(small.recommender(), directory)
-  return tf.saved_model.load(str(directory)).signatures
 
 
 def best(scores, allowed, k):

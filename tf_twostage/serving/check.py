@@ -1,0 +1,227 @@
+"""Tests of an export: recorded requests, replayed in a process that has nothing but TensorFlow.
+
+A version holds the requests and their answers as the warm-up requests of TensorFlow Serving, whose
+format needs the extra [serving]. A server ignores the answers.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage.data.schema import FeatureTable
+from tf_twostage.errors import InputError, RunError
+from tf_twostage.serving.servable import ServableRecommender
+
+_log = logging.getLogger(__name__)
+
+WARM_UP = "assets.extra/tf_serving_warmup_requests"  # the path that TensorFlow Serving reads
+_K = 10  # items that a call asks for or has ranked
+_OTHER_ITEMS, _RTOL, _ATOL = 0.02, 1e-4, 1e-5  # tolerances of `same`
+_PERCENTILES = (50, 99)
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+  """One request to one signature, and the answer of the exporting process."""
+
+  signature: str
+  inputs: Arrays
+  answer: Arrays
+
+
+def record(recommender: ServableRecommender, requests: FeatureTable) -> list[Call]:
+  """Calls every signature: with each request alone, then with all together.
+
+  Args:
+    recommender: answers the calls.
+    requests: raw user and context features of a few users, [B, ...] each, and "exclude", [B, E].
+  """
+  rows = len(requests["exclude"])
+  settings: dict[str, np.ndarray] = {
+    **requests,
+    "k": np.full(rows, min(_K, recommender.num_items), np.int32),
+    "temperature": np.ones(rows, np.float32),
+    "seed": np.arange(rows, dtype=np.int64),
+  }
+
+  def call(name: str, chosen: slice) -> Call:
+    method, specs = recommender.signatures()[name]
+    inputs = {column: settings[column][chosen] for column in specs}
+    answer = method(**{column: tf.constant(value) for column, value in inputs.items()})
+    return Call(name, inputs, {column: value.numpy() for column, value in answer.items()})
+
+  settings["candidates"] = call("recommend", slice(rows)).answer["item_id"]
+  chosen = [*(slice(row, row + 1) for row in range(rows)), slice(rows)]
+  return [call(name, some) for some in chosen for name in recommender.signatures()]
+
+
+def write(version: pathlib.Path, model: str, calls: Sequence[Call]) -> None:
+  """Writes calls into a version; logs a warning without the extra [serving].
+
+  Args:
+    version: the SavedModel's directory.
+    model: the name under which it will be served.
+    calls: at most 1,000, the limit of a server.
+  """
+  try:
+    from tensorflow_serving.apis import prediction_log_pb2
+  except ImportError:
+    _log.warning("no warm-up requests were written: pip install 'tf_twostage[serving]'")
+    return
+  (version / WARM_UP).parent.mkdir(exist_ok=True)
+  with tf.io.TFRecordWriter(str(version / WARM_UP)) as writer:
+    for call in calls:
+      record = prediction_log_pb2.PredictionLog()
+      request, response = record.predict_log.request, record.predict_log.response
+      request.model_spec.name = model
+      request.model_spec.signature_name = call.signature
+      for tensors, arrays in ((request.inputs, call.inputs), (response.outputs, call.answer)):
+        for name, value in arrays.items():
+          tensors[name].CopyFrom(tf.make_tensor_proto(value))
+      writer.write(record.SerializeToString())
+
+
+def read(version: pathlib.Path) -> list[Call]:
+  """Returns the calls that a version holds.
+
+  Raises:
+    InputError: there are none, or the extra [serving] is not installed.
+  """
+  try:
+    from tensorflow_serving.apis import prediction_log_pb2
+  except ImportError as error:
+    raise InputError(
+      "warm-up requests are in TensorFlow Serving's format: pip install 'tf_twostage[serving]'"
+    ) from error
+  path = version / WARM_UP
+  if not path.is_file():
+    raise InputError(f"{path}: no such file; export again, with the extra [serving] installed")
+  calls = []
+  for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+    log = prediction_log_pb2.PredictionLog.FromString(record).predict_log
+    inputs, answer = (
+      {name: tf.make_ndarray(value) for name, value in tensors.items()}
+      for tensors in (log.request.inputs, log.response.outputs)
+    )
+    calls.append(Call(log.request.model_spec.signature_name, inputs, answer))
+  return calls
+
+
+def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) -> dict[str, Any]:
+  """Loads a version in a process of its own and makes each call once and `repeats` times more.
+
+  Returns:
+    The `result` of `isolated_replay.main`: "answers" and "seconds" per call, and more.
+
+  Raises:
+    RunError: it does not load, needs more than TensorFlow, or a call fails.
+  """
+  with tempfile.TemporaryDirectory() as scratch:
+    sent, received = pathlib.Path(scratch, "calls"), pathlib.Path(scratch, "result")
+    sent.write_bytes(pickle.dumps([(call.signature, dict(call.inputs)) for call in calls]))
+    script = pathlib.Path(__file__).with_name("isolated_replay.py")
+    # -I: neither the working directory nor PYTHONPATH makes this package importable by accident.
+    command = [sys.executable, "-I", script, version.resolve(), sent, repeats, received]
+    # The variable would make TensorFlow import Keras.
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    if done.returncode:
+      raise RunError(f"{version} does not answer in a fresh process:\n{done.stderr}")
+    return pickle.loads(received.read_bytes())
+
+
+def same(answer: Arrays, expected: Arrays) -> bool:
+  """Whether two answers agree up to rounding on another machine.
+
+  If two scores are nearly tied, or a random number is close to the border between two items, a
+  place may hold another item. One place may, or 2%; in all other places numbers must agree as well.
+  """
+  if {k: v.shape for k, v in answer.items()} != {k: v.shape for k, v in expected.items()}:
+    return False
+  agree = {
+    name: answer[name].astype(bytes) == wanted.astype(bytes)
+    for name, wanted in expected.items()
+    if wanted.dtype.kind in "OSU"
+  }
+  if any(np.sum(~places) > max(1, _OTHER_ITEMS * places.size) for places in agree.values()):
+    return False
+  return all(
+    np.allclose(answer[name][agree["item_id"]], wanted[agree["item_id"]], rtol=_RTOL, atol=_ATOL)
+    for name, wanted in expected.items()
+    if name not in agree
+  )
+
+
+def differences(calls: Sequence[Call], answers: Sequence[Arrays]) -> list[str]:
+  """Names the calls whose answers differ from those of the exporting process."""
+  return [
+    f"call {number} ({call.signature})"
+    for number, (call, answer) in enumerate(zip(calls, answers, strict=True))
+    if not same(answer, call.answer)
+  ]
+
+
+def check(version: pathlib.Path, *, repeats: int) -> tuple[str, bool]:
+  """Replays the calls that a version holds.
+
+  Args:
+    version: its directory.
+    repeats: how often each call is timed.
+
+  Returns:
+    A report, and whether the version loads and repeats the answers of the exporting process.
+
+  Raises:
+    InputError: it holds no calls.
+  """
+  calls = read(version)
+  try:
+    result = replay(version, calls, repeats=repeats)
+  except RunError as error:
+    return str(error), False
+  different = differences(calls, result["answers"])
+  return "\n".join(_report(version, calls, result, different)), not different
+
+
+def _report(
+  version: pathlib.Path, calls: Sequence[Call], result: Mapping[str, Any], different: Sequence[str]
+) -> Iterator[str]:
+  size = sum(file.stat().st_size for file in version.rglob("*") if file.is_file())
+  yield f"{version}: {size / 1e6:,.1f} MB"
+  yield (
+    f"loads without this package: in {result['native_load_seconds']:.2f} s by the C++ loader, in"
+    f" {result['load_seconds']:.2f} s into a session"
+  )
+  yield f"{len(result['operations'])} kinds of operations, all of them TensorFlow's own"
+  for name, sides in result["signatures"].items():
+    yield f"\n{name}"
+    for side, tensors in sides.items():
+      for tensor, kind in tensors.items():
+        yield f"  {side.removesuffix('s'):7s} {tensor:20s} {kind}"
+  yield "\nlatency, ms  users " + "".join(f"{f'p{p}':>9s}" for p in _PERCENTILES)
+  times = collections.defaultdict(list)
+  for call, seconds in zip(calls, result["seconds"], strict=True):
+    times[call.signature, len(next(iter(call.answer.values())))].append(seconds)
+  for (signature, rows), measured in sorted(times.items()):
+    shown = np.percentile(np.concatenate(measured), _PERCENTILES) * 1e3
+    yield f"{signature:12s} {rows:5d} " + "".join(f"{value:9.2f}" for value in shown)
+  yield (
+    f"\nDIFFERENT from the exporting process: {', '.join(different)}"
+    if different
+    else f"\n{len(calls)} calls answered as in the exporting process"
+  )

@@ -1,0 +1,349 @@
+"""The exported model: raw values in; item ids, titles, scores and propensities out.
+
+Each row of a request is answered on its own, because a server may batch rows of several requests.
+`k`, `temperature` and `seed` may differ between rows. An answer is as wide as its widest row. The
+rest of a row is padding: id "", title "", probability 0, and the lowest finite score, since JSON
+has no infinity. An invalid request fails with INVALID_ARGUMENT and the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage.data.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
+from tf_twostage.errors import InputError
+from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
+from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
+from tf_twostage.models.two_stage import PADDING, rerank, retrieve
+from tf_twostage.policies import TwoStagePolicy
+
+LOWEST_SCORE = tf.float32.min  # the score of padding
+# A NumPy integer: TensorFlow converts some large Python integers by way of float64.
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+Answer = dict[str, tf.Tensor]
+
+
+class ServableRecommender(tf.Module):
+  """Generator with fixed item vectors, and ranker."""
+
+  def __init__(
+    self,
+    schema: Schema,
+    generator: Towers,
+    ranker: SlateRanker,
+    titles: np.ndarray,
+    slate_size: int,
+  ):
+    """Args:
+      schema: features of users and context; the vocabulary of its item id is the catalogue.
+      generator: fitted, without context.
+      ranker: scores slates of this catalogue.
+      titles: [N] display names by catalogue index.
+      slate_size: K, the number of items that the ranker orders, at most N.
+
+    Raises:
+      InputError: slate_size exceeds the catalogue.
+    """
+    super().__init__(name="recommender")
+    if slate_size > schema.num_items:
+      raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
+    self.slate_size = slate_size
+    self.num_items = schema.num_items
+    self._user, self._context = schema.user_inputs, schema.context
+    self._user_lookup, self._context_lookup = map(FeatureLookup, (self._user, self._context))
+    # The SavedModel keeps the towers' variables, not the Keras layers around them.
+    self._query, self._weights = generator.query, [*generator.variables]
+    # [D, N]: a product with few users is a third faster than with [N, D].
+    self._items = tf.Variable(tf.transpose(generator.candidates()), trainable=False)
+    self._ranker = ranker
+    # Objects: NumPy's unicode arrays lose trailing NULs.
+    ids = np.asarray(schema.item_id.vocabulary, dtype=object)
+    self._index = tf.lookup.StaticHashTable(
+      tf.lookup.KeyValueTensorInitializer(ids, np.arange(len(ids)), tf.string, tf.int64), PADDING
+    )
+    # Variables: constants of a large catalogue would bloat the graph.
+    self._ids = tf.Variable(ids, trainable=False, dtype=tf.string)
+    self._titles = tf.Variable(titles, trainable=False, dtype=tf.string)
+
+  def recommend(self, exclude: tf.Tensor, k: tf.Tensor, **features: tf.Tensor) -> Answer:
+    """Both stages: the generator's best items in the ranker's order.
+
+    Args:
+      exclude: [B, E] item ids never to return; "" pads, unknown ids are ignored, E may be 0.
+      k: how many to return, at least 1; scalar, [1] or [B] int32. If it exceeds K, the ranker
+        orders k items.
+      **features: raw user and context features by name, [B] or [B, M] each.
+
+    Returns:
+      item_id, title, score (the ranker's) and generator_score, [B, min(max k, N)] each, best
+      first.
+    """
+    raw, exclude, rows = self._checked(features, exclude=exclude)
+    k = self._checked_k(k, rows)
+    codes = self._codes(raw)
+    logits = self._logits(codes, exclude)
+    slate, _ = self._retrieve(logits, tf.maximum(k, self.slate_size))
+    ranker_scores = self._ranker(raw, codes, tf.maximum(slate, 0))
+    ids, scores = rerank(slate, ranker_scores, tf.minimum(_largest(k), tf.shape(slate)[1]))
+    ids = _keep_first(ids, k)
+    generator_scores = tf.gather(logits, tf.maximum(ids, 0), batch_dims=1)
+    return {
+      **self._ids_and_titles(ids),
+      "score": _padded(scores, ids, LOWEST_SCORE),
+      "generator_score": _padded(generator_scores, ids, LOWEST_SCORE),
+    }
+
+  def retrieve(self, exclude: tf.Tensor, k: tf.Tensor, **features: tf.Tensor) -> Answer:
+    """The generator alone.
+
+    Args:
+      exclude, k: as for `recommend`.
+      **features: raw user features.
+
+    Returns:
+      item_id, score and probability (softmax over all items that are not excluded),
+      [B, min(max k, N)] each, best first.
+    """
+    raw, exclude, rows = self._checked(features, exclude=exclude)
+    logits = self._logits(self._user_lookup(raw), exclude)
+    ids, scores = self._retrieve(logits, self._checked_k(k, rows))
+    log_total = tf.reduce_logsumexp(logits, 1, keepdims=True)
+    return {
+      "item_id": self._ids_and_titles(ids)["item_id"],
+      "score": _padded(scores, ids, LOWEST_SCORE),
+      "probability": _padded(tf.exp(scores - log_total), ids, 0.0),
+    }
+
+  def rank(self, candidates: tf.Tensor, **features: tf.Tensor) -> Answer:
+    """The ranker alone.
+
+    Args:
+      candidates: [B, C] ids of catalogue items, in any order; "" pads.
+      **features: raw user and context features.
+
+    Returns:
+      item_id, title and score, [B, C] each, best first.
+    """
+    raw, candidates, _ = self._checked(features, candidates=candidates)
+    slate = self._index.lookup(candidates)
+    known = (slate != PADDING) | (candidates == "")
+    slate = tf.cast(
+      _require_each(known, "candidates must be ids of the catalogue", candidates, slate), tf.int32
+    )
+    scores = self._ranker(raw, self._codes(raw), tf.maximum(slate, 0))
+    ids, scores = rerank(slate, scores, tf.shape(slate)[1])
+    return {**self._ids_and_titles(ids), "score": _padded(scores, ids, LOWEST_SCORE)}
+
+  def sample(
+    self, exclude: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor, **features: tf.Tensor
+  ) -> Answer:
+    """Draws one item from the two-stage policy and returns its propensity.
+
+    The generator draws K candidates from softmax(scores / temperature), with replacement, and the
+    ranker draws one of them by the softmax of its scores. Logs of `item_id`, `propensity` and the
+    reward allow unbiased training and evaluation.
+
+    Args:
+      exclude: as for `recommend`.
+      temperature: above 0; 1 is the policy as trained, larger values explore more. Scalar, [1] or
+        [B] float32.
+      seed: the same request with the same seed has the same answer. Scalar, [1] or [B] int64; equal
+        rows with equal seeds draw the same.
+      **features: raw user and context features.
+
+    Returns:
+      item_id, title: [B], the item to show; "" where all items are excluded.
+      propensity: [B], its exact probability under the policy; 0 where there is no item.
+      slate: [B, K], the candidates in the order drawn, with repeats.
+    """
+    raw, exclude, rows = self._checked(features, exclude=exclude)
+    temperature = _for_each_row("temperature", temperature, rows)
+    positive = (temperature > 0) & tf.math.is_finite(temperature)
+    temperature = _require_each(positive, "temperature must be above 0 and finite", temperature)
+    uniform = uniforms(_for_each_row("seed", seed, rows), self.slate_size + 1)
+    codes = self._codes(raw)
+    logits = self._logits(codes, exclude)
+    best = tf.reduce_max(logits, 1, keepdims=True)
+    remains = best > logits.dtype.min
+    # Relative to the best, so that a small temperature cannot overflow.
+    logits = tf.where(remains, (logits - best) / temperature[:, tf.newaxis], 0.0)
+    ranker_logits = catalogue_scores(self._ranker, raw, codes, rows, self.num_items)
+    slate = draws(logits, uniform[:, :-1])
+    scores = tf.gather(ranker_logits, slate, batch_dims=1)
+    shown = tf.gather(slate, draws(scores, uniform[:, -1:]), batch_dims=1)[:, 0]
+    log_propensity = TwoStagePolicy(logits, ranker_logits, self.slate_size).log_prob(shown)
+    return {
+      **self._ids_and_titles(tf.where(remains[:, 0], shown, PADDING)),
+      "propensity": tf.where(remains[:, 0], tf.exp(log_propensity), 0.0),
+      "slate": self._ids_and_titles(tf.where(remains, slate, PADDING))["item_id"],
+    }
+
+  def signatures(self) -> dict[str, tuple[Callable[..., Answer], dict[str, tf.TensorSpec]]]:
+    """The exported methods, each with the names, shapes and types of its inputs."""
+    user = _specs(self._user)
+    both = user | _specs(self._context)
+    exclude, candidates = (
+      {name: tf.TensorSpec([None, None], tf.string, name)} for name in ("exclude", "candidates")
+    )
+    # Of unknown rank: a scalar is for all rows.
+    k, temperature, seed = (
+      {name: tf.TensorSpec(None, dtype, name)}
+      for name, dtype in (("k", tf.int32), ("temperature", tf.float32), ("seed", tf.int64))
+    )
+    return {
+      "recommend": (self.recommend, both | exclude | k),
+      "retrieve": (self.retrieve, user | exclude | k),
+      "rank": (self.rank, both | candidates),
+      "sample": (self.sample, both | exclude | temperature | seed),
+    }
+
+  def _checked(
+    self, features: Mapping[str, tf.Tensor], **items: tf.Tensor
+  ) -> tuple[dict[str, tf.Tensor], tf.Tensor, tf.Tensor]:
+    """Returns the features, the one input of item ids, and the number of rows, all valid."""
+    inputs = {**features, **items}
+    rows = tf.stack([tf.shape(value)[0] for value in inputs.values()])
+    message = f"all inputs must have one row for each user; rows of {', '.join(inputs)}:"
+    inputs = {
+      name: _require(tf.reduce_all(rows == rows[0]), message, rows, value)
+      for name, value in inputs.items()
+    }
+    for f in (*self._user, *self._context):
+      name = f.weights if isinstance(f, SparseVector) else f.name
+      if isinstance(f, Numeric | SparseVector) and name in inputs:
+        finite = tf.math.is_finite(inputs[name])
+        inputs[name] = _require_each(finite, f"{name} must be finite", inputs[name])
+    (item_ids,) = (inputs.pop(name) for name in items)
+    return inputs, item_ids, tf.shape(item_ids)[0]
+
+  def _checked_k(self, k: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    k = _for_each_row("k", k, rows)
+    return tf.minimum(_require_each(k >= 1, "k must be at least 1", k), self.num_items)
+
+  def _codes(self, raw: Mapping[str, tf.Tensor]) -> Codes:
+    return {**self._user_lookup(raw), **self._context_lookup(raw)}
+
+  def _logits(self, codes: Codes, exclude: tf.Tensor) -> tf.Tensor:
+    """The generator's scores [B, N], -inf where items are excluded."""
+    logits = tf.matmul(self._query(codes), self._items)
+    index = self._index.lookup(exclude)
+    named = tf.where(index != PADDING)
+    pairs = tf.stack([named[:, 0], tf.gather_nd(index, named)], 1)
+    # Written into the logits: a [B, N] mask would cost as much as the product.
+    return tf.tensor_scatter_nd_update(
+      logits, pairs, tf.fill(tf.shape(pairs)[:1], tf.constant(-np.inf, logits.dtype))
+    )
+
+  def _retrieve(self, logits: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each row's best `sizes` [B] items and their scores, padded to the largest size."""
+    ids, scores = retrieve(logits, None, tf.minimum(_largest(sizes), self.num_items))
+    return _keep_first(ids, sizes), scores
+
+  def _ids_and_titles(self, index: tf.Tensor) -> Answer:
+    names = (("item_id", self._ids), ("title", self._titles))
+    return {
+      name: tf.where(index != PADDING, tf.gather(values, tf.maximum(index, 0)), "")
+      for name, values in names
+    }
+
+
+def uniforms(seeds: tf.Tensor, count: int) -> tf.Tensor:
+  """Uniform numbers in [0, 1) with 52 random bits: SplitMix64 on a hash of the seed.
+
+  Each row has its own seed, so that its draws do not depend on the rest of the batch. TensorFlow's
+  stateless generators take one seed for all rows.
+
+  Args:
+    seeds: [B] int64.
+    count: how many per row.
+
+  Returns:
+    [B, count] float64.
+  """
+  start = _mix(tf.bitcast(seeds, tf.uint64) * _GOLDEN)
+  bits = _mix(start[:, tf.newaxis] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
+  return tf.cast(_shifted(bits, 12), tf.float64) * 2.0**-52
+
+
+def draws(logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+  """Draws from softmax(logits) with replacement, by inverting the distribution function.
+
+  Args:
+    logits: [B, N] floating; -inf excludes. Each row needs a finite one.
+    uniform: [B, count] float64 in [0, 1 - 2**-52].
+
+  Returns:
+    [B, count] int32 in [0, N), never an excluded item.
+  """
+  weights = tf.exp(logits - tf.reduce_max(logits, 1, keepdims=True))
+  # float32 sums of a million weights would change the probability of a rare item by percents.
+  sums = tf.cumsum(tf.cast(weights, tf.float64), 1)
+  # The first sum above a point has a weight above 0. Points stay below the total, since 2**-52 of
+  # the total is at least its last binary digit.
+  return tf.searchsorted(sums, uniform * sums[:, -1:], side="right")
+
+
+def _mix(x: tf.Tensor) -> tf.Tensor:
+  x = tf.bitwise.bitwise_xor(x, _shifted(x, 30)) * np.uint64(0xBF58476D1CE4E5B9)
+  x = tf.bitwise.bitwise_xor(x, _shifted(x, 27)) * np.uint64(0x94D049BB133111EB)
+  return tf.bitwise.bitwise_xor(x, _shifted(x, 31))
+
+
+def _shifted(x: tf.Tensor, bits: int) -> tf.Tensor:
+  return tf.bitwise.right_shift(x, np.uint64(bits))
+
+
+def _require(ok: tf.Tensor, message: str, shown: tf.Tensor, value: tf.Tensor) -> tf.Tensor:
+  """Returns `value` if `ok`; else fails with the message and the values `shown`.
+
+  What follows must use the returned tensor, or it could fail first with a message of its own.
+  """
+  # The bare op: tf.debugging.Assert wraps it into a conditional, which costs more.
+  passed = tf.raw_ops.Assert(condition=ok, data=[message, shown], summarize=8)
+  with tf.control_dependencies([passed]):
+    return tf.identity(value)
+
+
+def _require_each(
+  ok: tf.Tensor, rule: str, values: tf.Tensor, result: tf.Tensor | None = None
+) -> tf.Tensor:
+  """Returns `result` (default: `values`) if `ok` everywhere; else shows the first bad values."""
+  bad = tf.boolean_mask(values, ~ok)
+  return _require(tf.reduce_all(ok), f"{rule}, got", bad, values if result is None else result)
+
+
+def _for_each_row(name: str, value: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+  """A setting for each row, [rows], from one for each or one for all (scalar or [1])."""
+  flat = tf.reshape(value, [-1])
+  size = tf.size(flat)
+  message = f"{name} must hold one value, or one for each user; number of values, got"
+  return tf.broadcast_to(_require((size == 1) | (size == rows), message, size, flat), [rows])
+
+
+def _largest(sizes: tf.Tensor) -> tf.Tensor:
+  return tf.maximum(tf.reduce_max(sizes), 0)  # 0 for no rows
+
+
+def _keep_first(ids: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+  """The first `sizes` [B] of each row of ids [B, W], then padding."""
+  return tf.where(tf.range(tf.shape(ids)[1]) < sizes[:, tf.newaxis], ids, PADDING)
+
+
+def _padded(values: tf.Tensor, ids: tf.Tensor, padding: float) -> tf.Tensor:
+  return tf.where(ids != PADDING, values, tf.constant(padding, values.dtype))
+
+
+def _specs(features: Sequence[Feature]) -> dict[str, tf.TensorSpec]:
+  specs = {}
+  for f in features:
+    for name in columns(f):
+      dtype = tf.float64 if isinstance(f, Numeric) else tf.string
+      if isinstance(f, SparseVector):
+        dtype = tf.int64 if name == f.ids else tf.float32
+      shape = [None, None] if isinstance(f, Bag | SparseVector) else [None]
+      specs[name] = tf.TensorSpec(shape, dtype, name)
+  return specs
