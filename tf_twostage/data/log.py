@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import pandas as pd
 from tf_twostage.data import frames, splits
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import FeatureTable, Schema, check_table
+from tf_twostage.data.schema import FeatureTable, Schema, check_table, fingerprint_arrays
 from tf_twostage.errors import InputError
 
 if TYPE_CHECKING:
@@ -311,13 +310,8 @@ class BanditLog:
 
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""
-    digest = hashlib.sha256(self.schema.to_json().encode())
     arrays = {f"user.{k}": v for k, v in self.users.items()}
     arrays |= {f"item.{k}": v for k, v in self.items.items()}
     arrays |= {f"context.{k}": v for k, v in self.rows.context.items()}
     arrays |= {"titles": self.titles, **self.rows.columns(), **self._columns()}
-    for name, values in sorted(arrays.items()):
-      # The header keeps arrays apart whose bytes alone would run together.
-      digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-      digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
+    return fingerprint_arrays(self.schema.to_json(), arrays)

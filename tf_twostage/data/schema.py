@@ -22,6 +22,7 @@ feature         raw value                            array
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
@@ -191,6 +192,16 @@ def unit_range(name: str, values: np.ndarray) -> Numeric:
   low, high = float(values.min()), float(values.max())
   # One single value has no width to divide by and reads as 0.
   return Numeric(name, offset=low, scale=high - low or 1.0)
+
+
+def fingerprint_arrays(header: str, arrays: Mapping[str, np.ndarray]) -> str:
+  """Returns the SHA-256 of a text and of named arrays, as 64 hex digits."""
+  digest = hashlib.sha256(header.encode())
+  for name, values in sorted(arrays.items()):
+    # Without name, type and shape, different arrays could have the same bytes in a row.
+    digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+    digest.update(np.ascontiguousarray(values).data)
+  return digest.hexdigest()
 
 
 def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> int:

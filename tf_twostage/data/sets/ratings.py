@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tf_twostage.data import feature_tables
-from tf_twostage.data.files.vocabulary import natural_order
-from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.log import BanditLog
 from tf_twostage.data.schema import (
   Feature,
   FeatureTable,
@@ -19,9 +17,11 @@ from tf_twostage.data.schema import (
   Numeric,
   Schema,
   check_table,
-  unit_range,
+  fingerprint_arrays,
 )
 from tf_twostage.errors import InputError, require
+
+_NO_REWARD = "no_reward"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,60 +94,42 @@ class RatingsData:
     cls,
     ratings: pd.DataFrame,
     *,
-    user: str = "user_id",
-    item: str = "item_id",
-    rating: str = "rating",
-    users: pd.DataFrame | None = None,
-    items: pd.DataFrame | None = None,
-    user_features: Mapping[str, str] | None = None,
-    item_features: Mapping[str, str] | None = None,
-    context: Sequence[str] = (),
-    title: str | None = None,
+    user: str,
+    item: str,
+    rating: str,
     name: str = "ratings",
+    **tables: Any,
   ) -> RatingsData:
-    """Makes ratings data of tables.
+    """Makes ratings data of DataFrames.
 
     Args:
       ratings: one row per rating.
-      user: the column of user ids, in `ratings` and in `users`.
-      item: the column of item ids, in `ratings` and in `items`.
-      rating: the column of ratings.
-      users: one row per user. None: the users of `ratings`, by id.
-      items: one row per item. None: the items of `ratings`, by id.
-      user_features: columns of `users` that models read, each "categorical", "numeric" or "bag"
-        (values separated by "|").
-      item_features: columns of `items`, likewise.
-      context: numeric columns of `ratings` that models read, such as the time.
-      title: the column of `items` with display names. None: the ids.
+      user: column of user ids.
+      item: column of item ids.
+      rating: column of ratings.
       name: the data set's name.
+      tables: `users`, `items`, `user_features`, `item_features`, `context` and `title`, as in
+        `BanditLog.from_pandas`.
 
     Raises:
-      InputError: a column is missing, a user or item is missing from its table or stands there
-        twice, or a value is invalid.
+      InputError: a column is missing, an id is missing from its table or repeated there, or a
+        value is invalid.
     """
-    _require_columns(ratings, (user, item, rating, *context), f"{name}: ratings")
-    user_side, user_table, user_index = _side(ratings[user], users, user_features, f"{name}: users")
-    item_side, item_table, item_index = _side(ratings[item], items, item_features, f"{name}: items")
-    if items is None or title is None:
-      titles = item_table[item]
-    else:
-      _require_columns(items, (title,), f"{name}: items")
-      titles = _text(items[title])
-    numbers = {column: ratings[column].to_numpy(np.float64) for column in context}
+    if rating not in ratings:
+      raise InputError(f"{name}: no column {rating!r}; found {list(map(str, ratings))}")
+    # Ratings may be negative and rewards may not, so the log gets a constant in their place.
+    frame = ratings.assign(**{_NO_REWARD: 0.0})
+    log = BanditLog.from_pandas(frame, user=user, item=item, reward=_NO_REWARD, name=name, **tables)
     return cls(
       name=name,
-      schema=Schema(
-        user=user_side,
-        item=item_side,
-        context=tuple(unit_range(column, values) for column, values in numbers.items()),
-      ),
-      users=user_table,
-      items=item_table,
-      titles=titles,
-      user_index=user_index,
-      item_index=item_index,
-      rating=ratings[rating].to_numpy(np.float32),
-      context=numbers,
+      schema=log.schema,
+      users=dict(log.users),
+      items=dict(log.items),
+      titles=log.titles,
+      user_index=log.rows.user_index,
+      item_index=log.rows.action,
+      rating=pd.to_numeric(ratings[rating], errors="coerce").to_numpy(np.float32),
+      context=dict(log.rows.context),
     )
 
   @property
@@ -160,18 +142,10 @@ class RatingsData:
 
   def fingerprint(self) -> str:
     """Returns the SHA-256 of the schema and of every array, as 64 hex digits."""
-    digest = hashlib.sha256(self.schema.to_json().encode())
     tables = {"users": self.users, "items": self.items, "context": self.context}
-    arrays = {
-      f"{side}.{name}": values for side, table in tables.items() for name, values in table.items()
-    }
+    arrays = {f"{side}.{name}": v for side, table in tables.items() for name, v in table.items()}
     arrays |= {name: getattr(self, name) for name in ("titles", "user_index", "item_index")}
-    arrays["rating"] = self.rating
-    for name, values in sorted(arrays.items()):
-      # The header keeps arrays apart whose bytes alone would run together.
-      digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-      digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
+    return fingerprint_arrays(self.schema.to_json(), {**arrays, "rating": self.rating})
 
 
 def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what: str) -> None:
@@ -188,37 +162,3 @@ def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what:
   in_order, rule = table[key.name] == np.array(key.vocabulary), "must be in the vocabulary's order"
   remedy = "order the table like the vocabulary"
   require(in_order, f"{what}: column {key.name!r}", rule, remedy, table[key.name])
-
-
-def _side(
-  ids: pd.Series, table: pd.DataFrame | None, features: Mapping[str, str] | None, what: str
-) -> tuple[tuple[Feature, ...], dict[str, np.ndarray], np.ndarray]:
-  """The features, the raw table and the row of each of `ids` [R] in it, for users or items."""
-  key, kinds = str(ids.name), features or {}
-  if table is None:
-    distinct = _text(ids.dropna().drop_duplicates())
-    table = pd.DataFrame({key: distinct[natural_order(distinct.tolist())]})
-  _require_columns(table, (key, *kinds), what)
-  known = _text(table[key])
-  feature = Id(key, tuple(known.tolist()))  # refuses repeated ids
-  index = np.where(ids.isna(), -1, pd.Index(known).get_indexer(_text(ids)))
-  remedy = "add it to the table or drop these rows"
-  require(index >= 0, f"{what}: the id", "must be in the table", remedy, ids.to_numpy())
-  built, raw = feature_tables.build(
-    [FeatureColumn(name, kind) for name, kind in kinds.items()],
-    {
-      name: table[name].to_numpy(np.float64) if kind == "numeric" else _text(table[name].fillna(""))
-      for name, kind in kinds.items()
-    },
-  )
-  return (feature, *built), {key: known, **raw}, index.astype(np.int32)
-
-
-def _require_columns(table: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-  missing = [column for column in columns if column not in table]
-  if missing:
-    raise InputError(f"{what}: missing column(s) {missing}; found {list(map(str, table))}")
-
-
-def _text(values: pd.Series) -> np.ndarray:
-  return np.array(values.astype(str).tolist(), dtype=str)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import hashlib
 import io
 import itertools
 import os
@@ -31,7 +30,7 @@ from typing import BinaryIO
 import numpy as np
 from scipy.sparse import csr_array, vstack
 
-from tf_twostage.data.schema import FeatureTable, Id, Schema, SparseVector
+from tf_twostage.data.schema import FeatureTable, Id, Schema, SparseVector, fingerprint_arrays
 from tf_twostage.errors import InputError
 
 # What archives call a data set besides the name used here.
@@ -126,15 +125,13 @@ class XmcData:
 
   def fingerprint(self) -> str:
     """Returns the SHA-256 of the sizes and of every array, as 64 hex digits."""
-    digest = hashlib.sha256(f"{self.num_train}".encode())
-    for matrix in (self.features, self.labels):
-      for values in (matrix.shape, matrix.indptr, matrix.indices, matrix.data):
-        array = np.asarray(values)
-        array = array.astype(np.int64) if array.dtype.kind == "i" else array
-        # The header keeps arrays apart whose bytes alone would run together.
-        digest.update(f"{array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+    arrays = {"values": self.features.data}
+    for side, matrix in (("features", self.features), ("labels", self.labels)):
+      # SciPy chooses the integers' width.
+      arrays[f"{side}.ids"] = matrix.indices.astype(np.int64)
+      arrays[f"{side}.splits"] = matrix.indptr.astype(np.int64)
+    sizes = (self.features.shape, self.labels.shape, self.num_train)
+    return fingerprint_arrays(repr(sizes), arrays)
 
 
 def load_xmc(name: str, data_dir: str | None = None) -> XmcData:
