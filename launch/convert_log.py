@@ -32,8 +32,7 @@ def main() -> int:
 
   import tqdm
 
-  from tf_twostage.data.files import convert
-  from tf_twostage.data.files.bad_rows import BadRowsError
+  from tf_twostage.data.files import BadRowsError, convert
 
   with tqdm.tqdm(unit=" rows", unit_scale=True) as bar:
 
@@ -42,7 +41,7 @@ def main() -> int:
       bar.update(rows)
 
     try:
-      rows, bad_rows = convert.convert(
+      rows, bad_rows = convert(
         log,
         output,
         schema,

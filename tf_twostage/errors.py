@@ -69,5 +69,5 @@ def reason(error: Exception) -> str:
   """What went wrong, in one line."""
   text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error)
   # TensorFlow puts "{{function_node ...}}" before and "[Op:...]" behind what happened.
-  text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*?\]", "", text).strip()
+  text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", text).strip()
   return text.splitlines()[0] if text else type(error).__name__

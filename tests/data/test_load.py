@@ -76,7 +76,7 @@ def test_the_format_makes_no_difference(tmp_path, data, name):
 @pytest.mark.parametrize("compress", [False, True])
 def test_nor_does_a_conversion(tmp_path, places, data, compress):
   log, items, schema = places
-  rows, _ = convert.convert(log, tmp_path / "new", schema, num_shards=3, compress=compress)
+  rows, _ = convert(log, tmp_path / "new", schema, num_shards=3, compress=compress)
   assert rows == 8
   end = ".tfrecord.gz" if compress else ".tfrecord"
   assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
@@ -189,7 +189,7 @@ def test_whole_numbers_are_ordered_as_numbers(tmp_path):
 
 
 def test_users_that_first_come_in_a_later_chunk_keep_their_features(tmp_path, monkeypatch):
-  monkeypatch.setattr("tf_twostage.data.files.csv_format._BLOCK", 64)  # a row or two
+  monkeypatch.setattr("tf_twostage.data.files.csv_format._BLOCK", 128)  # a row or two
   data = load.load(*small_log.write(tmp_path))
   np.testing.assert_array_equal(data.users["gender"], ["F", "M", "F", "M"])
   frame = small_log.frame()

@@ -12,8 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from tf_twostage.data import splits
-from tf_twostage.data.files import find, reader
+from tf_twostage.data import files, splits
 from tf_twostage.data.log_schema import RESERVED, ROLES
 from tf_twostage.errors import InputError
 
@@ -159,22 +158,22 @@ def draft(
 
 def _look(path: str | os.PathLike) -> tuple[str, list[_Column]]:
   """The columns of the first chunk."""
-  found = find.find(path)
+  found = files.locate(path)
   for file in found.paths:
     names = list(dict.fromkeys(found.format.column_names(file)))
     alone = dataclasses.replace(found, paths=(file,))
-    for chunk, _ in reader.chunks(alone, {name: name for name in names}):
+    for chunk in files.chunks(alone, {name: name for name in names}):
       if len(chunk.table):
         return found.place, [_column(name, chunk.table[name][:_ROWS]) for name in names]
   raise InputError(f"{found.place}: there are no rows to draft a schema from")
 
 
 def _column(name: str, raw: pa.ChunkedArray) -> _Column:
-  text = reader.text(raw).to_pandas()
-  values, no_number = reader.numbers(raw)
-  if not no_number.any() and not np.isnan(values).any():
+  text = files.text(raw)[0].to_pandas()
+  values, is_number = files.numbers(raw)
+  if is_number.all() and not np.isnan(values).any():
     return _Column(name, text, values, False)
-  return _Column(name, text, None, bool(np.isfinite(reader.times(raw)).all()))
+  return _Column(name, text, None, bool(np.isfinite(files.times(raw)).all()))
 
 
 def _roles(columns: Sequence[_Column]) -> tuple[dict[str, _Column], dict[str, str]]:

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tf_twostage.data.files import find, reader
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.rules import NUMBER
+from tf_twostage.data import files
+from tf_twostage.data.files import NUMBER, BadRows, CheckedColumns, LogFiles
 from tf_twostage.data.files.vocabulary import natural_order
 from tf_twostage.data.log_schema import FeatureColumn
 from tf_twostage.data.schema import Bag, Categorical, Feature, unit_range
@@ -33,7 +32,7 @@ class RawTable:
 
 
 def read(
-  path: str | os.PathLike | find.LogFiles,
+  path: str | os.PathLike | LogFiles,
   key: str,
   features: Sequence[FeatureColumn],
   title: str | None = None,
@@ -50,7 +49,7 @@ def read(
     InputError: the file cannot be read or is empty, a column is missing, an id is blank or there
       twice, or a number is none.
   """
-  found = path if isinstance(path, find.LogFiles) else find.find(path)
+  found = path if isinstance(path, LogFiles) else files.locate(path)
   wanted = {"": key} | {feature.name: feature.column for feature in features}
   if title is not None:
     wanted["title"] = title
@@ -58,24 +57,20 @@ def read(
   ids: list[pa.Array] = []
   parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted if name}
   seen: set[str] = set()
-  for chunk, _ in reader.chunks(found, wanted):
-
-    def require(valid, column, says, remedy, chunk=chunk):
-      bad_rows.require(valid, chunk, column, says, remedy)
-
-    bad_rows.see(chunk)
-    ids.append(reader.required_ids(chunk.table[key], key, require))
+  numeric = {feature.name for feature in features if feature.kind == "numeric"}
+  separators = {feature.name: feature.separator for feature in features if feature.kind == "bag"}
+  for chunk in files.chunks(found, wanted):
+    columns = CheckedColumns(chunk, bad_rows)
+    ids.append(columns.ids(""))
     named = ids[-1].to_pandas()
     repeated = (named.duplicated() | named.isin(seen)) & (named != "")
-    require(~repeated.to_numpy(bool), key, "must not repeat", "keep one row of each")
+    columns.require(~repeated, "", "must not repeat", "keep one row of each")
     seen.update(named)
-    numeric = {feature.name for feature in features if feature.kind == "numeric"}
     for name, values in parts.items():
-      raw = chunk.table[wanted[name]]
       values.append(
-        reader.required_numbers(raw, wanted[name], NUMBER, require)
+        columns.numbers(name, NUMBER)
         if name in numeric
-        else strings(reader.text(raw))
+        else strings(columns.text(name, separators.get(name)))
       )
   bad_rows.settle("fail")
   if not bad_rows.rows:

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tf_twostage.data.files.chunk import Chunk
-from tf_twostage.data.files.find import Format, LogFiles
+from tf_twostage.data.files import Chunk, Format, LogFiles
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn
 from tf_twostage.errors import InputError
 

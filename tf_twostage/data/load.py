@@ -10,11 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data import feature_tables
+from tf_twostage.data import feature_tables, files
 from tf_twostage.data.feature_tables import RawTable, strings
-from tf_twostage.data.files import find, reader
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.reader import Known, Rows
+from tf_twostage.data.files import BadRows, Chunk, IdSet, LogFiles
 from tf_twostage.data.files.vocabulary import Vocabulary, natural_order
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema, load_schema
@@ -26,10 +24,10 @@ _BESIDE = ("propensity", "reward", "position", "time", "ranker_score")
 
 
 def load(
-  log: str | os.PathLike | Sequence[str | os.PathLike] | find.LogFiles,
-  items: str | os.PathLike | find.LogFiles | None,
+  log: str | os.PathLike | Sequence[str | os.PathLike] | LogFiles,
+  items: str | os.PathLike | LogFiles | None,
   schema: str | os.PathLike | LogSchema,
-  users: str | os.PathLike | find.LogFiles | None = None,
+  users: str | os.PathLike | LogFiles | None = None,
   *,
   on_bad_rows: str = "fail",
   bad_rows: BadRows | None = None,
@@ -40,7 +38,7 @@ def load(
   in it are bad rows. Ids of a file keep its order, ids of the log are sorted.
 
   Args:
-    log: file, directory, pattern, or several of them; see `logs.files.find`.
+    log: file, directory, pattern, or several of them; see `files.locate`.
     items: file with a row for each item; None: the catalogue is what was logged.
     schema: a `LogSchema`, its file, or the name of a preset.
     users: file with a row for each user; None: user features are columns of the log.
@@ -67,10 +65,10 @@ class Source:
 
   def __init__(
     self,
-    log: str | os.PathLike | Sequence[str | os.PathLike] | find.LogFiles,
-    items: str | os.PathLike | find.LogFiles | None,
+    log: str | os.PathLike | Sequence[str | os.PathLike] | LogFiles,
+    items: str | os.PathLike | LogFiles | None,
     schema: str | os.PathLike | LogSchema,
-    users: str | os.PathLike | find.LogFiles | None = None,
+    users: str | os.PathLike | LogFiles | None = None,
     *,
     on_bad_rows: str = "fail",
     bad_rows: BadRows | None = None,
@@ -93,7 +91,7 @@ class Source:
     self._people = (
       _LoggedUsers(schema, self._bad_rows) if users is None else _ListedUsers(schema, users)
     )
-    self._files = find.find(log) if not isinstance(log, find.LogFiles) else log
+    self._files = files.locate(log) if not isinstance(log, LogFiles) else log
     self._ranks: dict[str, np.ndarray] = {}
 
   def parts(self) -> Iterator[dict[str, np.ndarray]]:
@@ -104,15 +102,13 @@ class Source:
     """
     known = self._catalogue.known | self._people.known
     context = [feature.name for feature in self.schema.context_features]
-    if self._on_bad_rows == "fail":
-      self._files.check_ends()
-    for part in reader.read(
+    for part in files.read(
       self._files, self.schema, self._bad_rows, user_features=not self._has_users, known=known
     ):
       user_index, consistent = self._people.index(part)
       columns = {"user_index": user_index, "action": self._catalogue.index(part)}
       names = [name for name in (*_BESIDE, *context) if name in part.table.column_names]
-      columns |= {name: part.column(name) for name in names}
+      columns |= {name: part.table[name].to_numpy() for name in names}
       if self.schema.split:
         columns["split_label"] = strings(part.table["split"].combine_chunks())
       yield {name: values[consistent] for name, values in columns.items()}
@@ -174,8 +170,6 @@ class Source:
   def _notes(self, num_items: int) -> Iterator[str]:
     if self._bad_rows.bad:
       yield f"{self._bad_rows.bad} of {self._bad_rows.rows} rows are bad and were left out"
-    for cut in self._bad_rows.cut:
-      yield f"{cut} could be read; how many rows those were is not known"
     if not self._has_items:
       yield f"no items file: the catalogue is the {num_items} items that were logged"
     if not self.schema.has_propensities:
@@ -185,17 +179,17 @@ class Source:
 class _Catalogue:
   """The items: those of a file, or those that are met."""
 
-  def __init__(self, schema: LogSchema, path: str | os.PathLike | find.LogFiles | None):
+  def __init__(self, schema: LogSchema, path: str | os.PathLike | LogFiles | None):
     self._met = Vocabulary()
     self._listed = None
-    self.known: dict[str, Known] = {}
+    self.known: dict[str, IdSet] = {}
     if path is not None:
       self._listed = feature_tables.read(
         path, str(schema.item_key), schema.item_features, schema.title
       )
       self.known["item_id"] = _listed(self._listed.ids, "item", path)
 
-  def index(self, part: Rows) -> np.ndarray:
+  def index(self, part: Chunk) -> np.ndarray:
     ids = part.table["item_id"]
     return self._met.encode(ids) if self._listed is None else _place(ids, self._listed.ids)
 
@@ -209,11 +203,11 @@ class _Catalogue:
 class _ListedUsers:
   """The users of a file."""
 
-  def __init__(self, schema: LogSchema, path: str | os.PathLike | find.LogFiles):
+  def __init__(self, schema: LogSchema, path: str | os.PathLike | LogFiles):
     self._listed = feature_tables.read(path, str(schema.user_key), schema.user_features)
     self.known = {"user_id": _listed(self._listed.ids, "user", path)}
 
-  def index(self, part: Rows) -> tuple[np.ndarray, np.ndarray]:
+  def index(self, part: Chunk) -> tuple[np.ndarray, np.ndarray]:
     index = _place(part.table["user_id"], self._listed.ids)
     return index, np.ones(len(index), bool)
 
@@ -231,9 +225,9 @@ class _LoggedUsers:
     self._features = {
       feature.name: _FirstValues(feature.kind == "numeric") for feature in schema.user_features
     }
-    self.known: dict[str, Known] = {}
+    self.known: dict[str, IdSet] = {}
 
-  def index(self, part: Rows) -> tuple[np.ndarray, np.ndarray]:
+  def index(self, part: Chunk) -> tuple[np.ndarray, np.ndarray]:
     """The user of every row, [m], and whether its features are those of the user's other rows."""
     if self._schema.user_id is None:
       ids = _combinations([part.table[name] for name in self._features])
@@ -245,11 +239,10 @@ class _LoggedUsers:
       same = self._features[feature.name].agree(index, len(self._met), part.table[feature.name])
       self._bad_rows.require(
         same,
-        part.chunk,
-        feature.column,
+        part,
+        feature.name,
         f"must be the same in all rows of a user ({self._schema.user_id!r})",
         "mend these rows, or give each user's features once, in a users file",
-        rows=part.index,
       )
       consistent &= same
     self._bad_rows.bad += int((~consistent).sum())
@@ -281,9 +274,9 @@ class _FirstValues:
     return strings(self._vocabulary.values)[self._first.astype(int)]
 
 
-def _listed(ids: pa.Array, side: str, path: object) -> Known:
+def _listed(ids: pa.Array, side: str, path: object) -> IdSet:
   path = getattr(path, "place", path)
-  return Known(
+  return IdSet(
     ids,
     f"must name a known {side}: unknown {side}, not in {path}",
     f"add them to {path} or drop these rows",

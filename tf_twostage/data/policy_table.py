@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data.files import find, reader
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.rules import RULES, Rule
+from tf_twostage.data import files
+from tf_twostage.data.files import BadRows, CheckedColumns, IdSet, Rule
 from tf_twostage.errors import InputError
 
 _TOLERANCE = 1e-3  # probabilities are often written with a few digits
@@ -64,29 +63,17 @@ def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
   """
   bad_rows = BadRows()
   parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-  known = pa.array(item_ids.tolist(), pa.string())
+  catalogue = pa.array(item_ids.tolist(), pa.string())
+  remedy = "leave out what is not in the catalogue"
+  known = IdSet(catalogue, "must name a known item", remedy)
   by_position = False
-  for chunk, columns in reader.chunks(find.find(path), _COLUMNS, optional=("position",)):
-
-    def require(valid, column, says, remedy, chunk=chunk):
-      bad_rows.require(valid, chunk, column, says, remedy)
-
-    bad_rows.see(chunk)
-    index = pc.index_in(reader.text(chunk.table["item_id"]), value_set=known)
-    item = pc.fill_null(index, -1).to_numpy()
-    require(
-      item >= 0, "item_id", "must name a known item", "leave out what is not in the catalogue"
-    )
-    probability = reader.required_numbers(
-      chunk.table["probability"], "probability", _PROBABILITY, require
-    )
-    by_position = "position" in columns
-    position = np.zeros(len(item), np.int32)
-    if by_position:
-      position = reader.required_numbers(
-        chunk.table["position"], "position", RULES["position"], require
-      )
-    parts.append((item, position, probability))
+  for chunk in files.chunks(files.locate(path), _COLUMNS, optional=("position",)):
+    columns = CheckedColumns(chunk, bad_rows)
+    index = pc.index_in(columns.ids("item_id", known), value_set=catalogue)
+    probability = columns.numbers("probability", _PROBABILITY)
+    by_position = "position" in chunk.names
+    position = columns.numbers("position") if by_position else np.zeros(len(index), np.int32)
+    parts.append((pc.fill_null(index, -1).to_numpy(), position, probability))
   bad_rows.settle("fail")
   if not bad_rows.rows:
     raise InputError(f"{path}: the policy has no rows; write item_id and probability")

@@ -20,9 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data.files import find, reader, shards
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.rules import rule
+from tf_twostage.data import files
+from tf_twostage.data.files import BadRows, rule, shards
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema
 from tf_twostage.data.schema import Id, Numeric, Schema
 from tf_twostage.errors import InputError, require
@@ -299,7 +298,7 @@ def write(
     InputError: the log is empty or does not fit the schema, or the directory is in other use.
   """
   table = pa.table(_raw_columns(log, schema))
-  with shards.written_aside(directory) as aside:
+  with shards.new_log(directory) as aside:
     shards.write([table], aside, rows=len(log), num_shards=num_shards)
     frame = table.to_pandas()
     frame.to_csv(aside / "log.csv", index=False)
@@ -311,7 +310,7 @@ def read(path: str | os.PathLike, schema: Schema) -> LogRows:
   """Reads and checks a log whose columns have their native names.
 
   Args:
-    path: a directory of shards as `write` leaves it, or any file or files that `logs.files.find`
+    path: a directory of shards as `write` leaves it, or any file or files that `files.locate`
       takes: CSV, Parquet, TFRecord.
     schema: gives the catalogue indices of the raw ids, and the context features to expect.
 
@@ -328,7 +327,7 @@ def read(path: str | os.PathLike, schema: Schema) -> LogRows:
   )
   known = {"user_id": _known(schema.user_id, "user"), "item_id": _known(schema.item_id, "item")}
   bad_rows = BadRows()
-  parts = list(reader.read(find.find(path), columns, bad_rows, known=known))
+  parts = list(files.read(files.locate(path), columns, bad_rows, known=known))
   bad_rows.settle("fail")
   table = pa.concat_tables([part.table for part in parts])
 
@@ -398,11 +397,11 @@ def _cast(name: str, values: Any) -> np.ndarray:
 def _check(name: str, values: np.ndarray) -> None:
   wanted = rule(name)
   subject = f"bandit log: column {name!r}"
-  require(wanted.valid(values), subject, wanted.says, wanted.remedy, values)
+  require(wanted.valid(values), subject, wanted.text, wanted.remedy, values)
 
 
-def _known(feature: Id, side: str) -> reader.Known:
-  return reader.Known(
+def _known(feature: Id, side: str) -> files.IdSet:
+  return files.IdSet(
     pa.array(feature.vocabulary, pa.string()),
     f"must name a known {side} ({feature.name!r} of the schema)",
     f"add them to the {side}s' table or drop these rows",

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data import splits, streamed
-from tf_twostage.data.files import find
+from tf_twostage.data import files, splits, streamed
 from tf_twostage.data.load import Source
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import load_schema
@@ -75,7 +74,7 @@ def stream_log(config: Config, workspace: Workspace) -> Streamed:
       f"{settings.log}: a ranker is fitted to its scores in memory; leave `ranker_score` out of the"
       " schema (a ranker is fitted to the rewards then), give --ranker, or leave --stream out"
     )
-  found = find.find(str(settings.log))
+  found = files.locate(str(settings.log))
   beside = [pathlib.Path(path) for path in (settings.items, settings.users) if path]
   inputs = {
     "files": [_identity(path) for path in (*found.paths, *beside) if path.exists()],

@@ -5,7 +5,7 @@ import pytest
 
 from tf_twostage.data import splits
 from tf_twostage.data.check import examine
-from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files import BadRows
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.data.rows import LogRows

@@ -7,17 +7,14 @@ import tensorflow as tf
 
 from tests.data.files import small_log
 from tf_twostage.data import rows
-from tf_twostage.data.files import convert, shards
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.find import find
-from tf_twostage.data.files.reader import read
+from tf_twostage.data.files import BadRows, convert, locate, read, shards
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.schema import Id, Schema
 from tf_twostage.errors import InputError
 
 
 def rows_of(log, schema):
-  parts = [part.table.to_pandas() for part in read(find(log), schema, BadRows())]
+  parts = [part.table.to_pandas() for part in read(locate(log), schema, BadRows())]
   return pd.concat(parts, ignore_index=True)
 
 
@@ -26,9 +23,7 @@ def test_rows_keep_their_order_and_every_digit(tmp_path):
   frame = small_log.frame(60).assign(pscore=rng.uniform(0.01, 1, 60), hour=rng.normal(size=60))
   path, _, schema = small_log.write(tmp_path, frame)
   told = []
-  convert.convert(
-    path, tmp_path / "new", schema, num_shards=3, progress=lambda *given: told.append(given)
-  )
+  convert(path, tmp_path / "new", schema, num_shards=3, progress=lambda *given: told.append(given))
   before = rows_of(path, LogSchema.from_file(schema))
   after = rows_of(tmp_path / "new", LogSchema.from_file(tmp_path / "new" / "schema.yaml"))
   pd.testing.assert_frame_equal(after[list(before)], before)
@@ -43,7 +38,7 @@ def test_rows_keep_their_order_and_every_digit(tmp_path):
 def test_rows_that_are_left_out_are_counted(tmp_path):
   frame = small_log.frame().assign(click=[0, -1, 0, 1, -1, 0, 0, 0])
   path, _, schema = small_log.write(tmp_path, frame)
-  rows, bad_rows = convert.convert(path, tmp_path / "new", schema, on_bad_rows="skip")
+  rows, bad_rows = convert(path, tmp_path / "new", schema, on_bad_rows="skip")
   assert (rows, bad_rows.bad) == (6, 2)
   assert len(rows_of(tmp_path / "new", LogSchema.from_file(tmp_path / "new/schema.yaml"))) == 6
 
@@ -51,27 +46,27 @@ def test_rows_that_are_left_out_are_counted(tmp_path):
 def test_bad_rows_leave_nothing_behind(tmp_path):
   path, _, schema = small_log.write(tmp_path / "log", small_log.frame().assign(click=-1))
   with pytest.raises(InputError, match="8 of 8 rows"):
-    convert.convert(path, tmp_path / "new", schema)
+    convert(path, tmp_path / "new", schema)
   assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
 def test_a_directory_in_other_use_is_left_alone(tmp_path):
   path, _, schema = small_log.write(tmp_path)
   with pytest.raises(InputError, match="holds something other than a bandit log"):
-    convert.convert(path, tmp_path, schema)
+    convert(path, tmp_path, schema)
 
 
 def test_user_features_of_a_file_are_not_looked_for(tmp_path):
   path, _, schema = small_log.write(tmp_path, small_log.frame().drop(columns="gender"))
-  convert.convert(path, tmp_path / "new", schema, user_features=False)
+  convert(path, tmp_path / "new", schema, user_features=False)
   native = LogSchema.from_file(tmp_path / "new" / "schema.yaml")
   assert [f.column for f in native.user_features] == ["gender"]
 
 
 def test_shards_can_be_converted_again(tmp_path):
   path, _, schema = small_log.write(tmp_path)
-  convert.convert(path, tmp_path / "a", schema)
-  convert.convert(
+  convert(path, tmp_path / "a", schema)
+  convert(
     tmp_path / "a", tmp_path / "b", tmp_path / "a" / "schema.yaml", num_shards=1, compress=True
   )
   schema = LogSchema.from_file(tmp_path / "b" / "schema.yaml")
@@ -80,7 +75,7 @@ def test_shards_can_be_converted_again(tmp_path):
 
 def test_a_converted_log_is_a_bandit_log(tmp_path):
   path, _, schema = small_log.write(tmp_path)
-  convert.convert(path, tmp_path / "new", schema)
+  convert(path, tmp_path / "new", schema)
   ids = {"visitor": 4, "product": 3}
   users, items = (tuple(f"{name[0]}{i}" for i in range(n)) for name, n in ids.items())
   log = rows.read(

@@ -12,7 +12,7 @@ from scipy import special
 from tf_twostage.data import policy_table
 from tf_twostage.data import splits as splits_of
 from tf_twostage.data.check.report import Fact, Finding, LogReport
-from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files import BadRows
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.data.splits import NAMES, Splits, find_leaks

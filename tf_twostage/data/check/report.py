@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files import BadRows
 
 SEVERITIES = ("problem", "warning", "note")
 _WIDTH = 100

@@ -10,7 +10,7 @@ from typing import Any
 from tf_twostage.data import load, policy_table, splits
 from tf_twostage.data.check import examine, plots
 from tf_twostage.data.check.report import LogReport
-from tf_twostage.data.files.bad_rows import BadRows, BadRowsError
+from tf_twostage.data.files import BadRows, BadRowsError
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.errors import InputError
@@ -32,7 +32,7 @@ def validate(
   """Reads a log and reports on it.
 
   Args:
-    log: what `logs.files.find` takes.
+    log: what `files.locate` takes.
     schema: a `LogSchema`, its file, or the name of a preset.
     items: the items file.
     users: the users file.

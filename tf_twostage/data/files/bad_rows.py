@@ -1,4 +1,4 @@
-"""What is wrong with a log: every kind of fault counted, the first of each kind remembered."""
+"""Bad rows of a log: each kind of fault is counted, and its first row is kept."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from tf_twostage.data.files.chunk import Chunk
 from tf_twostage.errors import InputError, rows_sentence
 
 ON_BAD_ROWS = ("fail", "skip")
-_REMEDY = "mend or drop these rows"
+REMEDY = "mend or drop these rows"
+
+
+class BadRowsError(InputError):
+  """The files can be read, but some of their rows are bad."""
 
 
 @dataclasses.dataclass
 class Fault:
-  """A rule that rows break.
+  """A rule, and the rows that break it.
 
   Attributes:
-    column: the column that the rule is about, as the file calls it, or None for a row as a whole.
-    rule: what is asked.
-    remedy: what to do.
-    file: where the first such row stands.
-    row: its number in the file, from 0, header aside.
-    line: its line, from 1, in a CSV.
-    value: what it holds; None where it is missing.
-    count: how many rows break the rule.
+    column: name of the column in the file; None if the rule is about the whole row.
+    rule: what the column must do.
+    remedy: what the user can do.
+    file: the file of the first such row.
+    row: its number in the file, from 0, without the header.
+    line: its line in a CSV file, from 1.
+    value: its value; None if it is missing.
+    count: number of rows that break the rule.
   """
 
   column: str | None
@@ -38,7 +42,7 @@ class Fault:
   count: int = 0
 
   def message(self, rows: int) -> str:
-    """One sentence: where, what, how often, what to do. `rows` is the size of the log."""
+    """The fault in one sentence, for a log of `rows` rows."""
     subject = f"{self.file}: column {self.column!r}" if self.column else f"{self.file}:"
     line = "" if self.line is None else f"line {self.line}, "
     value = "missing" if self.value is None else repr(self.value)
@@ -47,90 +51,77 @@ class Fault:
 
 
 class BadRows:
-  """The faults of a log, gathered while its chunks pass."""
+  """Collects the faults of a log while its chunks are read.
 
-  def __init__(self):
+  Attributes:
+    rows: number of rows read.
+    bad: number of bad rows among them.
+  """
+
+  def __init__(self) -> None:
     self.rows = 0
     self.bad = 0
-    self.cut: list[str] = []  # files that cannot be read to their ends, and from where on
     self._faults: dict[tuple[str | None, str], Fault] = {}
 
   @property
   def faults(self) -> list[Fault]:
     return list(self._faults.values())
 
-  def see(self, chunk: Chunk) -> None:
-    """Counts a chunk's rows, and the broken ones among them."""
+  def add_chunk(self, chunk: Chunk) -> None:
+    """Counts the rows of a chunk, and its broken rows as bad."""
     self.rows += len(chunk.rows) + len(chunk.broken)
     self.bad += len(chunk.broken)
-    for broken in chunk.broken:
-      place = (str(chunk.file), broken.row, broken.line)
-      self._fault(broken.column, broken.rule, broken.remedy, place, broken.value).count += 1
-      if broken.ends:
-        self.cut.append(f"{chunk.file}: nothing from row {broken.row} on ({broken.value})")
+    for row, column, rule, value in chunk.broken:
+      self._fault(chunk, row, column, rule, REMEDY, value).count += 1
 
   def require(
-    self,
-    valid: np.ndarray,
-    chunk: Chunk,
-    column: str,
-    rule: str,
-    remedy: str = _REMEDY,
-    rows: np.ndarray | None = None,
+    self, valid: np.ndarray, chunk: Chunk, column: str, rule: str, remedy: str = REMEDY
   ) -> None:
-    """Notes the rows that are not valid.
+    """Records the rows of a chunk that are not valid; does not add them to `bad`.
 
     Args:
       valid: [k] bool.
-      chunk: where they stand.
-      column: the column that the rule is about, as the file calls it.
+      chunk: the rows.
+      column: the column of the chunk's table that the rule is about.
       rule: what it must do, such as "must be finite".
-      remedy: what to do.
-      rows: [k] which rows of the chunk they are; by default all.
+      remedy: what the user can do.
     """
     bad = np.flatnonzero(~valid)
     if not bad.size:
       return
-    first = int(bad[0] if rows is None else rows[bad[0]])
-    key = (column, rule)
-    if key in self._faults:
-      self._faults[key].count += bad.size
-      return
-    row, line = chunk.place(first)
-    value = _shown(chunk, column, first)
-    self._fault(column, rule, remedy, (str(chunk.file), row, line), value).count += bad.size
+    first, name = int(bad[0]), chunk.names.get(column, column)
+    value = chunk.table[column][first].as_py()
+    if isinstance(value, bytes):
+      value = value.decode("utf-8", "backslashreplace")
+    shown = None if value is None else str(value)[:80]
+    self._fault(chunk, int(chunk.rows[first]), name, rule, remedy, shown).count += bad.size
 
   def message(self) -> str:
-    """All faults, a line each."""
+    """All faults, one a line."""
     lines = [fault.message(self.rows) for fault in self.faults]
     if len(lines) == 1:
       return lines[0]
     return "\n".join([f"{self.bad} of {self.rows} rows are bad, in {len(lines)} ways", *lines])
 
   def settle(self, on_bad_rows: str) -> None:
-    """Raises InputError if rows are bad and shall not be skipped, or if none is left."""
+    """Ends the collection.
+
+    Args:
+      on_bad_rows: "fail", or "skip" to accept bad rows if there are good ones.
+
+    Raises:
+      BadRowsError: there are bad rows that may not be skipped, or no others.
+    """
     if on_bad_rows not in ON_BAD_ROWS:
       raise InputError(f"on_bad_rows must be one of {', '.join(ON_BAD_ROWS)}, got {on_bad_rows!r}")
     if self._faults and (on_bad_rows == "fail" or self.bad >= self.rows):
       raise BadRowsError(self.message())
 
   def _fault(
-    self,
-    column: str | None,
-    rule: str,
-    remedy: str,
-    place: tuple[str, int, int | None],
-    value: str | None,
+    self, chunk: Chunk, row: int, column: str | None, rule: str, remedy: str, value: str | None
   ) -> Fault:
-    return self._faults.setdefault((column, rule), Fault(column, rule, remedy, *place, value))
-
-
-class BadRowsError(InputError):
-  """Files can be read, but rows of them break the contract."""
-
-
-def _shown(chunk: Chunk, column: str, index: int) -> str | None:
-  value = chunk.table[column][index].as_py()
-  if value is None:
-    return None
-  return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)[:80]
+    if (column, rule) not in self._faults:
+      line = None if chunk.line is None else chunk.line(row)
+      fault = Fault(column, rule, remedy, str(chunk.file), row, line, value)
+      self._faults[column, rule] = fault
+    return self._faults[column, rule]

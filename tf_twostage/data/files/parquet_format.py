@@ -1,4 +1,4 @@
-"""Parquet, read a batch of rows at a time."""
+"""Parquet files, read in batches of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = 1 << 17
 
 
 def column_names(path: pathlib.Path) -> list[str]:
-  """Names of the columns.
+  """Returns the names of the columns.
 
   Raises:
     InputError: the file is damaged, or no Parquet file.
@@ -30,28 +30,24 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
 
   Args:
     path: a Parquet file.
-    columns: what to read; the file has each of them once.
+    columns: names to read; the file has each of them once.
 
   Raises:
     InputError: the file is damaged, or no Parquet file.
   """
   start = 0
   with _open(path) as file:
-    batches = file.iter_batches(_ROWS, columns=list(columns))
-    while True:
-      try:
-        batch = next(batches, None)
-      except (pa.ArrowException, OSError, ValueError) as error:
-        raise _unreadable(path, error, f" from row {start} on") from None
-      if batch is None:
-        return
-      table = pa.Table.from_batches([batch]).select(list(columns))
-      yield Chunk(path, table, start + np.arange(len(table)))
-      start += len(table)
+    try:
+      for batch in file.iter_batches(_ROWS, columns=list(columns)):
+        table = pa.Table.from_batches([batch]).select(list(columns))
+        yield Chunk(path, table, start + np.arange(len(table)))
+        start += len(table)
+    except (pa.ArrowException, OSError) as error:
+      raise _unreadable(path, error, f" from row {start} on") from None
 
 
 def count_rows(path: pathlib.Path) -> int:
-  """Number of rows, as the file's footer says."""
+  """Returns the number of rows in the file's footer."""
   with _open(path) as file:
     return file.metadata.num_rows
 
@@ -59,7 +55,7 @@ def count_rows(path: pathlib.Path) -> int:
 def _open(path: pathlib.Path) -> parquet.ParquetFile:
   try:
     return parquet.ParquetFile(path)
-  except (pa.ArrowException, OSError, ValueError) as error:
+  except (pa.ArrowException, OSError) as error:
     raise _unreadable(path, error) from None
 
 

@@ -1,4 +1,4 @@
-"""Native shards: checked rows as TFRecord files, in a directory that is complete or not there."""
+"""Native logs: checked rows in TFRecord shards, in a directory that is complete or absent."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from tf_twostage.data.files.find import DESCRIPTION
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.locate import DESCRIPTION, locate
+from tf_twostage.data.files.reader import read
+from tf_twostage.data.log_schema import LogSchema, load_schema
 from tf_twostage.errors import InputError
 from tf_twostage.workspace import atomic_directory
 
@@ -30,7 +33,7 @@ COLUMNS = {
   "ranker_score": ("float32", "optional: score of the ranker in production"),
   "split": ("string", "optional: train, validation or test"),
 }
-SCHEMA = "schema.yaml"
+_SCHEMA = "schema.yaml"
 _ROWS = 1 << 16  # serialized at a time
 _OURS = re.compile(r"log-\d{5}-of-\d{5}\.tfrecord(\.gz)?|log\.(csv|parquet|json)|schema\.yaml")
 _TEXT = ("bytes_list", "BytesList", object)
@@ -43,8 +46,57 @@ _EXAMPLE_LISTS = {  # by the kind of a NumPy dtype
 }
 
 
+def convert(
+  log: str | os.PathLike | Sequence[str | os.PathLike],
+  directory: str | os.PathLike,
+  schema: str | os.PathLike | LogSchema,
+  *,
+  num_shards: int = 4,
+  compress: bool = False,
+  user_features: bool = True,
+  on_bad_rows: str = "fail",
+  progress: Callable[[int, int], object] = lambda rows, expected: None,
+) -> tuple[int, BadRows]:
+  """Checks a log and writes its good rows, in order, as a native log with its schema.
+
+  The directory appears when it is complete. One chunk of rows is in memory at a time.
+
+  Args:
+    log: what `locate` takes.
+    directory: where `log-00000-of-00004.tfrecord`, ..., `log.json` and `schema.yaml` go.
+    schema: a `LogSchema`, its file, or the name of a preset.
+    num_shards: number of TFRecord files.
+    compress: whether to gzip them.
+    user_features: whether the log holds them; otherwise they have a file of their own.
+    on_bad_rows: "fail", or "skip" to leave bad rows out.
+    progress: called after each chunk with its number of rows and the expected total.
+
+  Returns:
+    The number of rows written, and the bad rows.
+
+  Raises:
+    InputError: files cannot be read, columns are missing, or the directory is in other use.
+    BadRowsError: there are bad rows that may not be skipped, or no others.
+  """
+  schema = load_schema(schema)
+  files = locate(log)
+  bad_rows = BadRows()
+
+  def tables() -> Iterator[pa.Table]:
+    for chunk in read(files, schema, bad_rows, user_features=user_features):
+      yield chunk.table
+      progress(chunk.table.num_rows, expected)
+
+  with new_log(directory) as new:
+    expected = files.count_rows()
+    written = write(tables(), new, rows=expected, num_shards=num_shards, compress=compress)
+    bad_rows.settle(on_bad_rows)
+    schema.native(user_features=user_features).to_file(new / _SCHEMA)
+  return written, bad_rows
+
+
 def names(num_shards: int, *, compress: bool = False) -> list[str]:
-  """File names of the shards of a log, in order."""
+  """Returns the file names of a log's shards, in order."""
   end = ".tfrecord.gz" if compress else ".tfrecord"
   return [f"log-{shard:05d}-of-{num_shards:05d}{end}" for shard in range(num_shards)]
 
@@ -56,17 +108,15 @@ def write(
   rows: int,
   num_shards: int,
   compress: bool = False,
-  progress: Callable[[int], object] = lambda rows: None,
 ) -> int:
-  """Writes rows in order, and `log.json` that describes them.
+  """Writes rows in order, and `log.json`, which describes them.
 
   Args:
-    tables: columns under their names in the log, none null.
+    tables: columns under their names in the log, without nulls.
     directory: an empty directory.
-    rows: how many there will be, about: shard k of S takes rows k/S to (k+1)/S of them.
+    rows: expected number of rows: shard k of S takes rows k/S to (k+1)/S of them.
     num_shards: number of files, S.
     compress: whether to gzip them.
-    progress: told the number of rows after each part that is written.
 
   Returns:
     The number of rows.
@@ -87,16 +137,15 @@ def write(
       open_files.enter_context(tf.io.TFRecordWriter(str(directory / name), options))
       for name in names(num_shards, compress=compress)
     ]
-    for table in _slices(tables):
-      columns = {field.name: str(field.type) for field in table.schema}
-      records = serialize({name: table[name].to_numpy() for name in columns}).numpy()
-      # The last shard takes what is left, should there be more rows than was thought.
-      parts = np.split(records, np.clip(ends - written, 0, len(records)))
-      for writer, part in zip(writers, parts, strict=True):
-        for record in part:
+    for part in _parts(tables):
+      columns = {field.name: str(field.type) for field in part.schema}
+      records = serialize({name: part[name].to_numpy() for name in columns}).numpy()
+      # The last shard takes the rest if there are more rows than expected.
+      shares = np.split(records, np.clip(ends - written, 0, len(records)))
+      for writer, share in zip(writers, shares, strict=True):
+        for record in share:
           writer.write(record)
-      written += len(table)
-      progress(len(table))
+      written += len(part)
   description = {
     "rows": written,
     "columns": {
@@ -112,8 +161,7 @@ def write(
   return written
 
 
-def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-  """The same rows in parts that take little memory as records."""
+def _parts(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
   for table in tables:
     for start in range(0, table.num_rows, _ROWS):
       yield table.slice(start, _ROWS)
@@ -144,8 +192,8 @@ def serialize(columns: Mapping[str, np.ndarray]) -> tf.Tensor:
 
 
 @contextlib.contextmanager
-def written_aside(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a new sibling of `directory` that takes its place once it is complete.
+def new_log(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Yields an empty directory that replaces `directory` once the block has filled it.
 
   Raises:
     InputError: the directory holds anything but an earlier log, or cannot be written.

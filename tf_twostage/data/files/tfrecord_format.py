@@ -1,29 +1,33 @@
-"""TFRecord files of tf.train.Example, plain or gzipped, read a batch of records at a time.
+"""TFRecord files of tf.train.Example, plain or gzipped, read in batches of records.
 
-TensorFlow is imported when there is something to read: it takes seconds.
+TensorFlow is imported on the first read: that takes seconds.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import gzip
 import pathlib
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tf_twostage.data.files import framing
 from tf_twostage.data.files.chunk import Broken, Chunk
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, reason
 
 _ROWS = 1 << 16
+_FRAME = 16  # bytes of each record besides its payload: its length and two checksums
 _TYPES = {"bytes_list": pa.binary(), "float_list": pa.float32(), "int64_list": pa.int64()}
-_NO_EXAMPLE = "records must be tf.train.Example"
 
 
 def column_names(path: pathlib.Path) -> list[str]:
-  """Names of the features of the first record; none in a file without records."""
+  """Returns the features of the first Example; none if the file has no records.
+
+  Raises:
+    InputError: the file is damaged.
+  """
   return list(_kinds(path))
 
 
@@ -32,84 +36,85 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
 
   Args:
     path: a TFRecord file; gzipped if its name ends in .gz.
-    columns: features to read. The first record decides whether one holds text or numbers.
-
-  Records that do not fit or are damaged are `broken`. Damage to a payload costs its record; behind
-  a cut, or damage to a length, nothing can be read.
+    columns: features to read. The first Example decides whether one holds text or numbers; records
+      that differ from it are broken.
 
   Raises:
-    InputError: the file is damaged, and no record of it can be read.
+    InputError: the file is truncated or corrupt, at the latest after the last chunk.
   """
   kinds = _kinds(path)
   wanted = {column: kinds.get(column, "bytes_list") for column in columns}
-  for rows, records, damaged in _records(path):
-    chunk = _parse(path, records, wanted, rows)
-    yield dataclasses.replace(chunk, broken=[*chunk.broken, *map(_broken, damaged)])
+  row = 0
+  for records in _records(path):
+    yield _parse(path, records, wanted, row)
+    row += len(records)
 
 
 def count_rows(path: pathlib.Path) -> int:
-  """Number of records that begin in the file."""
-  return framing.count(path)
+  """Returns the number of records; reads the file with its checksums.
+
+  Raises:
+    InputError: the file is truncated or corrupt.
+  """
+  return sum(map(len, _records(path)))
 
 
-def _dataset(path: pathlib.Path) -> Any:
+def _records(path: pathlib.Path, batch_size: int = _ROWS) -> Iterator[np.ndarray]:
+  """Yields arrays [k] of records."""
   import tensorflow as tf
 
-  return tf.data.TFRecordDataset(str(path), "GZIP" if path.suffix == ".gz" else "")
-
-
-def _records(
-  path: pathlib.Path,
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[framing.Damage]]]:
-  """Yields rows [k], records [k], and what is damaged among them, in the order of the file."""
-  import tensorflow as tf
-
-  row = octets = 0
+  dataset = tf.data.TFRecordDataset(str(path), "GZIP" if path.suffix == ".gz" else "")
+  row = size = 0
   try:
-    for records in _dataset(path).batch(_ROWS).as_numpy_iterator():
-      yield row + np.arange(len(records)), records, []
+    for records in dataset.batch(batch_size).as_numpy_iterator():
+      yield records
       row += len(records)
-      octets += framing.size(records)
-    # A file may end within the length of a record without a word from TensorFlow.
-    if path.suffix == ".gz" or octets == path.stat().st_size:
-      return
+      size += sum(map(len, records)) + _FRAME * len(records)
   except tf.errors.OpError:
-    pass  # the reader of frames says what is wrong, and reads around it
-  for part in framing.read(path, row):
-    yield part.rows, part.records, part.damages
+    try:
+      for _ in dataset.skip(row).as_numpy_iterator():  # find the damaged record in its batch
+        row += 1
+      raise
+    except tf.errors.OpError as error:
+      raise _damaged(path, row, reason(error)) from None
+  # TensorFlow takes some truncated files for shorter ones, so compare what it has read.
+  if path.suffix == ".gz":
+    _check_gzip(path, row, size)
+  elif size != path.stat().st_size:
+    raise _damaged(path, row, "the file ends within a record")
 
 
-def _broken(damage: framing.Damage) -> Broken:
-  return Broken(
-    row=damage.row,
-    line=None,
-    column=None,
-    rule="truncated or corrupt to its end" if damage.ends else "truncated or corrupt record",
-    value=f"byte offset {damage.offset}: {damage.what}",
-    remedy="write the file again, or go on with what can be read (on_bad_rows: skip)",
-    ends=damage.ends,
-  )
+def _check_gzip(path: pathlib.Path, row: int, size: int) -> None:
+  """Raises InputError unless a gzip file is complete and holds `size` bytes.
+
+  Its last four bytes are the size of its last member, modulo 2**32. Files of several members, and
+  truncated ones, are read to the end.
+  """
+  with path.open("rb") as file:
+    file.seek(-min(4, path.stat().st_size), 2)
+    if size and int.from_bytes(file.read(), "little") == size % 2**32:
+      return
+  try:
+    with gzip.open(path) as file:
+      unpacked = sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+  except (EOFError, OSError, zlib.error) as error:
+    raise _damaged(path, row, f"gzip: {error}") from None
+  if unpacked != size:
+    raise _damaged(path, row, "the file ends within a record")
+
+
+def _damaged(path: pathlib.Path, row: int, what: str) -> InputError:
+  return InputError(f"{path}: truncated or corrupt at row {row} ({what}); write the file again")
 
 
 def _kinds(path: pathlib.Path) -> dict[str, str]:
-  """What the first record that can be read has: feature -> the list that holds it."""
-  damages: list[framing.Damage] = []
-  for _, records, damaged in _records(path):
-    damages += damaged
-    for record in records:
-      kinds = _features(record)
-      if kinds is not None:
-        return kinds
-  if damages:
-    raise InputError(
-      f"{path}: truncated or corrupt, no record can be read: {damages[0]}; write the file again, or"
-      " name the others"
-    )
-  return {}
+  """Feature -> the kind of list that holds it, in the first record that is an Example."""
+  found = (_features(record) for records in _records(path, 1) for record in records)
+  return next((kinds for kinds in found if kinds is not None), {})
 
 
 def _features(record: bytes) -> dict[str, str] | None:
-  """Feature -> kind of a record, or None if it is no Example."""
+  """Feature -> kind of a record, or None if it is not an Example."""
   import tensorflow as tf
   from google.protobuf.message import DecodeError
 
@@ -121,35 +126,30 @@ def _features(record: bytes) -> dict[str, str] | None:
   return {name: kind for name, kind in found.items() if kind}
 
 
-def _parse(
-  path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], rows: np.ndarray
-) -> Chunk:
+def _parse(path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], start: int) -> Chunk:
   import tensorflow as tf
 
   dtypes = {"bytes_list": tf.string, "float_list": tf.float32, "int64_list": tf.int64}
   spec = {name: tf.io.RaggedFeature(dtypes[kind]) for name, kind in wanted.items()}
+  rows = start + np.arange(len(records))
   broken: list[Broken] = []
   try:
     parsed = tf.io.parse_example(tf.constant(records, tf.string), spec)
-  # TensorFlow quotes a record it cannot parse, and stumbles over its bytes.
+  # TensorFlow quotes a record that it cannot parse, and may fail to decode its bytes.
   except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
     problems = [_problem(record, wanted) for record in records]
-    broken = [
-      Broken(row, None, *problem) for row, problem in zip(rows.tolist(), problems, strict=True)
-      if problem
-    ]  # fmt: skip
+    found = zip(rows.tolist(), problems, strict=True)
+    broken = [Broken(row, *problem) for row, problem in found if problem]
     whole = np.array([problem is None for problem in problems])
     rows = rows[whole]
     parsed = tf.io.parse_example(tf.constant(records[whole], tf.string), spec)
   lengths = {name: column.row_lengths().numpy() for name, column in parsed.items()}
   single = np.ones(len(rows), bool)
   for name, length in lengths.items():
-    several = single & (length > 1)
-    single &= ~several
-    broken += [
-      Broken(int(rows[i]), None, name, "must hold one value a row", f"{length[i]} values")
-      for i in np.flatnonzero(several)
-    ]
+    several = np.flatnonzero(single & (length > 1))
+    single[several] = False
+    rule = "must hold one value a row"
+    broken += [Broken(int(rows[i]), name, rule, f"{length[i]} values") for i in several]
   arrays = {
     name: _array(column.flat_values.numpy(), lengths[name], single, _TYPES[wanted[name]])
     for name, column in parsed.items()
@@ -166,11 +166,11 @@ def _array(
   return pa.array(values, kind).take(index)
 
 
-def _problem(record: bytes, wanted: Mapping[str, str]) -> tuple[str | None, str, str] | None:
-  """What keeps a record from being parsed: column, rule, what was found."""
+def _problem(record: bytes, wanted: Mapping[str, str]) -> tuple[Any, str, str] | None:
+  """Why a record cannot be parsed: column, rule and value."""
   found = _features(record)
   if found is None:
-    return None, _NO_EXAMPLE, f"{len(record)} bytes"
+    return None, "records must be tf.train.Example", f"{len(record)} bytes"
   for name, kind in wanted.items():
     if name in found and found[name] != kind:
       return name, f"must be a {kind}, as in the first row, not a {found[name]}", found[name]

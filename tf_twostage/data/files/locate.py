@@ -1,4 +1,4 @@
-"""Which files a log consists of: one file, a directory, or those that match a pattern."""
+"""Which files a log consists of: one file, a directory, or all that match a pattern."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from tf_twostage.data.files import csv_format, framing, parquet_format, tfrecord_format
+from tf_twostage.data.files import csv_format, parquet_format, tfrecord_format
 from tf_twostage.data.files.chunk import Chunk
 from tf_twostage.errors import InputError
 
@@ -21,7 +21,7 @@ _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<parts>\d{5})(?P<end>\
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """How files of a kind are read; see the functions of `csv_format`."""
+  """How files of a format are read; see the functions of `csv_format`."""
 
   column_names: Callable[[pathlib.Path], list[str]]
   count_rows: Callable[[pathlib.Path], int]
@@ -32,14 +32,14 @@ _CSV, _PARQUET, _TFRECORD = (
   Format(module.column_names, module.count_rows, module.read)
   for module in (csv_format, parquet_format, tfrecord_format)
 )
-FORMATS = {
+_FORMATS = {
   ".csv": _CSV,
   ".csv.gz": _CSV,
   ".parquet": _PARQUET,
   ".tfrecord": _TFRECORD,
   ".tfrecord.gz": _TFRECORD,
 }
-_KINDS = ", ".join(FORMATS)
+_SUFFIXES = ", ".join(_FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +47,10 @@ class LogFiles:
   """The files of a log, in order.
 
   Attributes:
-    place: what was asked for, for messages.
+    place: what the user named, for messages.
     paths: the files.
     format: how they are read.
-    expected_rows: how many rows they hold, where a description beside them says so.
+    expected_rows: number of rows, if a description beside the files gives it.
   """
 
   place: str
@@ -59,28 +59,14 @@ class LogFiles:
   expected_rows: int | None = None
 
   def count_rows(self) -> int:
-    """About how many rows there are, never fewer; a fast look at the files."""
+    """Returns the number of rows, in CSV files approximately; reads the files once."""
     return sum(map(self.format.count_rows, self.paths))
 
-  def check_ends(self) -> None:
-    """Refuses TFRecord files that were cut before all of the others have been read.
-
-    Raises:
-      InputError: one ends within a record.
-    """
-    for path in self.paths:
-      damage = framing.cut(path) if suffix(path) == ".tfrecord" else None
-      if damage is not None:
-        raise InputError(
-          f"{path}: truncated or corrupt to its end: {damage}; write the file again, or go on with"
-          " what can be read (on_bad_rows: skip)"
-        )
-
   def check_rows(self, rows: int) -> None:
-    """A shard cut between two records reads without complaint; the description tells.
+    """Checks the number of rows: a shard that is cut between two records reads without error.
 
     Raises:
-      InputError: `rows` is not what the description says.
+      InputError: `rows` is not `expected_rows`.
     """
     if self.expected_rows not in (None, rows):
       raise InputError(
@@ -89,18 +75,19 @@ class LogFiles:
       )
 
 
-def find(log: str | os.PathLike | Sequence[str | os.PathLike]) -> LogFiles:
-  """The files of a log.
+def locate(log: str | os.PathLike | Sequence[str | os.PathLike]) -> LogFiles:
+  """Finds the files of a log.
 
   Args:
-    log: a file, a directory with files of one format (of a native log, its shards), a pattern
+    log: a file, a directory with files of one format (in a native log, its shards), a pattern
       such as "logs/*.csv", or several of these.
 
   Raises:
-    InputError: nothing is there, of several formats, or of a log in numbered parts not all.
+    InputError: there are no files, files of several formats, or numbered parts of which some are
+      missing.
   """
   if not isinstance(log, str | os.PathLike):
-    found = [find(part) for part in log]
+    found = [locate(part) for part in log]
     if not found:
       raise InputError("no files of a log were named")
     paths = tuple(path for part in found for path in part.paths)
@@ -112,27 +99,21 @@ def find(log: str | os.PathLike | Sequence[str | os.PathLike]) -> LogFiles:
   if not names:
     raise InputError(
       f"{place}: no such file, and none matches it; name a file, a directory or a pattern of"
-      f" {_KINDS} files"
+      f" {_SUFFIXES} files"
     )
   paths = tuple(map(pathlib.Path, names))
   return LogFiles(place, paths, _one_format(place, paths))
 
 
-def suffix(path: pathlib.Path) -> str:
-  """The format's key: ".csv", ".csv.gz", ..."""
-  name = path.name.lower()
-  return next((known for known in FORMATS if name.endswith(known)), "")
-
-
 def _in_directory(directory: pathlib.Path) -> LogFiles:
-  inside = [path for path in sorted(directory.rglob("*")) if _is_data(path.relative_to(directory))]
-  shards = tuple(path for path in inside if _NATIVE_SHARD.fullmatch(path.name))
-  # Beside the shards of a native log lie views of the same rows.
-  paths = shards or tuple(path for path in inside if suffix(path))
+  files = [path for path in sorted(directory.rglob("*")) if _is_data(path.relative_to(directory))]
+  shards = tuple(path for path in files if _NATIVE_SHARD.fullmatch(path.name))
+  # The other files of a native log hold the same rows as its shards.
+  paths = shards or tuple(path for path in files if _suffix(path))
   if not paths:
     raise InputError(
-      f"{directory}: no log in it, neither shards such as log-00000-of-00004.tfrecord nor {_KINDS}"
-      " files"
+      f"{directory}: no log in it, neither shards such as log-00000-of-00004.tfrecord nor"
+      f" {_SUFFIXES} files"
     )
   _check_parts(directory, [path.name for path in paths])
   expected = _described_rows(directory / DESCRIPTION) if shards else None
@@ -143,20 +124,25 @@ def _is_data(path: pathlib.Path) -> bool:
   return not any(part.startswith((".", "_")) for part in path.parts)  # such as Spark's _SUCCESS
 
 
+def _suffix(path: pathlib.Path) -> str:
+  """The key of a file in `_FORMATS`, or ""."""
+  return next((known for known in _FORMATS if path.name.lower().endswith(known)), "")
+
+
 def _one_format(place: str, paths: Sequence[pathlib.Path]) -> Format:
-  kinds = {suffix(path): path for path in reversed(paths)}
+  kinds = {_suffix(path): path for path in reversed(paths)}
   if "" in kinds:
-    raise InputError(f"{kinds['']}: no bandit log; give {_KINDS} files or a directory of them")
-  if len({FORMATS[kind] for kind in kinds}) > 1:
+    raise InputError(f"{kinds['']}: no bandit log; give {_SUFFIXES} files or a directory of them")
+  if len({_FORMATS[kind] for kind in kinds}) > 1:
     raise InputError(
       f"{place}: files of several formats lie together ({', '.join(sorted(kinds))}); choose one"
       f" with a pattern, such as {place}/*{min(kinds)}"
     )
-  return FORMATS[next(iter(kinds))]
+  return _FORMATS[next(iter(kinds))]
 
 
 def _check_parts(directory: pathlib.Path, names: Sequence[str]) -> None:
-  """Of a log in numbered parts, all must be there, and of no other log."""
+  """Raises InputError unless numbered files are all parts of one log."""
   found = {name: part for name in names if (part := _PART.fullmatch(name))}
   if not found:
     return

@@ -1,0 +1,219 @@
+"""Raw columns -> typed and checked columns; what the columns of a log must hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tf_twostage.data.files.bad_rows import REMEDY, BadRows
+from tf_twostage.data.files.chunk import Chunk
+
+_INT_MAX = np.iinfo(np.int32).max
+_DECIDING = 1000  # rows that decide whether times are dates
+
+
+class Rule(NamedTuple):
+  """What a column of numbers must hold.
+
+  Attributes:
+    dtype: its type in memory.
+    valid: [k] values -> [k] bool.
+    text: the rule in words, such as "must be finite".
+    remedy: what the user can do.
+  """
+
+  dtype: str
+  valid: Callable[[np.ndarray], np.ndarray]
+  text: str
+  remedy: str = REMEDY
+
+
+_INDEX = Rule(
+  "int32", lambda x: (x >= 0) & (x <= _INT_MAX) & (x % 1 == 0), "must be a whole number >= 0"
+)
+# Kernels flush float32 subnormals to zero, and a weight divides by the propensity.
+_PROPENSITY = Rule(
+  "float32",
+  lambda x: (x >= np.finfo(np.float32).tiny) & (x <= 1),
+  "must lie in (0, 1]",
+  "log the probability of the single draw; mend or drop these rows",
+)
+RULES = {
+  "user_index": _INDEX,
+  "action": _INDEX,
+  "propensity": _PROPENSITY,
+  "reward": Rule("float32", lambda x: np.isfinite(x) & (x >= 0), "must be finite and >= 0"),
+  "position": _INDEX,
+  "ranker_score": Rule("float32", np.isfinite, "must be finite"),
+}
+NUMBER = Rule("float64", np.isfinite, "must be finite")
+
+
+def rule(name: str) -> Rule:
+  """The rule of a column by its native name; by default any finite number."""
+  return RULES.get(name, NUMBER)
+
+
+class IdSet(NamedTuple):
+  """Ids that a column may hold.
+
+  Attributes:
+    ids: [v] string.
+    text: the rule in words, such as "must name a known item".
+    remedy: what the user can do.
+  """
+
+  ids: pa.Array
+  text: str
+  remedy: str
+
+
+class CheckedColumns:
+  """Converts the columns of a chunk, and records rows that break a rule as bad.
+
+  Values of bad rows are placeholders.
+  """
+
+  def __init__(self, chunk: Chunk, bad_rows: BadRows):
+    self.chunk = chunk
+    self._bad_rows = bad_rows
+    self._good = np.ones(len(chunk.rows), bool)
+    bad_rows.add_chunk(chunk)
+
+  def require(self, valid: Any, column: str, rule: str, remedy: str = REMEDY) -> None:
+    """Records the rows that are not valid, [k] bool; see `BadRows.require`."""
+    valid = np.asarray(valid, bool)
+    self._bad_rows.require(valid, self.chunk, column, rule, remedy)
+    self._bad_rows.bad += int((self._good & ~valid).sum())
+    self._good &= valid
+
+  def numbers(self, column: str, wanted: Rule | None = None) -> np.ndarray:
+    """Values that obey a rule, by default that of the column's name: [k] of the rule's dtype."""
+    wanted = wanted or rule(column)
+    values, is_number = numbers(self.chunk.table[column])
+    self.require(is_number, column, "must hold numbers", "write plain numbers, dates as seconds")
+    with np.errstate(over="ignore", under="ignore"):  # the rule sees what float32 cannot hold
+      cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
+    valid = wanted.valid(cast)
+    self.require(valid | ~is_number, column, wanted.text, wanted.remedy)
+    return np.where(valid, cast, 0).astype(wanted.dtype)
+
+  def text(self, column: str, separator: str | None = None) -> pa.Array:
+    """Values as strings, [k]; missing ones are "".
+
+    Args:
+      column: a column of the chunk.
+      separator: joins the values of lists; without it lists are bad.
+    """
+    return self._text(column, separator)[0]
+
+  def ids(self, column: str, known: IdSet | None = None) -> pa.Array:
+    """Values as strings, [k], none blank, and all of them in `known` if given."""
+    ids, valid = self._text(column)
+    blank = valid & _mask(pc.equal(ids, ""))
+    self.require(~blank, column, "must not be blank", "give every row its id, or drop these rows")
+    if known is not None:
+      listed = _mask(pc.is_in(ids, value_set=known.ids))
+      self.require(listed | blank | ~valid, column, known.text, known.remedy)
+    return ids
+
+  def _text(self, column: str, separator: str | None = None) -> tuple[pa.Array, np.ndarray]:
+    """Values as strings; and which of them are valid text, [k] bool."""
+    raw = self.chunk.table[column]
+    single = np.ones(len(raw), bool)
+    if separator is None and pa.types.is_nested(raw.type):
+      single = raw.is_null().to_numpy()
+      remedy = "make the feature a bag, or write one value a row"
+      self.require(single, column, "must hold one value a row, not lists", remedy)
+    values, is_utf8 = text(raw, separator or "|")
+    self.require(is_utf8, column, "must be text in UTF-8")
+    has_nul = _mask(pc.match_substring(values, "\0"))  # NumPy drops it at the end of strings
+    self.require(~has_nul, column, "must not contain the character NUL")
+    return values, single & is_utf8 & ~has_nul
+
+  def times(self, column: str, are_dates: bool) -> np.ndarray:
+    """Values as seconds, [k] float64."""
+    raw = self.chunk.table[column]
+    values = times(raw) if are_dates else numbers(raw)[0]
+    remedy = "write ISO 8601 such as 2024-05-01T12:00:00Z in all rows, or seconds in all"
+    self.require(np.isfinite(values), column, "must be a time", remedy)
+    return values
+
+  def good_rows(self, columns: dict[str, Any]) -> Chunk:
+    """The chunk with converted columns, without its bad rows."""
+    table = pa.table(columns)
+    table = table if self._good.all() else table.filter(pa.array(self._good))
+    return dataclasses.replace(self.chunk, table=table, rows=self.chunk.rows[self._good], broken=())
+
+
+def _mask(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+  return (
+    values.to_numpy(zero_copy_only=False) if isinstance(values, pa.Array) else values.to_numpy()
+  )
+
+
+def text(column: pa.ChunkedArray, separator: str = "|") -> tuple[pa.Array, np.ndarray]:
+  """Values as strings, missing ones as ""; and which of them are valid UTF-8, [k] bool.
+
+  Lists are joined by the separator; other nested values are shown as Python shows them.
+  """
+  values = column.combine_chunks()
+  valid = np.ones(len(values), bool)
+  if pa.types.is_dictionary(values.type):
+    values = values.dictionary_decode()
+  if pa.types.is_nested(values.type):
+    return pa.array([_join(v, separator) for v in values.to_pylist()], pa.string()), valid
+  try:
+    return pc.fill_null(pc.cast(values, pa.string()), ""), valid
+  except pa.ArrowInvalid:
+    cells = [value or b"" for value in values.to_pylist()]
+    decoded = [cell.decode("utf-8", "replace") for cell in cells]
+    valid = np.array([d.encode() == c for d, c in zip(decoded, cells, strict=True)], bool)
+    return pa.array(decoded, pa.string()), valid
+
+
+def _join(value: Any, separator: str) -> str:
+  if isinstance(value, list):
+    return separator.join(_join(part, separator) for part in value if part is not None)
+  if isinstance(value, bytes):
+    return value.decode("utf-8", "replace")
+  return "" if value is None else str(value)
+
+
+def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+  """Values as float64, missing ones as NaN; and which of them are numbers or missing, [k] bool."""
+  kind = column.type
+  if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+    values = pc.cast(column, pa.float64(), safe=False).to_numpy()
+    return values, np.ones(len(values), bool)
+  if pa.types.is_decimal(kind):
+    return pc.cast(column, pa.float64()).to_numpy(), np.ones(len(column), bool)
+  if not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind)):
+    return np.full(len(column), np.nan), np.zeros(len(column), bool)
+  cells = text(column)[0]
+  try:
+    values = pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
+    return values, np.ones(len(values), bool)
+  except pa.ArrowInvalid:  # some cell is no number, or has blanks around it
+    trimmed = pc.utf8_trim_whitespace(cells).to_pandas()
+    values = pd.to_numeric(trimmed, errors="coerce").to_numpy(np.float64)
+    return values, ~np.isnan(values) | (trimmed.str.lower() == "nan").to_numpy(bool)
+
+
+def times(column: pa.ChunkedArray) -> np.ndarray:
+  """Dates or ISO 8601 text as seconds since 1970, in UTC unless an offset is given; else NaN."""
+  values = column if pa.types.is_temporal(column.type) else text(column)[0]
+  moments = pd.to_datetime(values.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+  seconds = moments.dt.as_unit("us").astype("int64").to_numpy() / 1e6
+  return np.where(moments.isna(), np.nan, seconds)
+
+
+def are_dates(column: pa.ChunkedArray) -> bool:
+  """Whether most of the first values are dates rather than numbers."""
+  return bool(numbers(column[:_DECIDING])[1].mean() < 0.5)
