@@ -216,7 +216,7 @@ def test_a_missing_array_is_named(files, tmp_path, file, name):
   files.write(tmp_path)
   rewrite(tmp_path, file, lambda arrays: arrays.update(something=arrays.pop(name)))
   message = refused(tmp_path)
-  assert message.startswith(f"{tmp_path / file}: no array(s) ['{name}'], found ['")
+  assert message.startswith(f"{tmp_path / file}: no array '{name}', found ['")
   assert "something" in message
   assert message.endswith("make the file again")
 

@@ -7,7 +7,6 @@ import hashlib
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -50,7 +49,9 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   schema = dataclasses.replace(data.schema, context=())
   tables = EncodedTables.encode(schema, data.users, data.items)
   shape = data.num_users, data.num_items
-  relevance = _relevance(directory / "full_information.npz", shape)
+  packed_shape = data.num_users, -(-data.num_items // 8)
+  packed = _array(directory / "full_information.npz", "relevance", packed_shape, np.uint8)
+  relevance = unpack_pairs(packed, data.num_items)
   log = _indexed_log(directory / "bandit_log.csv", shape)
   vectors = _vectors(directory / "ranker.npz", shape)
   ranker_logits = full_information.vector_scorer(*vectors)
@@ -77,15 +78,9 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   )
 
 
-def _relevance(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
-  """[U, N] bool from bit-packed rows."""
-  shapes = {"relevance": (shape[0], -(-shape[1] // 8))}
-  return unpack_pairs(_arrays(path, shapes, np.uint8)["relevance"], shape[1])
-
-
 def _vectors(path: pathlib.Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-  shapes = {"user_vectors": (shape[0], None), "item_vectors": (shape[1], None)}
-  users, items = _arrays(path, shapes, np.float32).values()
+  users = _array(path, "user_vectors", (shape[0], None), np.float32)
+  items = _array(path, "item_vectors", (shape[1], None), np.float32)
   if users.shape[1] != items.shape[1]:
     raise InputError(
       f"{path}: user_vectors are {users.shape[1]} wide and item_vectors {items.shape[1]}; their"
@@ -94,48 +89,43 @@ def _vectors(path: pathlib.Path, shape: tuple[int, int]) -> tuple[np.ndarray, np
   return users, items
 
 
-def _arrays(
-  path: pathlib.Path, shapes: Mapping[str, tuple[int | None, ...]], dtype: type
-) -> dict[str, np.ndarray]:
-  """Arrays [rows, ...] of an .npz, of the given shapes (None: any size) and dtype, all finite."""
+def _array(path: pathlib.Path, name: str, shape: tuple[int, int | None], dtype: type) -> np.ndarray:
+  """Reads an array of an .npz, with finite values and the given shape (None: any size)."""
   try:
     if not zipfile.is_zipfile(path):  # NumPy would also read a single array
       raise zipfile.BadZipFile("File is not a zip file")
     with np.load(path) as stored:
-      found = sorted(stored)
-      arrays = {name: stored[name] for name in shapes if name in stored}
+      if name not in stored:
+        raise InputError(f"{path}: no array {name!r}, found {sorted(stored)}; make the file again")
+      array = stored[name]
+  except InputError:
+    raise
   except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise InputError(f"{path}: not a readable .npz ({error}); copy the file again") from error
-  missing = sorted(set(shapes) - set(arrays))
-  if missing:
-    raise InputError(f"{path}: no array(s) {missing}, found {found}; make the file again")
-  for name, shape in shapes.items():
-    array = arrays[name]
-    if not tf.TensorShape(shape).is_compatible_with(array.shape):
-      raise InputError(
-        f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to another data set"
-        " than the one that is loaded"
-      )
-    try:
-      with np.errstate(over="ignore"):  # the check below sees what the dtype cannot hold
-        arrays[name] = array.astype(dtype, casting="same_kind")
-    except TypeError:
-      raise InputError(
-        f"{path}: {name} is {array.dtype}, expected {np.dtype(dtype)}; make the file again"
-      ) from None
-    finite = np.isfinite(arrays[name]).all(axis=1)
-    require(finite, f"{path}: {name}", "must be finite", "make the file again")
-  return arrays
+  if not tf.TensorShape(shape).is_compatible_with(array.shape):
+    raise InputError(
+      f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to another data set"
+      " than the one that is loaded"
+    )
+  if not np.can_cast(array.dtype, dtype, "same_kind"):
+    raise InputError(
+      f"{path}: {name} is {array.dtype}, expected {np.dtype(dtype)}; make the file again"
+    )
+  with np.errstate(over="ignore"):  # the next check refuses values beyond the type
+    array = array.astype(dtype)
+  finite = np.isfinite(array).all(axis=1)
+  require(finite, f"{path}: {name}", "must be finite", "make the file again")
+  return array
 
 
 def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> LogRows:
   """A log whose ids are rows of the users' and items' tables."""
-  columns = ("user_index", "item_index", "propensity", "reward")
+  limits = {"user_index": shape[0], "item_index": shape[1], "propensity": None, "reward": None}
   try:
     frame = pd.read_csv(path)
   except (ValueError, OSError) as error:
     raise InputError(f"{path}: not a readable CSV ({error}); copy the file again") from error
-  missing = [name for name in columns if name not in frame]
+  missing = [name for name in limits if name not in frame]
   if missing:
     raise InputError(
       f"{path}: missing column(s) {missing} in a log of {len(frame)} rows; found"
@@ -143,21 +133,17 @@ def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> LogRows:
     )
   if frame.empty:
     raise InputError(f"{path}: the log has no rows; log some traffic first")
-
-  def check(valid: np.ndarray, name: str, rule: str) -> None:
-    subject = f"{path}: column {name!r}"
-    require(valid, subject, rule, "mend or drop these rows", frame[name].to_numpy())
-
-  numbers = {
-    name: pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64) for name in columns
-  }
-  for name, values in numbers.items():
-    check(~np.isnan(values), name, "must hold numbers")
-  for name, size in zip(columns, shape, strict=False):
-    values = numbers[name]
-    whole = (values >= 0) & (values < size) & (values % 1 == 0)
-    check(whole, name, f"must be a whole number in [0, {size})")
-    numbers[name] = values.astype(np.int32)
+  numbers = {}
+  for name, limit in limits.items():
+    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+    subject, shown = f"{path}: column {name!r}", frame[name].to_numpy()
+    require(~np.isnan(values), subject, "must hold numbers", "mend or drop these rows", shown)
+    if limit:
+      whole = (values >= 0) & (values < limit) & (values % 1 == 0)
+      rule = f"must be a whole number in [0, {limit})"
+      require(whole, subject, rule, "mend or drop these rows", shown)
+      values = values.astype(np.int32)
+    numbers[name] = values
   try:
     user_index, action, propensity, reward = numbers.values()
     return LogRows(user_index, action, propensity, reward)
