@@ -55,11 +55,17 @@ def test_pscore_and_position_may_be_missing():
   [
     ({"reward": KeyError}, r"missing key\(s\) \['reward'\]; found \['action'"),
     ({"context": np.zeros(6)}, r"context must be \[6, d\] numbers"),
-    ({"context": np.full((6, 1), np.nan)}, "context holds numbers that are not finite"),
-    ({"n_rounds": 5, "context": np.zeros((5, 1))}, "vectors of one length"),
-    ({"action": np.array([0, 1, 2, 0, 0, 1])}, "sizes differ.*'action'"),
-    ({"action": np.zeros(6)}, "'action' must be int32"),
-    ({"pscore": np.zeros(6)}, r"'propensity' must lie in \(0, 1\]"),
+    ({"context": np.full((6, 1), np.nan)}, "context must be finite; 6 of 6 rows"),
+    (
+      {"n_rounds": 5, "context": np.zeros((5, 1))},
+      r"action must have the shape \(5,\), got \(6,\)",
+    ),
+    (
+      {"action": np.array([0, 1, 2, 0, 0, 1])},
+      "'action' must name a known item.*; 1 of 6 rows .*row 2, value '2'",
+    ),
+    ({"action": np.full(6, 0.5)}, "'action' must name a known item.*; 6 of 6"),
+    ({"pscore": np.zeros(6)}, r"'pscore' must lie in \(0, 1\]"),
     ({"action_context": np.zeros((3, 1))}, r"action_context must be \[2, d\]"),
   ],
 )
