@@ -75,6 +75,11 @@ def test_harmless_variants_read_the_same(read, content):
   assert_same(read(content), build(DOCUMENTS, 5, 3))
 
 
+def test_unsorted_features_may_follow_an_empty_document(read):
+  data = read(b"3 5 3\n \n 4:2 1:1\n0\n")
+  assert_same(data, build([([], []), ([], [(1, 1), (4, 2)]), ([0], [])], 5, 3))
+
+
 def test_a_file_may_hold_no_document(read):
   assert_same(read(b"0 5 3\n"), build([], 5, 3))
 

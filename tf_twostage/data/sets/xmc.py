@@ -256,20 +256,20 @@ class _Documents(io.RawIOBase):
     self.line = line = self._file.readline()
     if line:
       self.filled.append(bool(line.partition(b"#")[0].strip()))  # the format has comments
-    if self.sort:
+    if line and self.sort:
       labels, _, features = line.partition(b" ")
       ordered = sorted(features.split(), key=lambda feature: int(feature.partition(b":")[0]))
-      line = b" ".join([labels, *ordered])
+      line = b" ".join([labels.strip(), *ordered]) + b"\n"
     return line
 
 
 def _read(file: BinaryIO | gzip.GzipFile, path: pathlib.Path, name: str) -> XmcData:
   from sklearn.datasets import load_svmlight_file  # takes seconds
 
-  first_line = file.readline(1_000)
-  header = re.fullmatch(rb"\s*(\d{1,9})\s+([1-9]\d{0,8})\s+([1-9]\d{0,8})\s*", first_line)
+  first = file.readline(1_000)
+  header = re.fullmatch(rb"\s*(\d{1,9})\s+([1-9]\d{0,8})\s+([1-9]\d{0,8})\s*", first)
   if not header:
-    text = first_line.decode("utf-8", "replace").strip()
+    text = first.decode("utf-8", "replace").strip()
     raise InputError(
       f"{path}: line 1 must count documents, features and labels, as in '14146 101938 30938', got"
       f" {text[:40]!r}; {_FORMAT}"
