@@ -1,4 +1,4 @@
-"""Labels for every user-item pair, from a fitted simulator."""
+"""Labels of every user-item pair, from a fitted simulator."""
 
 from __future__ import annotations
 

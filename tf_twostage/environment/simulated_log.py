@@ -15,7 +15,7 @@ from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.losses.base import OffPolicyLoss
-from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
+from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.training.fitting import fit
 from tf_twostage.workspace import Workspace
@@ -78,9 +78,10 @@ def fit_and_log(
     rows = examples()
     batches = rows.batches(tables.users, batch_size=settings.batch_size, seed=seed)
     fit(CandidateGenerator(towers, objective), batches, settings, len(rows), "behavior policy")
+    users = tf.data.Dataset.from_tensor_slices(tables.users).batch(_USERS_PER_CHUNK)
     np.savez(
       directory / _VECTORS,
-      user_vectors=_user_vectors(towers, tables.users),
+      user_vectors=np.concatenate([towers.query(batch) for batch in users]),
       item_vectors=towers.candidates(),
     )
 
@@ -236,8 +237,3 @@ def _draw(logits: tf.Tensor, items: int, replacement: bool, seed: list[int]) -> 
   # The largest Gumbel-perturbed logits are a draw without replacement.
   uniform = tf.random.stateless_uniform(tf.shape(logits), seed, minval=1e-20)
   return tf.math.top_k(logits - tf.math.log(-tf.math.log(uniform)), items).indices
-
-
-def _user_vectors(towers: TwoTower, users: Codes) -> np.ndarray:
-  batches = tf.data.Dataset.from_tensor_slices(users).batch(_USERS_PER_CHUNK)
-  return np.concatenate([towers.query(batch) for batch in batches])

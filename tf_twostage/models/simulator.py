@@ -47,7 +47,7 @@ class Simulator(tfrs.Model):
     """Logits [B] of the pairs (user i, item i) in context i, given as codes."""
     parts = [self._users(inputs["user"]), self._items(inputs["item"])]
     parts += [encoder(inputs["context"]) for encoder in self._contexts]
-    return self._head(self._first(tf.concat(parts, axis=-1)))
+    return self.pair_logits(self._first(tf.concat(parts, axis=-1)))
 
   def compute_loss(self, inputs, training: bool = False) -> tf.Tensor:
     """Binary cross-entropy against inputs["label"] [B]."""
@@ -72,11 +72,9 @@ class Simulator(tfrs.Model):
     return sum(tf.tensordot(encoder(context), kernel, axes=1) for encoder in self._contexts)
 
   def pair_logits(self, pairs: tf.Tensor) -> tf.Tensor:
-    """Logits [...] from summed parts [..., 100]."""
-    return self._head(pairs)
-
-  def _head(self, hidden: tf.Tensor) -> tf.Tensor:
-    return tf.squeeze(self._last(tf.nn.relu(self._second(tf.nn.relu(hidden)))), axis=-1)
+    """Logits [...] of pairs, given the sums of their parts [..., 100]."""
+    hidden = self._second(tf.nn.relu(pairs))
+    return tf.squeeze(self._last(tf.nn.relu(hidden)), axis=-1)
 
   def _kernels(self) -> list[tf.Tensor]:
     """The rows of the first layer's kernel for users, items and contexts."""

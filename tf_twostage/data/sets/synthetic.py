@@ -1,4 +1,4 @@
-"""An invented ratings data set: no files, a second to make, with tastes that can be learned."""
+"""An invented ratings data set that needs no files, with tastes that can be learned."""
 
 from __future__ import annotations
 
@@ -11,18 +11,8 @@ from tf_twostage.errors import InputError
 _AGES = ("Under 18", "18-34", "35-54", "55+")
 _REGIONS = ("North", "East", "South", "West", "Overseas")
 _DECADES = ("1970s", "1980s", "1990s", "2000s", "2010s")
-_TOPICS = (
-  "Art",
-  "Cooking",
-  "Crime",
-  "Fantasy",
-  "History",
-  "Music",
-  "Nature",
-  "Romance",
-  "Science",
-  "Travel",
-)
+_TOPIC_NAMES = "Art Cooking Crime Fantasy History Music Nature Romance Science Travel"
+_TOPICS = tuple(_TOPIC_NAMES.split())
 _MAX_TOPICS = 3
 _FACTORS = 8
 # Cumulative shares of ratings of 1, 1-2, 1-3 and 1-4 stars: 55% are above 3.
@@ -33,12 +23,12 @@ _START, _YEAR = 1_000_000_000, 365 * 24 * 3600
 def make_synthetic(
   num_users: int = 400, num_items: int = 300, num_ratings: int = 24_000, seed: int = 0
 ) -> RatingsData:
-  """Invents ratings from a latent-factor model whose factors follow from the features.
+  """Invents ratings from a latent-factor model whose factors depend on the features.
 
-  A user's factors are those of age and region plus something personal, an item's those of decade
-  and topics plus something of its own; a rating is their inner product plus the item's quality
-  plus noise, cut into 1 to 5 stars. Which items get rated follows a power law, better and
-  better-liked items more often, so that exposure is biased as it is in real logs.
+  A user's factors are those of age and region plus a personal part, an item's those of decade and
+  topics plus a part of its own. A rating is their inner product plus the item's quality plus
+  noise, cut into 1 to 5 stars. The number of ratings of an item follows a power law and grows with
+  its quality and affinity, so exposure is biased as in real logs.
 
   Args:
     num_users: U.
@@ -47,7 +37,7 @@ def make_synthetic(
     seed: the same seed gives the same data.
 
   Returns:
-    The data, ratings ordered by user, time and item. Making them takes memory for U * N numbers.
+    The data, ratings ordered by user, time and item. Takes memory for U * N numbers.
 
   Raises:
     InputError: the counts do not fit each other.

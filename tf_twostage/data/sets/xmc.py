@@ -355,10 +355,10 @@ def document_tables(data: XmcData, max_features: int) -> tuple[Schema, FeatureTa
   words, values = padded_rows(data.features, max_features)
   schema = Schema(
     user=(
-      Id("document", _names(data.num_documents), embedded=False),
+      Id("document", tuple(map(str, range(data.num_documents))), embedded=False),
       SparseVector("words", data.features.shape[1], words.shape[1]),
     ),
-    item=(Id("label", _names(data.num_labels)),),
+    item=(Id("label", tuple(map(str, range(data.num_labels)))),),
   )
   documents = {
     "document": np.array(schema.user_id.vocabulary),
@@ -380,23 +380,17 @@ def padded_rows(matrix: csr_array, max_width: int) -> tuple[np.ndarray, np.ndarr
     Ids [R, W] int64, padded with -1, and values [R, W] float32, padded with 0; W is the length of
     the longest row, at least 1 and at most `max_width`.
   """
-  ids, values, lengths = matrix.indices, matrix.data, np.diff(matrix.indptr)
+  lengths = np.diff(matrix.indptr)
   width = min(max_width, max(1, lengths.max(initial=1)))
-  row = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-  place = (np.arange(len(ids)) - np.repeat(matrix.indptr[:-1], lengths)).astype(np.int32)
-  cut = np.flatnonzero(lengths[row] > width)
-  if cut.size:  # sorted within their rows; a row's entries stay where the row is
-    order = cut[np.lexsort((-np.abs(values[cut]), row[cut]))]
-    ids, values = ids.copy(), values.copy()
-    ids[cut], values[cut] = ids[order], values[order]
+  row = np.repeat(np.arange(len(lengths)), lengths)
+  order = np.arange(matrix.nnz)
+  long = np.flatnonzero(lengths[row] > width)
+  order[long] = long[np.lexsort((-np.abs(matrix.data[long]), row[long]))]
+  place = np.arange(matrix.nnz) - matrix.indptr[row]
   kept = place < width
-  row, place = row[kept], place[kept]
-  padded_ids = np.full((len(lengths), width), -1, np.int64)
-  padded_values = np.zeros((len(lengths), width), np.float32)
-  padded_ids[row, place] = ids[kept]
-  padded_values[row, place] = values[kept]
-  return padded_ids, padded_values
-
-
-def _names(count: int) -> tuple[str, ...]:
-  return tuple(map(str, range(count)))
+  row, place, order = row[kept], place[kept], order[kept]
+  ids = np.full((len(lengths), width), -1, np.int64)
+  values = np.zeros((len(lengths), width), np.float32)
+  ids[row, place] = matrix.indices[order]
+  values[row, place] = matrix.data[order]
+  return ids, values

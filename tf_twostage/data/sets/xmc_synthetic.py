@@ -10,12 +10,12 @@ from scipy.sparse import csr_array
 from tf_twostage.data.sets.xmc import XmcData
 from tf_twostage.errors import InputError
 
-# The share of a document's labels that come from its topic, and of its words from its labels.
+# Share of a document's labels that come from its topic, and of its words that come from its labels.
 _OF_TOPIC = 0.7
 _OF_LABELS = 0.6
 _LABELS_PER_TOPIC = 100
 _WORDS_PER_LABEL = 64
-# How often to draw for one distinct label or word: popular ones come up again and again.
+# Draws per distinct label or word: popular ones are drawn repeatedly.
 _LABEL_DRAWS = 2.5
 _WORD_DRAWS = 3.0
 _CHUNK = 1_000_000  # words drawn at a time, about 100 bytes each
@@ -32,26 +32,26 @@ def make_xmc(
   labels_per_document: float = 18.6,
   features_per_document: float = 673.0,
 ) -> XmcData:
-  """Invents documents whose words tell their labels; by default in the shape of Wiki10-31K.
+  """Invents documents whose words depend on their labels; by default as many as Wiki10-31K.
 
-  A document has one topic and takes most of its labels from it; most of its words belong to its
-  labels, the others to the language. Topics, labels, labels of a topic, words and words of a
-  label are all drawn by rank, rank k = 1, 2, ... with probability proportional to log(1 + 1/k),
-  which is a power law of exponent 1. Values are tf-idf, scaled to length 1 in every document and
-  rounded to six decimals.
+  A document has one topic and takes most of its labels from it. Most of its words come from its
+  labels, the others from the language. Topics, labels, labels of a topic, words and words of a
+  label are drawn by rank, rank k = 1, 2, ... with probability proportional to log(1 + 1/k): a
+  power law of exponent 1. Values are tf-idf, scaled to length 1 in every document and rounded to
+  six decimals.
 
   Args:
-    num_train: how many documents are for training, at least 1.
-    num_test: how many more are for testing.
-    num_features: how many words there are.
-    num_labels: how many labels there are.
+    num_train: number of training documents, at least 1.
+    num_test: number of test documents.
+    num_features: number of words.
+    num_labels: number of labels.
     seed: the same seed gives the same data.
-    labels_per_document: about the mean number of labels; every document has at least one.
-    features_per_document: about the mean number of different words; every document has at least
-      one. Where a mean comes near the number there are, documents get fewer.
+    labels_per_document: approximate mean number of labels; every document has at least one.
+    features_per_document: approximate mean number of different words; every document has at least
+      one. A mean near the number of words or labels is not reached.
 
   Returns:
-    The data. Ids rise within a document and say nothing about popularity.
+    The data; ids do not depend on popularity.
 
   Raises:
     InputError: the counts do not fit each other.
@@ -72,28 +72,20 @@ def make_xmc(
       )
   rng = np.random.default_rng(seed)
   documents = num_train + num_test
-  label_splits, label_ids = _draw_labels(
-    rng, _lengths(rng, labels_per_document, num_labels, documents), num_labels
-  )
-  counts, ids, repeats = _draw_words(
-    rng,
-    _lengths(rng, features_per_document, num_features, documents),
-    num_features,
-    label_splits,
-    label_ids,
-    num_labels,
-  )
+  wanted = _lengths(rng, labels_per_document, num_labels, documents)
+  labels = _draw_labels(rng, wanted, num_labels)
+  wanted = _lengths(rng, features_per_document, num_features, documents)
+  counts, ids, repeats = _draw_words(rng, wanted, num_features, labels)
   splits = _splits(counts)
   frequency = np.bincount(ids, minlength=num_features)
   rarity = np.log1p(documents / np.maximum(frequency, 1)).astype(np.float32)
   values = np.log1p(repeats) * rarity[ids]
   values /= np.repeat(np.sqrt(np.add.reduceat(values**2, splits[:-1])), counts)
   values = np.maximum(np.round(values, 6), np.float32(1e-6))
-  has_label = np.ones(len(label_ids), bool)
   return XmcData(
     name="xmc_synthetic",
     features=csr_array((values, ids, splits), shape=(documents, num_features)),
-    labels=csr_array((has_label, label_ids, label_splits), shape=(documents, num_labels)),
+    labels=labels,
     num_train=num_train,
   )
 
@@ -109,10 +101,8 @@ def _ranks(rng: np.random.Generator, size: int | np.ndarray, rows: int | tuple) 
   return np.minimum(rank, size - 1)  # exp may round up to the end
 
 
-def _draw_labels(
-  rng: np.random.Generator, wanted: np.ndarray, num_labels: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns splits and ids of the labels of documents that want so many, [documents] int64."""
+def _draw_labels(rng: np.random.Generator, wanted: np.ndarray, num_labels: int) -> csr_array:
+  """Returns the labels of documents, [D, N] bool, `wanted` [D] labels each."""
   topics = max(1, num_labels // _LABELS_PER_TOPIC)
   row = np.repeat(np.arange(len(wanted)), np.ceil(_LABEL_DRAWS * wanted).astype(np.int64))
   topic = _ranks(rng, topics, len(wanted))[row]
@@ -121,20 +111,15 @@ def _draw_labels(
   of_all = _ranks(rng, num_labels, len(row))
   rank = np.where(rng.random(len(row)) < _OF_TOPIC, of_topic, of_all)
   counts, ids, _ = _distinct(rng, row, rng.permutation(num_labels)[rank], wanted)
-  return _splits(counts), ids
+  return csr_array((np.ones(len(ids), bool), ids, _splits(counts)), shape=(len(wanted), num_labels))
 
 
 def _draw_words(
-  rng: np.random.Generator,
-  wanted: np.ndarray,
-  num_features: int,
-  label_splits: np.ndarray,
-  label_ids: np.ndarray,
-  num_labels: int,
+  rng: np.random.Generator, wanted: np.ndarray, num_features: int, labels: csr_array
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns how many words each document has, [documents], their ids, and how often each occurs."""
+  """Returns how many words each document has, their ids, and how often each occurs."""
   id_of_rank = rng.permutation(num_features).astype(np.int32)
-  words = id_of_rank[_ranks(rng, num_features, (num_labels, _WORDS_PER_LABEL))]
+  words = id_of_rank[_ranks(rng, num_features, (labels.shape[1], _WORDS_PER_LABEL))]
   draws = np.ceil(_WORD_DRAWS * wanted).astype(np.int64)
   # Chunks of whole documents bound the memory.
   steps = np.arange(_CHUNK, draws.sum(), _CHUNK)
@@ -142,8 +127,9 @@ def _draw_words(
   parts = []
   for start, stop in itertools.pairwise(bounds):
     row = np.repeat(np.arange(start, stop), draws[start:stop])
-    slot = (rng.random(len(row)) * np.diff(label_splits)[row]).astype(np.int64)
-    of_label = words[label_ids[label_splits[row] + slot], _ranks(rng, _WORDS_PER_LABEL, len(row))]
+    slot = (rng.random(len(row)) * np.diff(labels.indptr)[row]).astype(np.int64)
+    label = labels.indices[labels.indptr[row] + slot]
+    of_label = words[label, _ranks(rng, _WORDS_PER_LABEL, len(row))]
     of_language = id_of_rank[_ranks(rng, num_features, len(row))]
     word = np.where(rng.random(len(row)) < _OF_LABELS, of_label, of_language)
     parts.append(_distinct(rng, row - start, word, wanted[start:stop]))
@@ -154,17 +140,16 @@ def _draw_words(
 def _distinct(
   rng: np.random.Generator, row: np.ndarray, ids: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Keeps as many different ids of every row as it wants, spread evenly over those drawn.
+  """Keeps `wanted` different ids of each row, spread evenly over those drawn.
 
   Args:
-    rng: where chance comes from.
-    row: the row of every draw, [draws] int64; every row has one at least.
+    rng: random numbers.
+    row: the row of every draw, [draws] int64, at least one draw per row.
     ids: the id drawn, [draws].
-    wanted: how many to keep, [rows] int64.
+    wanted: number of ids to keep, [rows] int64.
 
   Returns:
-    How many are kept, [rows] int64, and by row and id their ids, int32, and how often each was
-    drawn, float32.
+    The number of ids kept, [rows]; their ids, int32, by row and id; how often each was drawn.
   """
   key = np.sort(row << _ID_BITS | ids)
   first = np.flatnonzero(np.diff(key, prepend=-1))
