@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     SupportConfig,
   )
   from tf_twostage.data.log import BanditLog
+  from tf_twostage.data.sets.ratings import RatingsData
   from tf_twostage.errors import InputError, RunError
   from tf_twostage.recommender import TwoStageRecommender
 
@@ -61,12 +62,17 @@ __all__ = [
   "GeneratorConfig",
   "InputError",
   "LossConfig",
+  "RatingsData",
   "RunError",
   "SupportConfig",
   "TwoStageRecommender",
   "losses",
 ]
-_MODULES = {"BanditLog": "data.log", "TwoStageRecommender": "recommender"}
+_MODULES = {
+  "BanditLog": "data.log",
+  "RatingsData": "data.sets.ratings",
+  "TwoStageRecommender": "recommender",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,16 +3,19 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
-from tf_twostage.config import EncoderConfig, FitConfig
+from tf_twostage import RatingsData, environment
+from tf_twostage.config import Config, DataConfig, EncoderConfig, FitConfig, SimulationConfig
 from tf_twostage.data.sets import make_synthetic
 from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
 from tf_twostage.environment.simulated import random_pairs
 from tf_twostage.environment.simulated_log import simulate_log
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
+from tf_twostage.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +184,32 @@ def test_data_without_context_are_labelled_once_for_both(data):
   information = label_all_pairs(simulator, bare, tables, positive_rate=0.2, seed=3)
   np.testing.assert_array_equal(information.labels, information.relevance)
   assert information.evaluation_context == {}
+
+
+def test_ratings_in_a_dataframe_become_an_environment(tmp_path):
+  rng = np.random.default_rng(0)
+  ratings = pd.DataFrame({"who": np.repeat(np.arange(30), 20), "stars": rng.uniform(-1, 1, 600)})
+  ratings["what"] = np.concatenate([rng.permutation(40)[:20] for _ in range(30)])
+  data = RatingsData.from_pandas(ratings, user="who", item="what", rating="stars", name="mine")
+  once = FitConfig(epochs=1, batch_size=64)
+  config = Config(
+    slate_size=12,
+    data=DataConfig(validation_users=10, positive_above=0.0),
+    simulation=SimulationConfig(behavior_pairs=200),
+    simulator=once,
+    behavior=once,
+    ranker=once,
+  )
+  workspace = Workspace(tmp_path)
+  world = environment.make(config, workspace, data)
+  assert len(world.log) == 30 * config.simulation.items_per_user
+  again = environment.make(config, workspace, data)
+  assert all(timing["reused"] for name, timing in workspace.timings.items() if name != "data")
+  for name, values in world.log.columns().items():
+    np.testing.assert_array_equal(getattr(again.log, name), values)
+  drawn = world.evaluation_log(workspace)
+  np.testing.assert_array_equal(
+    drawn.expected_rewards(np.arange(len(drawn)))[np.arange(len(drawn)), drawn.log.action],
+    drawn.log.reward,
+  )
+  assert not np.array_equal(drawn.log.action, world.log.action)
