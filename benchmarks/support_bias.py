@@ -21,7 +21,7 @@ import numpy as np
 from tf_twostage import environment as environments
 from tf_twostage import losses
 from tf_twostage.config import LossConfig
-from tf_twostage.generators import stored_config
+from tf_twostage.experiment import stored_config
 from tf_twostage.models.support import most_probable
 from tf_twostage.recommender import TwoStageRecommender, make_objective, rows_to_learn
 from tf_twostage.workspace import Workspace

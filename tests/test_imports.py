@@ -23,8 +23,9 @@ ORDER = [
   ("environment",),
   ("reports", "serving"),
   ("recommender",),
+  ("experiment",),
   ("generators",),
-  ("evaluate", "experiment", "online_loop"),
+  ("evaluate", "online_loop"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.

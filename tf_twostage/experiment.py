@@ -1,9 +1,10 @@
-"""Many generators in one environment: variants of the objective by seeds, in several processes."""
+"""Experiments: variants by seeds in one environment, trained in several processes."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import logging
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import tensorflow as tf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tf_twostage import environment as environments
 from tf_twostage.config import Config
@@ -33,6 +34,7 @@ from tf_twostage.workspace import Workspace, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
+_SECTIONS = ("loss", "generator", "support", "encoder")  # generators may differ in these
 _MEMORY_PER_PROCESS = 2 * 1024**3
 
 
@@ -41,10 +43,9 @@ class Variant:
   """One row of the table.
 
   Attributes:
-    label: what the row is called.
-    config: its settings; the environment is not theirs to change, and the seed is filled in.
-    family: variants of one family are settings of the same thing, of which validation users
-      choose one for the table.
+    label: name of the row.
+    config: its settings, except for the seed; all variants share one environment.
+    family: of the variants of one family, validation data choose one for the table.
   """
 
   label: str
@@ -67,11 +68,11 @@ def run(
   workdir: pathlib.Path,
   processes: int = 0,
 ) -> str:
-  """Fits what is not fitted yet, writes tables and figures, returns what to print.
+  """Trains all cells that are not finished, writes tables and figures, and returns a summary.
 
   Args:
     config: makes the environment that all variants share.
-    variants: what to compare; the first is what the others are measured against.
+    variants: what to compare; the first is the reference.
     seeds: seeds 0 to this, exclusive, for each variant.
     workdir: gets stages/, generators/, tensorboard/ and experiment/.
     processes: how many generators to fit at a time; 0: as many as cores and memory allow.
@@ -83,7 +84,7 @@ def run(
   if not variants or len(set(labels)) < len(labels) or seeds < 1:
     raise InputError(f"an experiment needs different variants and a seed, got {labels}, {seeds}")
   label_of: dict[Config, str] = {}
-  for variant in variants:  # which would be fitted into one directory
+  for variant in variants:  # these would share one directory
     twin = label_of.setdefault(variant.config, variant.label)
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
@@ -96,13 +97,63 @@ def run(
   baselines = environment.baselines(workspace, config.slate_size)
   cells = [
     _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))
-    for seed in range(seeds)  # seeds outside: an experiment cut short is a smaller experiment
+    for seed in range(seeds)  # seeds outside: an interrupted experiment is a smaller one
     for v in variants
   ]
   histories = _fit_cells(config, cells, environment, workdir, processes)
   measures = environment.evaluator.measures
   summary = _report(variants, histories, baselines, measures, workdir / "experiment")
   return "\n\n".join([summary, *environment.notes])
+
+
+def finished(config: Config, environment: Environment, workdir: pathlib.Path) -> list[Variant]:
+  """All finished generators of an environment, by label and seed.
+
+  The label is the loss, and "name=value" for each setting that differs from `config`.
+  """
+  found, others = [], 0
+  for file in sorted((workdir / "generators").glob("*/config.json")):
+    stored = stored_config(file)
+    if stored is None:
+      others += 1
+      continue
+    own = {name: getattr(stored, name) for name in (*_SECTIONS, "slate_size", "seed")}
+    model = TwoStageRecommender.from_config(dataclasses.replace(config, **own))
+    if model.directory(environment, workdir).name != file.parent.name:
+      others += 1
+    elif model.finished_history(environment, workdir) is not None:
+      label = _label(model.config, config)
+      found.append(Variant(label, model.config, label))
+  if others:
+    _log.info("%d generators of other environments or versions are left out", others)
+  return sorted(found, key=lambda variant: (variant.label, variant.config.seed))
+
+
+def stored_config(file: pathlib.Path) -> Config | None:
+  """The settings of a run; None: another version of the package wrote them."""
+  defaults = Config()
+  try:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    return Config(
+      **{
+        name: type(getattr(defaults, name))(**value) if isinstance(value, dict) else value
+        for name, value in values.items()
+      }
+    )
+  except (ValueError, TypeError, AttributeError, InputError):
+    return None
+
+
+def _label(config: Config, usual: Config) -> str:
+  """The loss, and "name=value" of every setting that differs from the usual one."""
+  pairs = [("slate_size", config.slate_size, usual.slate_size)] + [
+    (field.name, getattr(getattr(config, name), field.name), getattr(section, field.name))
+    for name in _SECTIONS
+    for section in [getattr(usual, name)]
+    for field in dataclasses.fields(section)
+    if field.name != "loss"
+  ]
+  return ":".join([config.loss.loss, *(f"{n}={own}" for n, own, theirs in pairs if own != theirs)])
 
 
 def _fit_cells(
@@ -133,7 +184,7 @@ def _fit_cells(
 def _fitted(
   config: Config, cells: Sequence[_Cell], workdir: pathlib.Path, processes: int
 ) -> Iterator[tuple[_Cell, History, float]]:
-  """Cells as they get finished."""
+  """Yields cells as they finish."""
   if not cells:
     return
   threads = max(1, _cores() // processes)
@@ -156,7 +207,7 @@ def _fitted(
       ) from error
     except (Stopped, GeneratorExit):
       for process in multiprocessing.active_children():
-        process.terminate()  # each saves where it is
+        process.terminate()  # each saves its state
       raise
     finally:
       pool.shutdown(cancel_futures=True)
@@ -168,7 +219,7 @@ _worker_environment: Environment | None = None  # of a worker process, made once
 def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
   global _worker_environment
   threading.Thread(target=_die_with_parent, daemon=True).start()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent passes it on, once
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on, once
   logging.getLogger("tf_twostage").setLevel(logging.ERROR)
   tf.get_logger().setLevel("ERROR")
   tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -177,7 +228,7 @@ def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
 
 
 def _die_with_parent() -> None:
-  """A killed experiment leaves no process behind that works on."""
+  """Ends this process when the parent is killed."""
   parent = multiprocessing.parent_process()
   assert parent is not None
   parent.join()
@@ -192,7 +243,7 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
     model = TwoStageRecommender.from_config(cell.config)
     model.fit(_worker_environment, workdir=workdir, progress=False)
   except Stopped as stopped:
-    os._exit(stopped.exit_code)  # or else the pool would hand it the next cell
+    os._exit(stopped.exit_code)  # otherwise the pool would give it the next cell
   except RunError as error:
     raise RunError(f"{cell.variant}, seed {cell.seed}: {error}") from error
   return model.epochs, time.perf_counter() - start
@@ -252,7 +303,7 @@ def _affordable_processes() -> int:
 
 
 def _available_memory() -> int:
-  """Bytes that can be had without swapping; 0 where the system does not tell."""
+  """Bytes available without swapping; 0 if unknown."""
   try:
     lines = pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))

@@ -18,27 +18,19 @@ from tf_twostage import losses, metrics, plotting, policies, serving
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, SupportConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import TrainingRows
-from tf_twostage.data.schema import Schema, SparseVector
 from tf_twostage.environment import Environment, log_environment
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.losses import OffPolicyLoss
 from tf_twostage.metrics import STAGES, Scores
-from tf_twostage.models.encoders import FeatureLookup, Tower, TwoTower
+from tf_twostage.models.encoders import Tower, TwoTower
 from tf_twostage.models.external import RankerLike
 from tf_twostage.models.generator import CandidateGenerator
-from tf_twostage.models.slate_ranker import catalogue_scores
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.reports import plots, run_report
 from tf_twostage.reports.tables import STAGES as TITLES
-from tf_twostage.serving.served import (
-  Excluded,
-  ScoresByRow,
-  Served,
-  Users,
-  check_catalogue,
-)
+from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
 from tf_twostage.training.fitting import fit
@@ -574,10 +566,8 @@ class TwoStageRecommender:
 
   def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()
-    schema = environment.tables.schema
-    users = environment.users if schema.user_id.embedded else None
     settings = {"slate_size": self.slate_size, "loss": self.loss_name, "history": self._history}
-    return Served.of(servable, schema, users, settings)
+    return Served.of(servable, environment.tables.schema, environment.users, settings)
 
   def _answering(self) -> Served:
     if self._served is None:
@@ -589,57 +579,6 @@ class TwoStageRecommender:
     servable = self._servable()
     files = self._serve(servable).files(users=True)
     serving.publish(directory, lambda version: serving.save(servable, version, files), keep=1)
-
-  def scores(self, log: BanditLog | EvaluationLog) -> ScoresByRow:
-    """Logits of the generator and the ranker for rows of a log, in the log's order of items.
-
-    Args:
-      log: of the same catalogue; an evaluation log must be of this model's environment.
-
-    Raises:
-      InputError: the catalogue is another one, or a feature is missing.
-    """
-    if self._environment is None:
-      assert self._served is not None
-      if not isinstance(log, BanditLog):
-        raise InputError("a loaded model evaluates on a BanditLog only")
-      return self._served.scores(log)
-    environment, towers = self._fitted()
-    schema, items = environment.tables.schema, towers.candidates()
-    rows = log.log if isinstance(log, EvaluationLog) else log.rows
-    at_home = isinstance(log, EvaluationLog) or log.users is environment.users
-    codes, order = environment.tables.users, None
-    if isinstance(log, BanditLog):
-      check_features(log, schema)
-      order = check_catalogue(log, np.asarray(schema.item_id.vocabulary))
-      order = None if np.array_equal(order, np.arange(len(order))) else order
-      if not at_home:
-        codes = FeatureLookup(schema.user_inputs)(log.users)
-
-    def scores(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-      index = rows.user_index[at]
-      user = {name: tf.gather(values, index) for name, values in codes.items()}
-      context = {name: tf.constant(values[at]) for name, values in rows.context.items()}
-      logits = tf.matmul(towers.query(user), items, transpose_b=True)
-      if at_home:
-        ranked = environment.ranker_logits(
-          {"user": user, "context": context, "user_index": tf.constant(index)}
-        )
-      else:
-        assert isinstance(log, BanditLog)
-        raw = {name: np.asarray(values)[index] for name, values in log.users.items()}
-        ranked = catalogue_scores(
-          environment.slate_ranker,
-          {**raw, **context},
-          {**user, **environment.tables.context_lookup(context)},
-          len(at),
-          schema.num_items,
-        )
-      if order is not None:
-        logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
-      return logits, ranked
-
-    return scores
 
   def _hyper_parameters(self, objective: OffPolicyLoss) -> dict[str, Any]:
     """Settings that the result depends on, apart from the environment; for TensorBoard."""
@@ -685,13 +624,27 @@ class RecommenderPolicy:
   def on(self, log: BanditLog | EvaluationLog, name: str = "recommender") -> TargetPolicy:
     """The policy on the rows of a log with the same items, in any order.
 
+    Args:
+      log: a user's log, or an evaluation log of the environment that the model was fitted in.
+      name: for tables and plots.
+
     Raises:
       InputError: the log has other items, or lacks a feature.
     """
-    scores = self.model.scores(log)
+    served, environment = self.model._answering(), self.model._environment
+    if isinstance(log, BanditLog):
+      order = served.order_of(log.schema.item_id.vocabulary, log.name)
+      rows, users = log.rows, log.users
+    else:
+      if environment is None:
+        raise InputError("a loaded model is evaluated on a BanditLog, not on an EvaluationLog")
+      order, rows, users = None, log.log, environment.users
+    scores = served.scores(rows, users)
 
-    def probabilities(rows: np.ndarray) -> np.ndarray:
-      logits, ranked = scores(rows)
+    def probabilities(at: np.ndarray) -> np.ndarray:
+      logits, ranked = scores(at)
+      if order is not None:
+        logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
       logits /= self.temperature
       if self.stage == "one_stage":
         return policies.SoftmaxPolicy(logits).probabilities().numpy()
@@ -722,15 +675,6 @@ def make_objective(config: Config) -> OffPolicyLoss:
   }
   taken = losses.options(settings.loss)
   return losses.get(settings.loss, **{k: v for k, v in options.items() if k in taken})
-
-
-def check_features(log: BanditLog, schema: Schema) -> None:
-  """Raises: InputError: the log lacks a feature that the model reads."""
-  wanted = [(f.name, log.users) for f in schema.user_inputs if not isinstance(f, SparseVector)]
-  wanted += [(feature.name, log.rows.context) for feature in schema.context]
-  missing = [name for name, table in wanted if name not in table]
-  if missing:
-    raise InputError(f"{log.name}: the model reads {', '.join(missing)}; add such columns")
 
 
 def _options(loss: OffPolicyLoss) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def save(
     name: tf.function(method, autograph=False).get_concrete_function(**specs)
     for name, (method, specs) in recommender.signatures().items()
   }
+  recommender.scores.get_concrete_function(**recommender.inputs)
   # Saving renames captured inputs, and logs a line for each.
   before = logging.get_verbosity(), tf.get_logger().level
   logging.set_verbosity(logging.ERROR)

@@ -68,6 +68,8 @@ class ServableRecommender(tf.Module):
     # Variables: constants of a large catalogue would bloat the graph.
     self._ids = tf.Variable(ids, trainable=False, dtype=tf.string)
     self._titles = tf.Variable(titles, trainable=False, dtype=tf.string)
+    # Not a signature, but a SavedModel has it: `served.Served` evaluates policies with it.
+    self.scores = tf.function(self._scores, autograph=False, reduce_retracing=True)
 
   def recommend(self, exclude: tf.Tensor, k: tf.Tensor, **features: tf.Tensor) -> Answer:
     """Both stages: the generator's best items in the ranker's order.
@@ -181,6 +183,19 @@ class ServableRecommender(tf.Module):
       "propensity": tf.where(remains[:, 0], tf.exp(log_propensity), 0.0),
       "slate": self._ids_and_titles(tf.where(remains, slate, PADDING))["item_id"],
     }
+
+  def _scores(self, **features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores of the whole catalogue by the generator and by the ranker, [B, N] each."""
+    codes = self._codes(features)
+    logits = tf.matmul(self._query(codes), self._items)
+    return logits, catalogue_scores(
+      self._ranker, features, codes, tf.shape(logits)[0], self.num_items
+    )
+
+  @property
+  def inputs(self) -> dict[str, tf.TensorSpec]:
+    """Shapes and types of the user and context features, by name."""
+    return _specs((*self._user, *self._context))
 
   def signatures(self) -> dict[str, tuple[Callable[..., Answer], dict[str, tf.TensorSpec]]]:
     """The exported methods, each with the names, shapes and types of its inputs."""
