@@ -228,18 +228,18 @@ def test_one_seed_of_one_variant_is_an_experiment(config, finish, tmp_path):
 
 
 def test_validation_users_choose_of_a_sweep_whatever_the_test_users_say(config, finish, tmp_path):
-  family = {"family": "ips"}
+  family = {"family": "two_stage_ips"}
   variants = [
     finish(variant(config, "cross_entropy"), [0.2, 0.2]),
-    finish(variant(config, "ips:alpha=1", alpha=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
-    finish(variant(config, "ips:alpha=2", alpha=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
-    finish(variant(config, "ips:alpha=3", alpha=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
+    finish(variant(config, "two_stage_ips:alpha=1", alpha=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
+    finish(variant(config, "two_stage_ips:alpha=2", alpha=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
+    finish(variant(config, "two_stage_ips:alpha=3", alpha=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
   ]
   told = run(config, variants, tmp_path)
   for name in ("table.md", "table.tex", "significance.csv"):
     text = read(tmp_path, name)
-    assert "ips:alpha=2" in text
-    assert not any(other in text for other in ("ips:alpha=1", "ips:alpha=3"))
+    assert "two_stage_ips:alpha=2" in text
+    assert not any(other in text for other in ("two_stage_ips:alpha=1", "two_stage_ips:alpha=3"))
   assert "90.0" not in read(tmp_path, "table.md")
 
   sweep = pd.read_csv(tmp_path / "experiment" / "sweep.csv", keep_default_na=False)

@@ -101,7 +101,7 @@ def refuse(path, data):
   with pytest.raises(InputError) as error:
     ExternalRanker(path, data.schema, data.items).check(data.users)
   message = str(error.value)
-  assert message.startswith(f"--ranker={path}: ")
+  assert message.startswith(f"ranker {path}: ")
   assert "\n" not in message
   return message
 
