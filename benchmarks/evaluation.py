@@ -25,8 +25,8 @@ import pandas as pd
 
 from tf_twostage import policies  # before tensorflow: selects Keras 2
 from tf_twostage.data.rows import LogRows
-from tf_twostage.evaluation import full_information, values
-from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation import full_information
+from tf_twostage.evaluation.evaluation_log import EvaluationLog, reduce_to_rows
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 
@@ -109,7 +109,6 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
     },
     users=inputs["user"],
     reward_model=reward_model,
-    grouped=True,
   )
   evaluation = EvaluationLog(log, num_items=items, stage="")
 
@@ -123,8 +122,8 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
     return policies.two_stage_probabilities(generator(batch), ranker(batch), SLATE)
 
   def look(probabilities):
-    policy = values.TargetPolicy("", "", by_row(probabilities))
-    return lambda: values.reduce_to_rows(policy, evaluation, by_row(reward_model))[1]
+    policy, rewards = by_row(probabilities), by_row(reward_model)
+    return lambda: reduce_to_rows(evaluation, lambda rows: ([policy(rows)], rewards(rows)))
 
   # Who re-orders a slate must score 30 items of it, which counts as nothing.
   top = work(items, products=1, exponentials=0, arrays=1, masks=1)

@@ -32,8 +32,6 @@ _PEAK_WIDTH = 2048  # of the square product that stands for the peak
 _PEAK_EXPONENTIALS = 2**18  # 1 MB: stays in a core's own cache
 _REPEATS = 16  # lest the call count
 _PEAK_BYTES = 2**26
-# Seven colors and eight markers: no two of 56 lines look alike.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES = ("--", ":")
 
 
@@ -211,16 +209,10 @@ class Panel(NamedTuple):
 def picture(path: pathlib.Path, panels: Sequence[Panel]) -> None:
   """Panels side by side; a name looks alike in all of them, and stands once in the legend."""
   names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-  looks = {
-    name: {
-      "color": plotting.COLORS[i % len(plotting.COLORS)],
-      "marker": _MARKERS[i % len(_MARKERS)],
-    }
-    for i, name in enumerate(names)
-  }
+  looks = {name: plotting.look(i) for i, name in enumerate(names)}
 
-  def plot(figure):
-    shown = {}
+  def plot():
+    figure, shown = plotting.figure(4.8 * len(panels), 3.6), {}
     for axis, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
       for name, (x, y) in panel.lines.items():
         (shown[name],) = axis.loglog(x, y, **looks[name], markersize=4, linewidth=1.2)
@@ -233,8 +225,9 @@ def picture(path: pathlib.Path, panels: Sequence[Panel]) -> None:
     columns = 4 if len(panels) > 1 else 2
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns, fontsize=8)
     figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(shown) // columns))
+    return figure
 
-  plotting.save({path: (4.8 * len(panels), 3.6, plot)})
+  plotting.save({path: plot})
   if path.exists():
     from PIL import Image  # comes with matplotlib
 

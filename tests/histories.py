@@ -1,6 +1,6 @@
 """Made-up scores and training histories."""
 
-from tf_twostage.evaluation.full_information import CUTOFFS, FULL_INFORMATION, STAGES
+from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES
 
 METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
 SPLITS = ("validation", "test")

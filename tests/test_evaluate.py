@@ -20,9 +20,9 @@ from tf_twostage.config import (
   SimulationConfig,
 )
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.values import ESTIMATORS
+from tf_twostage.evaluation.values import REPORTED as ESTIMATORS
 from tf_twostage.generators import Generator, finished
-from tf_twostage.reports.tables import STAGES
+from tf_twostage.metrics import STAGES
 from tf_twostage.workspace import Workspace
 
 # The embedded default, only shorter: as a command has it, and as the package does.
@@ -93,7 +93,7 @@ def test_a_policy_sees_what_evaluation_shows_it_whatever_was_drawn(environment, 
   assert context.keys() == shown.keys()
   for name, values in context.items():
     np.testing.assert_allclose(values, shown[name][users], rtol=1e-12)
-  assert len(evaluation.situations[0]) == USERS
+  assert len(evaluation.distinct_contexts[0]) == USERS
 
 
 def test_both_policies_of_a_generator_are_distributions_and_differ(
@@ -101,7 +101,7 @@ def test_both_policies_of_a_generator_are_distributions_and_differ(
 ):
   alone, two_stages = GENERATORS[0].policies(environment, evaluation, workdir)
   assert [alone.kind, two_stages.kind] == list(STAGES.values())
-  rows = evaluation.situations[0]
+  rows = evaluation.distinct_contexts[0]
   probabilities = [policy.probabilities(rows) for policy in (alone, two_stages)]
   for table in probabilities:
     assert table.shape == (USERS, ITEMS)
@@ -173,7 +173,7 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
     *ESTIMATORS,
     "The log is a fresh one",
     "The reward model explains",
-    f"Estimates and picture: {workdir / 'evaluation'}",
+    f"Estimates and plot: {workdir / 'evaluation'}",
   ):
     assert words in done.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 from collections.abc import Sequence
 
@@ -59,14 +60,10 @@ def run(
   model = fit_reward_model(
     evaluation, environment.tables, config.encoder, config.ranker, workspace, seed=seed
   )
-  valuations = [values.logging_policy(evaluation, seed=seed)]
-  with tqdm(total=2 * len(generators) + len(given), unit="policy", desc="policies") as progress:
-    for generator in generators:
-      for policy in generator.policies(environment, evaluation, workdir):
-        valuations.append(values.evaluate(policy, evaluation, model, seed=seed))
-        progress.update()
-    for policy in given:
-      valuations.append(values.evaluate(policy, evaluation, model, seed=seed))
-      progress.update()
+  policies = itertools.chain(
+    *(generator.policies(environment, evaluation, workdir) for generator in generators), given
+  )
+  progress = tqdm(policies, total=2 * len(generators) + len(given), unit="policy", desc="policies")
+  estimates = values.evaluate(evaluation, progress, reward_model=model, seed=seed)
   explained = model.explained(evaluation.log)
-  return policy_report.write(valuations, evaluation, explained, workdir / "evaluation")
+  return policy_report.write(estimates, evaluation, explained, workdir / "evaluation")

@@ -101,8 +101,8 @@ def run(
     for v in variants
   ]
   histories = _fit_cells(config, cells, environment, workdir, processes)
-  measures = environment.evaluator.measures
-  summary = _report(variants, histories, baselines, measures, workdir / "experiment")
+  metrics = environment.evaluator.metrics
+  summary = _report(variants, histories, baselines, metrics, workdir / "experiment")
   return "\n\n".join([summary, *environment.notes])
 
 
@@ -176,7 +176,7 @@ def _fit_cells(
   with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
     for cell, history, seconds in _fitted(config, missing, workdir, processes):
       histories[cell.variant, cell.seed] = history
-      progress.write(_line(cell, history, seconds, environment.evaluator.measures))
+      progress.write(_line(cell, history, seconds, environment.evaluator.metrics))
       progress.update()
   return {key: histories[key] for key in ((cell.variant, cell.seed) for cell in cells)}
 
@@ -249,14 +249,14 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   return model.epochs, time.perf_counter() - start
 
 
-def _line(cell: _Cell, history: History, seconds: float, measures: Metrics) -> str:
+def _line(cell: _Cell, history: History, seconds: float, metrics: Metrics) -> str:
   best = loop.best_epoch(history)
   one, two = (
-    measures.head.text(measures.shown(best["scores"]["test"][stage], measures.headline))
+    metrics.head.text(metrics.shown(best["scores"]["test"][stage], metrics.headline))
     for stage in STAGES
   )
   return (
-    f"{cell.variant}, seed {cell.seed}: test {measures.headline} {one} one stage, {two} two"
+    f"{cell.variant}, seed {cell.seed}: test {metrics.headline} {one} one stage, {two} two"
     f" stages (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
   )
 
@@ -265,32 +265,32 @@ def _report(
   variants: Sequence[Variant],
   histories: Mapping[tuple[str, int], History],
   baselines: Mapping[str, Any],
-  measures: Metrics,
+  metrics: Metrics,
   directory: pathlib.Path,
 ) -> str:
   directory.mkdir(parents=True, exist_ok=True)
-  every_seed = tables.every_seed(histories, measures)
+  every_seed = tables.every_seed(histories, metrics)
   chosen = tables.choose({v.label: v.family for v in variants}, every_seed)
   reference = chosen[0]
   shown = every_seed[every_seed["variant"].isin(chosen)]
-  blocks = tables.summaries(shown, chosen, baselines, measures)
+  blocks = tables.summaries(shown, chosen, baselines, metrics)
   popularity = {"popularity": baselines["popularity"]}
-  tests = tables.paired_tests(shown, chosen, popularity, measures)
+  tests = tables.paired_tests(shown, chosen, popularity, metrics)
   write_json(
     directory / "experiment.json",
     {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants},
   )
   write_text(directory / "table.csv", every_seed.to_csv(index=False, float_format="%.6f"))
-  write_text(directory / "table.md", tables.to_markdown(blocks, reference, measures))
-  write_text(directory / "table.tex", tables.to_latex(blocks, reference, measures))
+  write_text(directory / "table.md", tables.to_markdown(blocks, reference, metrics))
+  write_text(directory / "table.tex", tables.to_latex(blocks, reference, metrics))
   write_text(directory / "significance.csv", tests.to_csv(index=False, float_format="%.6g"))
-  parts = [tables.to_text(blocks, reference, measures), tables.tests_to_text(tests, measures)]
+  parts = [tables.to_text(blocks, reference, metrics), tables.tests_to_text(tests, metrics)]
   if len(chosen) < len(variants):
-    sweep = tables.sweep(every_seed, chosen, measures)
+    sweep = tables.sweep(every_seed, chosen, metrics)
     write_text(directory / "sweep.csv", sweep.to_csv(index=False, float_format="%.4f"))
-    parts.insert(0, f"Validation {measures.judged} choose (*):\n" + sweep.to_string(index=False))
-  curves = tables.curves({k: h for k, h in histories.items() if k[0] in chosen}, measures)
-  plots.experiment(shown, curves, chosen, baselines, directory, measures)
+    parts.insert(0, f"Validation {metrics.population} choose (*):\n" + sweep.to_string(index=False))
+  curves = tables.curves({k: h for k, h in histories.items() if k[0] in chosen}, metrics)
+  plots.Experiment(shown, curves, chosen, baselines, metrics).save(directory)
   return "\n\n".join([*parts, f"Tables and figures: {directory}"])
 
 

@@ -12,8 +12,8 @@ from tf_twostage.config import Config
 from tf_twostage.environment import Environment
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.metrics import STAGES
 from tf_twostage.recommender import TwoStageRecommender
-from tf_twostage.reports.tables import STAGES
 
 _log = logging.getLogger(__name__)
 

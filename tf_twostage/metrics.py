@@ -1,4 +1,4 @@
-"""The metrics of evaluators: what they are called, how they are printed, which one selects."""
+"""The metrics of evaluators: their names, how they are printed, which one chooses the epoch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-STAGES = ("one_stage", "two_stage")
+STAGES = {"one_stage": "generator alone", "two_stage": "generator + ranker"}
 CUTOFFS = (1, 5, 10)
-_HEADINGS = {"precision": "P", "recall": "R", "ndcg": "NDCG"}
 
-# {"validation" or "test": {"one_stage" or "two_stage": {metric: ...}}}
+# {"validation" or "test": {"one_stage" or "two_stage": {metric: value}}}
 Scores = dict[str, dict[str, dict[str, float]]]
 
 
@@ -21,9 +20,9 @@ class Metric:
 
   Attributes:
     heading: of its column.
-    factor: what a score is multiplied with; 100 makes percent.
-    decimals: how many are printed.
-    error: the metric that holds its standard error, where the judge knows one.
+    factor: values are multiplied by it to be shown; 100 gives percent.
+    decimals: printed digits after the point.
+    error: name of the metric that holds its standard error, if there is one.
   """
 
   heading: str
@@ -32,22 +31,22 @@ class Metric:
   error: str | None = None
 
   def text(self, shown: float, error: float = np.nan) -> str:
-    """A number, multiplied already, and its standard error unless that is NaN."""
+    """A value that is already multiplied, and its standard error unless that is NaN."""
     text = f"{shown:.{self.decimals}f}"
     return text if np.isnan(error) else f"{text} ± {error:.{self.decimals}f}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-  """The metrics of a evaluator.
+  """The metrics of one evaluator.
 
   Attributes:
-    compared: the metrics of an experiment's tables.
-    printed: those of the table that a single run prints.
-    headline: what tests compare, figures draw and TensorBoard's tables lead with.
-    selects: what chooses the epoch, read on validation data.
-    unit: of the compared metrics as shown, such as "%"; or "".
-    judged: what is held out, such as "users".
+    compared: columns of an experiment's tables, by name.
+    printed: columns of the table that a single run prints, by name.
+    headline: the metric of plots, paired tests and TensorBoard's first chart.
+    selects: the metric that chooses the best epoch on validation data.
+    unit: of the compared metrics as shown, such as "%"; may be empty.
+    population: what is held out, such as "users".
   """
 
   compared: Mapping[str, Metric]
@@ -55,75 +54,63 @@ class Metrics:
   headline: str
   selects: str
   unit: str
-  judged: str
+  population: str
 
   @property
   def head(self) -> Metric:
     return self.compared[self.headline]
 
-  def measure(self, metric: str) -> Metric:
-    """How a metric is shown; one that no table shows, as the headline is."""
-    return {**self.compared, **self.printed}.get(metric, self.head)
+  def metric(self, name: str) -> Metric:
+    """How a metric is shown; one that is in no table is shown like the headline."""
+    return {**self.compared, **self.printed}.get(name, self.head)
 
-  def shown(self, scores: Mapping[str, float], metric: str) -> float:
-    """The number to show of a stage's scores."""
-    return self.measure(metric).factor * scores[metric]
+  def shown(self, scores: Mapping[str, float], name: str) -> float:
+    """The value of a stage's scores as shown."""
+    return self.metric(name).factor * scores[name]
 
   def caption(self, split: str) -> str:
-    """Of an axis: "precision@10, test users, %"."""
-    return ", ".join(filter(None, [self.headline, f"{split} {self.judged}", self.unit]))
+    """Label of an axis: "precision@10, test users, %"."""
+    return ", ".join(filter(None, [self.headline, f"{split} {self.population}", self.unit]))
 
   def title(self, stage: str) -> str:
-    """Of a table of test data: "Test users, generator alone (%)"."""
-    return f"Test {self.judged}, {stage}" + (f" ({self.unit})" if self.unit else "")
+    """Title of a table of test data: "Test users, generator alone (%)"."""
+    return f"Test {self.population}, {stage}" + (f" ({self.unit})" if self.unit else "")
 
   def selection(self, stage: str) -> Callable[[Scores], float]:
-    """What scores come to when the best epoch is chosen: `selects` on validation data.
+    """A function from scores to the number that is highest at the best epoch.
 
     Args:
       stage: "one_stage", "two_stage", or "both" for the mean of the two.
     """
     stages = STAGES if stage == "both" else (stage,)
-
-    def select(scores: Scores) -> float:
-      return float(np.mean([scores["validation"][s][self.selects] for s in stages]))
-
-    return select
-
-
-def _named(*metrics: str, heading: bool) -> dict[str, Metric]:
-  def short(metric: str) -> str:
-    name, cutoff = metric.split("@")
-    return f"{_HEADINGS[name]}@{cutoff}" if heading else metric
-
-  return {metric: Metric(short(metric)) for metric in metrics}
+    return lambda scores: float(np.mean([scores["validation"][s][self.selects] for s in stages]))
 
 
 FULL_INFORMATION = Metrics(
-  compared=_named(
-    "precision@1",
-    "precision@5",
-    "precision@10",
-    "recall@5",
-    "recall@10",
-    "ndcg@5",
-    "ndcg@10",
-    heading=True,
-  ),
-  printed=_named(
-    "precision@1", "precision@5", "precision@10", "recall@10", "ndcg@10", heading=False
-  ),
+  compared={
+    f"{name}@{k}": Metric(f"{heading}@{k}")
+    for name, heading, cutoffs in (
+      ("precision", "P", CUTOFFS),
+      ("recall", "R", CUTOFFS[1:]),
+      ("ndcg", "NDCG", CUTOFFS[1:]),
+    )
+    for k in cutoffs
+  },
+  printed={
+    name: Metric(name)
+    for name in ("precision@1", "precision@5", "precision@10", "recall@10", "ndcg@10")
+  },
   headline="precision@10",
   selects="precision@10",
   unit="%",
-  judged="users",
+  population="users",
 )
 
-
 _VALUES = {
-  "snips": Metric("SNIPS", factor=1.0, decimals=4, error="snips_error"),
-  "ips": Metric("IPS", factor=1.0, decimals=4, error="ips_error"),
-  "dr": Metric("DR", factor=1.0, decimals=4, error="dr_error"),
+  **{
+    name: Metric(name.upper(), factor=1.0, decimals=4, error=f"{name}_error")
+    for name in ("snips", "ips", "dr")
+  },
   "effective_sample_size": Metric("effective rows", factor=1.0, decimals=0),
 }
 HELD_OUT = Metrics(
@@ -132,14 +119,14 @@ HELD_OUT = Metrics(
   headline="snips",
   selects="gain_lower_bound",
   unit="mean reward",
-  judged="rows",
+  population="rows",
 )
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
-  """(Σω)² / Σω², [Kish 1965]: how many equally weighted rows would be as good; 0 without weight.
+  """(Σω)² / Σω² [Kish 1965]: how many equally weighted rows would be as good; 0 without weight.
 
-  Scale does not matter, and the sum of squares of huge weights does not overflow.
+  Weights are divided by the largest first, so that squares of huge weights do not overflow.
   """
   largest = weights.max()
   if largest == 0:

@@ -19,7 +19,7 @@ from tf_twostage.data import sets
 from tf_twostage.data.rows import LogRows, joined
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation import off_policy, values
+from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.off_policy import Estimate
 from tf_twostage.recommender import RecommenderPolicy, TwoStageRecommender
@@ -71,13 +71,13 @@ class Loop:
     self._config, self._draws, self._temperature = config, draws, temperature
     self._environment = environments.make(config, workspace)
     self._evaluation = self._environment.evaluation_log(workspace)
-    situations, _ = self._evaluation.situations
+    contexts, _ = self._evaluation.distinct_contexts
     log, rewards = self._evaluation.log, self._evaluation.expected_rewards
     assert rewards is not None
     # Each user's context, and rewards of every item: [U, N].
-    self._users = log.user_index[situations]
-    self._context = {name: values[situations] for name, values in log.context.items()}
-    self._rewards = rewards(situations)
+    self._users = log.user_index[contexts]
+    self._context = {name: values[contexts] for name, values in log.context.items()}
+    self._rewards = rewards(contexts)
     self._raw = {n: np.asarray(data.users[n])[self._users] for n in data.users}
     self._seeds = 0  # used so far
 
@@ -104,7 +104,7 @@ class Loop:
       estimate = self._estimate(policy, held_out)
       log = self._served(model.export(export_dir, keep=keep))
       logged = off_policy.on_policy(log.reward, log.user_index)
-      _, truth = values.reduce_to_rows(policy.on(self._evaluation), self._evaluation)
+      _, truth = policy.on(self._evaluation).reduce(self._evaluation)
       yield Round(len(training), estimate, truth, logged)
       chosen = np.random.default_rng([self._config.seed, number]).random(len(log)) < _HELD_OUT
       held_out = log.select(chosen)
@@ -112,8 +112,8 @@ class Loop:
 
   def _estimate(self, policy: RecommenderPolicy, log: LogRows) -> Estimate:
     held_out = EvaluationLog(log, self._evaluation.num_items, "held out")
-    rows, _ = values.reduce_to_rows(policy.on(held_out), held_out)
-    (estimate,) = off_policy.evaluate(rows, {"snips": off_policy.SNIPS()})
+    rows, _ = policy.on(held_out).reduce(held_out)
+    (estimate,) = off_policy.evaluate(rows, ["snips"])
     return estimate
 
   def _served(self, version: pathlib.Path) -> LogRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import logging
 import pathlib
@@ -217,13 +218,13 @@ class TwoStageRecommender:
       rows_to_learn(self.config, environment.log),
       environment.tables.users,
       evaluate,
-      environment.evaluator.measures.selection(self.config.generator.selection),
+      environment.evaluator.metrics.selection(self.config.generator.selection),
       self.config.generator,
       directory,
       seed=self.config.seed,
       hyper_parameters=self._hyper_parameters(model.objective),
       tensorboard=root / "tensorboard" / directory.name,
-      measures=environment.evaluator.measures,
+      measures=environment.evaluator.metrics,
       notes=environment.notes,
       checkpoints=self.config.checkpoints,
       progress=progress,
@@ -385,11 +386,8 @@ class TwoStageRecommender:
   def plot(self) -> Figure:
     """Training loss and validation score by epoch."""
     environment = self._environment
-    measures = metrics.HELD_OUT if environment is None else environment.evaluator.measures
-    width, height, draw = plots.run_picture(self._history, {}, self._title(), measures)
-    figure = plotting.figure(width, height)
-    draw(figure)
-    return figure
+    shown = metrics.HELD_OUT if environment is None else environment.evaluator.metrics
+    return plots.run_curves(self._history, {}, self._title(), shown)
 
   def report(
     self,
@@ -423,20 +421,20 @@ class TwoStageRecommender:
       "timings": timings,
     }
     table = run_report.score_table(
-      {self.loss_name: best["scores"], **baselines}, measures=evaluator.measures
+      {self.loss_name: best["scores"], **baselines}, metrics=evaluator.metrics
     )
     for warning in run_report.health_warnings(history[-1]["training"], self.loss_name):
       _log.warning("%s", warning)
     directory = self.directory(environment, workdir)
+    draw = functools.partial(plots.run_curves, history, baselines, self._title(), evaluator.metrics)
     for place in (directory, workdir):
       write_json(place / "config.json", dataclasses.asdict(self.config))
       write_json(place / METRICS, values)
       write_text(place / "table.csv", run_report.flat_csv(table))
-      curves = place / "curves.png"
-      plots.run_curves(history, baselines, self._title(), curves, evaluator.measures)
+      plotting.save({place / "curves.png": draw})
     notes = values["notes"]
     summary = [
-      run_report.format_table(table, evaluator.measures),
+      run_report.format_table(table, evaluator.metrics),
       *(["\n".join(f"- {note}" for note in notes)] if notes else []),
       run_report.format_timings(timings),
       f"Best epoch {best['epoch']} of {len(history)}. Results: {directory}\nSavedModel: {exported}",

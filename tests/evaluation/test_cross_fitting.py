@@ -47,7 +47,10 @@ def test_predictions_are_out_of_fold_and_in_order(tail):
       (rows + 100 * rewards[train].mean()).reshape(-1, *[1] * len(tail)), (len(rows), *tail)
     )
 
-  out = cross_fit(fit_predict, 10, 3, groups=np.arange(10) // 2)
+  folds = assign_folds(10, 3, groups=np.arange(10) // 2)
+  fitted = cross_fit(lambda _, train: train, fit_predict, folds)
+  out = fitted.predictions
+  np.testing.assert_array_equal(fitted.folds, folds)
   assert out.shape == (10, *tail)
   for train, rows in calls:
     assert sorted([*train, *rows]) == list(range(10))
@@ -77,9 +80,14 @@ def test_a_model_that_saw_its_rows_spoils_doubly_robust_and_cross_fitting_mends_
     return evaluate(rows, {"dr": DR()})[0]
 
   everything = np.arange(n)
-  spoiled, mended = estimate(memorise(everything, everything)), estimate(cross_fit(memorise, n))
+  spoiled = estimate(memorise(everything, everything))
+  mended = estimate(cross_fit(lambda _, train: train, memorise, assign_folds(n)).predictions)
   assert not spoiled.interval[0] < 0.7 < spoiled.interval[1]
   assert mended.interval[0] < 0.7 < mended.interval[1]
+
+
+def fitted(predict):
+  return cross_fit(lambda _, train: train, predict, assign_folds(10, 5))
 
 
 @pytest.mark.parametrize(
@@ -90,18 +98,18 @@ def test_a_model_that_saw_its_rows_spoils_doubly_robust_and_cross_fitting_mends_
     (lambda: assign_folds(0, 2), "at most the number of rows or groups, 0; got 2"),
     (lambda: assign_folds(4, 3, groups=[1, 1, 2, 2]), "rows or groups, 2; got 3"),
     (lambda: assign_folds(4, 2, groups=[1, 2]), r"groups must be \[4\]"),
-    (lambda: cross_fit(lambda t, r: np.zeros(3), 10, 5), r"returned \(3,\) for 2 rows of fold 0"),
-    (lambda: cross_fit(lambda t, r: 0.5, 10, 5), r"returned \(\) for 2 rows"),
+    (lambda: fitted(lambda t, r: np.zeros(3)), r"returned \(3,\) for 2 rows of fold 0"),
+    (lambda: fitted(lambda t, r: 0.5), r"returned \(\) for 2 rows"),
     (
-      lambda: cross_fit(lambda t, r: np.zeros((2, 3 + (0 in r))), 10, 5),
-      r"returned \(2, \d\) for 2 rows of fold \d; return one prediction a row, \(2, \d\)",
+      lambda: fitted(lambda t, r: np.zeros((2, 3 + (0 in r)))),
+      r"returned \(2, \d\) for 2 rows of fold \d; return one prediction for each row, \(2, \d\)",
     ),
     (
-      lambda: cross_fit(lambda t, r: np.where(r == 4, np.nan, 0.5), 10, 2),
-      "fit_predict must be finite; 1 of 5 rows",
+      lambda: fitted(lambda t, r: np.where(r == 4, np.nan, 0.5)),
+      "predict must be finite; 1 of 2 rows",
     ),
   ],
 )
-def test_bad_calls_are_told(call, message):
+def test_bad_calls_are_refused(call, message):
   with pytest.raises(InputError, match=message):
     call()

@@ -34,7 +34,7 @@ def evaluate(world, num_validation=5):
     num_validation=num_validation,
   )
   scorers = table_scorer(world["generator"]), table_scorer(world["ranker"])
-  return full_information.make_evaluation(*scorers, users, SLATE)()
+  return users.evaluation(*scorers, SLATE)()
 
 
 def expected_precision(world, users, depth, two_stage):

@@ -1,14 +1,17 @@
 """Off-policy values of held-out rows, against arrays of the whole catalogue."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tf_twostage import metrics
 from tf_twostage.data.rows import LogRows
-from tf_twostage.evaluation import held_out, off_policy
+from tf_twostage.evaluation import evaluation_log, off_policy
+from tf_twostage.evaluation.estimators import Gain
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.held_out import Gain, HeldOutEvaluator
+from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.policies import SoftmaxPolicy, TwoStagePolicy
 
@@ -45,7 +48,8 @@ class World:
 
   def evaluator(self, grouped=True):
     codes = {"user_id": tf.range(1, USERS + 1)}
-    return HeldOutEvaluator(self.logs, codes, self.scorer(self.rewards), grouped)
+    logs = {split: dataclasses.replace(log, grouped=grouped) for split, log in self.logs.items()}
+    return HeldOutEvaluator(logs, codes, self.scorer(self.rewards))
 
   def scores(self, grouped=True):
     evaluation = self.evaluator(grouped).evaluation(
@@ -101,13 +105,13 @@ def test_values_and_errors_are_those_of_the_whole_catalogue(world, stage, groupe
 @pytest.mark.parametrize("size", [1, 3, 13])
 def test_chunks_do_not_matter(world, monkeypatch, size):
   whole = world.scores()
-  monkeypatch.setattr(held_out, "_SITUATIONS_PER_CHUNK", size)
+  monkeypatch.setattr(evaluation_log, "_CONTEXTS_PER_CHUNK", size)
   for split, stages in world.scores().items():
     for stage, scores in stages.items():
       assert scores == pytest.approx(whole[split][stage], rel=1e-5)
 
 
-def test_a_model_is_judged_as_it_is_when_asked(world):
+def test_a_model_is_evaluated_in_its_state_at_the_call(world):
   weight = tf.Variable(0.0)
   score = world.scorer(world.logits)
   evaluate = world.evaluator().evaluation(
@@ -156,7 +160,7 @@ def gain(probabilities):
   return estimate
 
 
-def test_the_logging_policy_gains_nothing_for_sure():
+def test_the_logging_policy_gains_exactly_nothing():
   estimate = gain(PROPENSITIES)
   assert (estimate.value, estimate.standard_error) == (0.0, 0.0)
 
@@ -179,7 +183,7 @@ def test_the_bound_takes_errors_off_the_gain(world):
   assert select(world.scores()) == scores["gain_lower_bound"]
 
 
-def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
+def test_few_effective_rows_and_no_certain_gain_give_warnings(world):
   def scores(size, bound):
     metrics = {"effective_sample_size": size, "gain_lower_bound": bound, "mean_weight": 1.0}
     return {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
@@ -194,7 +198,7 @@ def test_few_effective_rows_and_no_sure_gain_are_said_in_words(world):
 
 
 @pytest.mark.parametrize("factor", [0.05, 1.0, 20.0])
-def test_propensities_that_do_not_fit_are_said_in_words(world, factor):
+def test_a_mean_weight_far_from_one_gives_a_warning(world, factor):
   metrics = {"effective_sample_size": 150.0, "gain_lower_bound": 0.1, "mean_weight": factor}
   scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
   warnings = world.evaluator().warnings(scores)
@@ -202,7 +206,7 @@ def test_propensities_that_do_not_fit_are_said_in_words(world, factor):
   assert all(f"the mean weight is {factor:.4g} ± " in text for text in warnings)
 
 
-def test_a_mean_weight_within_its_error_is_no_fault(world):
+def test_a_mean_weight_within_its_error_gives_none(world):
   def warnings(mean, size=50.0):
     metrics = {"effective_sample_size": size, "gain_lower_bound": 0.1, "mean_weight": mean}
     scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}

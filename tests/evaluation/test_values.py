@@ -6,10 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests import user_logs
+from tf_twostage.data import load
 from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation import off_policy, values
-from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation import evaluation_log, off_policy, values
+from tf_twostage.evaluation.estimators import IPS
+from tf_twostage.evaluation.evaluation_log import EvaluationLog, reduce_to_rows
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.evaluation.values import TargetPolicy
 
@@ -52,10 +55,11 @@ def world():
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("pairs", [1, 5 * ITEMS, 2**22])
 def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pairs):
-  monkeypatch.setattr(values, "_PAIRS_PER_CHUNK", pairs)
+  monkeypatch.setattr(evaluation_log, "_PAIRS_PER_CHUNK", pairs)
   evaluation, target, predictions = world
-  policy = TargetPolicy("π", "kind", lambda rows: target[rows], by_row)
-  rows, truth = values.reduce_to_rows(policy, evaluation, lambda rows: predictions[rows])
+  ((rows, truth),) = reduce_to_rows(
+    evaluation, lambda rows: ([target[rows]], predictions[rows]), by_row=by_row
+  )
   log = evaluation.log
   whole = PolicyRows.from_arrays(
     log.action, log.reward, log.propensity, target, predictions, groups=log.user_index
@@ -66,55 +70,80 @@ def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pa
   assert truth == pytest.approx((target * every).sum(axis=1).mean())
 
 
-def test_a_policy_is_asked_once_for_each_user_in_each_context(world):
+def test_several_policies_are_reduced_as_each_alone(world):
   evaluation, target, _ = world
-  first, index = evaluation.situations
+  other = target[::-1]
+  pair = reduce_to_rows(evaluation, lambda rows: ([target[rows], other[rows]], None), by_row=True)
+  for (rows, truth), probabilities in zip(pair, (target, other), strict=True):
+    ((alone, value),) = reduce_to_rows(
+      evaluation, lambda rows, p=probabilities: ([p[rows]], None), by_row=True
+    )
+    np.testing.assert_array_equal(rows.target_probabilities, alone.target_probabilities)
+    assert truth == value
+
+
+def test_a_policy_is_asked_once_for_each_distinct_context(world):
+  evaluation, target, _ = world
+  first, index = evaluation.distinct_contexts
   log = evaluation.log
   pairs = list(zip(log.user_index, log.context["hour"], strict=True))
   assert len(first) == len(set(pairs))
   assert [pairs[row] for row in first[index]] == pairs
   asked = []
 
-  def probabilities(rows):
+  def answer(rows):
     asked.extend(rows)
-    return target[rows]
+    return [target[rows]], None
 
-  values.reduce_to_rows(TargetPolicy("π", "kind", probabilities), evaluation)
+  reduce_to_rows(evaluation, answer)
   assert sorted(asked) == sorted(first)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, np.nan])
+def test_what_is_no_distribution_is_refused_with_the_name_of_the_policy(world, factor):
+  policy = TargetPolicy("mine", "kind", lambda rows: factor * world[1][rows])
+  with pytest.raises(InputError, match=r"^mine: "):
+    values.evaluate(world[0], [policy], ["ips"])
 
 
 def test_the_logging_policy_as_a_target_has_its_mean_reward(world):
   evaluation, _, predictions = world
   policy = TargetPolicy("β", "kind", evaluation.logging_probabilities)
-  valuation = values.evaluate(policy, evaluation, lambda rows: predictions[rows], seed=0)
-  on_policy = values.logging_policy(evaluation, seed=0)
-  by_name = {estimate.estimator: estimate for estimate in valuation.estimates}
+  frame = values.evaluate(evaluation, [policy], reward_model=lambda rows: predictions[rows])
+  frame = frame.set_index("estimator")
   for name in ("ips", "snips"):
-    assert by_name[name].value == pytest.approx(evaluation.log.reward.mean(), rel=1e-6)
-    assert by_name[name].effective_sample_size == pytest.approx(ROWS)
-  assert on_policy.estimates[0].value == pytest.approx(evaluation.log.reward.mean())
-  assert on_policy.truth == valuation.truth
+    assert frame.loc[name, "value"] == pytest.approx(evaluation.log.reward.mean(), rel=1e-6)
+    assert frame.loc[name, "effective_sample_size"] == pytest.approx(ROWS)
+  assert frame.loc["on_policy", "value"] == pytest.approx(evaluation.log.reward.mean())
+  assert frame["truth"].nunique() == 1
 
 
 def test_without_known_rewards_there_is_no_truth_and_no_agreement(world):
   evaluation = dataclasses.replace(world[0], expected_rewards=None, logging_probabilities=None)
-  frame = values.to_frame(
-    [
-      values.logging_policy(evaluation, seed=0),
-      *(
-        values.evaluate(
-          TargetPolicy(name, "kind", lambda rows: world[1][rows]),
-          evaluation,
-          lambda rows: world[2][rows],
-          seed=0,
-        )
-        for name in "ab"
-      ),
-    ]
-  )
+  policies = [TargetPolicy(name, "kind", lambda rows: world[1][rows]) for name in "ab"]
+  frame = values.evaluate(evaluation, policies, reward_model=lambda rows: world[2][rows])
   assert frame["truth"].isna().all()
   assert values.agreement(frame).empty
-  assert list(frame["estimator"]) == ["on_policy", *2 * list(values.ESTIMATORS)]
+  assert list(frame["estimator"]) == ["on_policy", *2 * values.REPORTED]
+
+
+@pytest.mark.parametrize(
+  ("estimators", "names"),
+  [(None, ["ips", "snips"]), (["snips", IPS(cap=2.0)], ["snips", "IPS(cap=2.0)"])],
+)
+def test_without_a_reward_model_estimators_are_those_that_need_none(world, estimators, names):
+  policy = TargetPolicy("π", "kind", lambda rows: world[1][rows])
+  frame = values.evaluate(world[0], [policy], estimators)
+  assert list(frame["estimator"]) == ["on_policy", *names]
+
+
+def test_a_users_log_is_an_evaluation_log(tmp_path):
+  user_logs.make(50).write(tmp_path)
+  names = ("log.csv", "items.csv", "schema.yaml", "users.csv")
+  data = load.load(*(tmp_path / name for name in names))
+  evaluation = EvaluationLog.of(data)
+  assert (len(evaluation), evaluation.num_items) == (50, user_logs.ITEMS)
+  assert evaluation.grouped == data.schema.user_id.embedded
 
 
 def estimates(value, truth, estimator="ips", kind="kind"):
@@ -146,7 +175,7 @@ def test_agreement_ranks_covers_and_regrets():
   assert row["regret"] == pytest.approx(4 - 3)
 
 
-def test_agreement_passes_over_what_has_no_value():
+def test_estimates_without_a_value_count_as_policies_alone():
   frame = estimates([np.nan, 2.0, 3.0], [5.0, 2.0, 3.0])
   row = values.agreement(frame).loc["kind", "ips"]
   assert row["policies"] == 3
@@ -206,9 +235,8 @@ def test_truth_lies_in_the_intervals_of_most_logs():
     evaluation = EvaluationLog(
       log, ITEMS, "log", expected_rewards=lambda rows: expected[users[rows]]
     )
-    policy = TargetPolicy("π", "kind", lambda rows: target[users[rows]])
-    rows, truth = values.reduce_to_rows(
-      policy, evaluation, lambda rows: np.full((len(rows), ITEMS), 0.5)
+    ((rows, truth),) = reduce_to_rows(
+      evaluation, lambda rows: ([target[users[rows]]], np.full((len(rows), ITEMS), 0.5))
     )
     (estimate,) = off_policy.evaluate(rows, {"dr": off_policy.DR()}, num_resamples=0)
     held += estimate.interval[0] <= truth <= estimate.interval[1]

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from tests.histories import STAGES, history, scores
+from tf_twostage import plotting
+from tf_twostage.errors import InputError
 from tf_twostage.reports import plots, tables
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -51,9 +53,8 @@ def made_up(variants, seeds, epochs):
 
 def draw(directory, variants, seeds=3, epochs=5, baselines=BASELINES):
   histories = made_up(variants, seeds, epochs)
-  plots.experiment(
-    tables.every_seed(histories), tables.curves(histories), variants, baselines, directory
-  )
+  shown = tables.every_seed(histories), tables.curves(histories)
+  plots.Experiment(*shown, variants, baselines).save(directory)
 
 
 def check_png(path):
@@ -75,7 +76,7 @@ def drawn(monkeypatch):
   savefig = Figure.savefig
 
   def keep(self, path, **options):
-    saved[path.name.lstrip(".")] = self
+    saved[path.name.lstrip(".").split(".png")[0] + ".png"] = self
     savefig(self, path, **{**options, "dpi": 50})  # quick
 
   monkeypatch.setattr(Figure, "savefig", keep)
@@ -171,7 +172,7 @@ def test_intervals_are_those_of_student(tmp_path, drawn):
     {("v", seed): history(scores(value)) for seed, value in enumerate((0.5, 0.6, 0.7))}
   )
   curves = tables.curves({("v", 0): history(scores(0.5))})
-  plots.experiment(table, curves, ["v"], {}, tmp_path)
+  plots.Experiment(table, curves, ["v"], {}).save(tmp_path)
   for axis in drawn["losses.png"].axes:
     (container,) = axis.containers
     (segment,) = container.lines[2][0].get_segments()
@@ -194,7 +195,8 @@ def test_points_alone_set_the_limits_of_stages(tmp_path, drawn):
     given = scores(0.30 + 0.01 * seed)
     given["test"]["two_stage"] = scores(0.80 + 0.01 * seed)["test"]["two_stage"]
     histories["v", seed] = history(given)
-  plots.experiment(tables.every_seed(histories), tables.curves(histories), ["v"], {}, tmp_path)
+  shown = tables.every_seed(histories), tables.curves(histories)
+  plots.Experiment(*shown, ["v"], {}).save(tmp_path)
   (axis,) = drawn["stages.png"].axes
   for (low, high), first in ((axis.get_xlim(), 30), (axis.get_ylim(), 80)):
     assert first - 1 < low < first
@@ -202,14 +204,17 @@ def test_points_alone_set_the_limits_of_stages(tmp_path, drawn):
 
 
 def test_no_two_variants_look_alike():
-  looks = [tuple(plots._look(i).values()) for i in range(50)]
+  looks = [tuple(plotting.look(i).values()) for i in range(50)]
   assert len(set(looks)) == 50
 
 
-def test_the_curves_of_a_run_are_a_picture_written_in_one_step(tmp_path):
+def save_run(run, baselines, path):
+  plotting.save({path: lambda: plots.run_curves(run, baselines, "a run")})
+
+
+def test_the_curves_of_a_run_are_written_in_one_step(tmp_path):
   path = tmp_path / "curves.png"
-  run = history(scores(0.1), scores(0.2), scores(0.3))
-  plots.run_curves(run, {"popularity": scores(0.2)}, "a run", path)
+  save_run(history(scores(0.1), scores(0.2), scores(0.3)), {"popularity": scores(0.2)}, path)
   check_png(path)
   assert list(tmp_path.iterdir()) == [path]
 
@@ -217,7 +222,7 @@ def test_the_curves_of_a_run_are_a_picture_written_in_one_step(tmp_path):
 @pytest.mark.parametrize("epochs", [1, 25])
 def test_the_curves_of_a_run_show_every_epoch(tmp_path, drawn, epochs):
   run = made_up(["v"], 1, epochs)["v", 0]
-  plots.run_curves(run, BASELINES, "a run", tmp_path / "curves.png")
+  save_run(run, BASELINES, tmp_path / "curves.png")
   loss, *panels = drawn["curves.png"].axes
   np.testing.assert_array_equal(
     loss.get_lines()[0].get_ydata(), [1 / e for e in range(1, epochs + 1)]
@@ -229,7 +234,7 @@ def test_the_curves_of_a_run_show_every_epoch(tmp_path, drawn, epochs):
     assert all(t % 1 == 0 for t in axis.get_xticks() if low <= t <= high)
 
 
-def test_without_matplotlib_one_warning_tells_the_remedy(tmp_path, monkeypatch, caplog):
+def test_without_matplotlib_one_warning_names_the_remedy(tmp_path, monkeypatch, caplog):
   real_import = builtins.__import__
 
   def without_matplotlib(name, *arguments, **options):
@@ -243,6 +248,8 @@ def test_without_matplotlib_one_warning_tells_the_remedy(tmp_path, monkeypatch, 
   message = record.getMessage()
   assert "tf_twostage[plot]" in message
   assert all(name in message for name in PICTURES)
-  plots.run_curves(history(scores(0.1)), {}, "a run", tmp_path / "curves.png")
+  save_run(history(scores(0.1)), {}, tmp_path / "curves.png")
   assert len(caplog.records) == 2
   assert not list(tmp_path.iterdir())
+  with pytest.raises(InputError, match=r"tf_twostage\[plot\]"):
+    plots.run_curves(history(scores(0.1)), {}, "a run")

@@ -1,19 +1,17 @@
 """What is printed and drawn of many policies."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import image
-from matplotlib.figure import Figure
 
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.values import ESTIMATORS, TargetPolicy
-from tf_twostage.reports import policy_plots, policy_report
+from tf_twostage.evaluation.values import REPORTED, TargetPolicy
+from tf_twostage.reports import plots, policy_report
 
 USERS, ITEMS, ROWS = 40, 5, 800
 KINDS = ("generator alone", "generator + ranker")
@@ -40,7 +38,7 @@ def evaluation():
 
 
 @pytest.fixture(scope="module")
-def valuations(evaluation):
+def estimates(evaluation):
   """Four policies of each kind, the later the better."""
 
   def policy(sharpness, kind):
@@ -49,22 +47,16 @@ def valuations(evaluation):
       f"sharp {sharpness}", kind, lambda rows: np.tile(odds / odds.sum(), (len(rows), 1))
     )
 
-  return [
-    values.logging_policy(evaluation, seed=0),
-    *(
-      values.evaluate(
-        policy(sharpness, kind), evaluation, lambda rows: np.full((len(rows), ITEMS), 0.4), seed=0
-      )
-      for kind in KINDS
-      for sharpness in (0.0, 0.5, 1.0, 2.0)
-    ),
-  ]
+  policies = [policy(s, kind) for kind in KINDS for s in (0.0, 0.5, 1.0, 2.0)]
+  return values.evaluate(
+    evaluation, policies, reward_model=lambda rows: np.full((len(rows), ITEMS), 0.4)
+  )
 
 
 @pytest.fixture(scope="module")
-def written(valuations, evaluation, tmp_path_factory):
+def written(estimates, evaluation, tmp_path_factory):
   directory = tmp_path_factory.mktemp("report")
-  return policy_report.write(valuations, evaluation, -0.001, directory), directory
+  return policy_report.write(estimates, evaluation, -0.001, directory), directory
 
 
 def test_many_policies_get_a_line_each_and_an_agreement(written):
@@ -72,7 +64,7 @@ def test_many_policies_get_a_line_each_and_an_agreement(written):
   lines = text.splitlines()
   for kind in KINDS:
     start = lines.index(kind.capitalize())
-    assert lines[start + 1].split() == [*ESTIMATORS, "ess", "true"]
+    assert lines[start + 1].split() == [*REPORTED, "ess", "true"]
     assert [line.split()[1] for line in lines[start + 2 : start + 6]] == [
       "0.0",
       "0.5",
@@ -84,34 +76,35 @@ def test_many_policies_get_a_line_each_and_an_agreement(written):
   assert "The reward model explains 0% of the variance of rewards it has not seen." in lines
 
 
-def test_estimates_that_the_log_does_not_bear_are_marked(valuations, evaluation, tmp_path):
-  weak = dataclasses.replace(
-    valuations[1].estimates[1], warnings=("the effective sample size is 2",)
-  )
-  marked = dataclasses.replace(valuations[1], estimates=(*valuations[1].estimates[:1], weak))
-  frame = values.to_frame([marked])
-  assert list(frame["thin"]) == [False, True]  # that dm is the model's word is no want of log
-  many = [
-    valuations[0],
-    dataclasses.replace(
-      marked, estimates=(marked.estimates[0], weak, *valuations[1].estimates[2:])
-    ),
-    *valuations[2:],
-  ]
-  text = policy_report.write(many, evaluation, 0.0, tmp_path)
-  assert text.count(" !") == 1 + 1  # and what it means
+def test_unreliable_estimates_are_marked(estimates, evaluation):
+  # One row of 800 is never enough, and dm's reliance on the model is no lack of rows.
+  assert not estimates["unreliable"].any()
+  marked = estimates.copy()
+  marked.loc[3, "unreliable"] = True
+  text = policy_report.to_text(marked, evaluation)
+  assert text.count(" !") == 1 + 1  # and its explanation
+  assert "! unreliable (reasons" in text
 
 
-def test_the_files_say_the_same(written, valuations):
+def test_few_policies_get_all_columns_and_their_warnings(evaluation):
+  first = TargetPolicy("first", "kind", lambda rows: np.eye(ITEMS)[[0] * len(rows)])
+  text = policy_report.to_text(values.evaluate(evaluation, [first], ["ips", "snips"]), evaluation)
+  assert "first, kind (true value 0.000)" in text
+  assert "largest weight" in text
+  assert "! ips, snips: only 0 rows have both a weight and a reward" in text
+  assert "reward model" not in text
+
+
+def test_the_files_agree(written):
   _, directory = written
   frame = pd.read_csv(directory / "estimates.csv")
   stored = json.loads((directory / "estimates.json").read_text())
-  assert len(frame) == len(stored["estimates"]) == 1 + 8 * len(ESTIMATORS)
+  assert len(frame) == len(stored["estimates"]) == 1 + 8 * len(REPORTED)
   for row, entry in zip(frame.itertuples(), stored["estimates"], strict=True):
     assert row.value == pytest.approx(entry["value"], rel=1e-6)
     assert row.truth == pytest.approx(entry["truth"], rel=1e-6)
   table = pd.read_csv(directory / "agreement.csv")
-  assert list(table["kind"]) == [kind for kind in KINDS for _ in ESTIMATORS]
+  assert list(table["kind"]) == [kind for kind in KINDS for _ in REPORTED]
   assert [row["kendall"] for row in stored["agreement"]] == pytest.approx(list(table["kendall"]))
   of_ips = table[table["estimator"] == "ips"]
   assert (of_ips["kendall"] == 1).all()
@@ -126,26 +119,27 @@ def test_the_picture_is_drawn(written):
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_legend_has_a_true_value_where_one_is_known(valuations, tmp_path, monkeypatch, known):
-  frame = values.to_frame(valuations)
+@pytest.mark.parametrize("extra", [0, 4])
+def test_plots_take_any_number_of_estimators_and_show_known_truths(estimates, known, extra):
+  more = [
+    estimates[estimates["estimator"] == "ips"].assign(estimator=f"mine {i}") for i in range(extra)
+  ]
+  frame = pd.concat([estimates, *more])
   if not known:
     frame["truth"] = np.nan
-  names = []
-
-  def save(pictures):
-    for width, height, panels in pictures.values():
-      figure = Figure(figsize=(width, height))
-      panels(figure)
-      names.extend(text.get_text() for text in figure.legends[0].get_texts())
-
-  monkeypatch.setattr(policy_plots.drawing, "save", save)
-  policy_plots.draw(frame, tmp_path / "estimates.png")
-  assert ("true value" in names) == known
-  assert set(ESTIMATORS) < set(names)
+  figure = plots.policy_values(frame)
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert set(names) == {
+    *REPORTED,
+    *(f"mine {i}" for i in range(extra)),
+    "logging policy",
+    *(["true value"] if known else []),
+  }
+  assert figure._repr_png_().startswith(b"\x89PNG")
 
 
-def test_rare_rewards_are_printed_to_two_digits_of_their_error(valuations, evaluation, tmp_path):
-  rare = dataclasses.replace(valuations[0].estimates[0], value=0.003812, standard_error=0.000218)
-  first = dataclasses.replace(valuations[0], estimates=(rare,), truth=0.0039)
-  text = policy_report.write([first, valuations[1]], evaluation, 0.0, tmp_path)
+def test_rare_rewards_are_printed_to_two_digits_of_their_error(estimates, evaluation):
+  rare = estimates.copy()
+  rare.loc[0, ["value", "standard_error", "truth"]] = 0.003812, 0.000218, 0.0039
+  text = policy_report.to_text(rare, evaluation)
   assert "earned 0.00381 ± 0.00022 (true value 0.00390)" in text

@@ -354,7 +354,7 @@ def test_one_seed_gives_a_difference_and_no_p():
     tests = tables.paired_tests(of_precisions({"a": [50], "b": [52]}), ["a", "b"])
   assert list(tests["difference"]) == pytest.approx([2, 2])
   assert tests[["standard_error", "p_t", "p_wilcoxon"]].isna().all(axis=None)
-  assert "nan" in tables.tests_to_text(tests, FULL_INFORMATION)
+  assert "NaN" in tables.tests_to_text(tests, FULL_INFORMATION)
 
 
 @pytest.mark.parametrize("shift", [0, 2])

@@ -171,7 +171,6 @@ def _environment(
       logs=evaluated,
       users=tables.users,
       reward_model=reward_model.expected_rewards,
-      grouped=grouped,
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,

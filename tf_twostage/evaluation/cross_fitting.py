@@ -1,13 +1,13 @@
-"""Out-of-fold predictions: a reward model must not be asked about the rows it learned from.
+"""Out-of-fold predictions: every row is predicted by a model that was fitted without it.
 
-A model that has seen a row's reward predicts it too well, and DR's correction r - rhat vanishes
-together with its unbiasedness.
+A model that has seen a row's reward predicts it too well: the correction r - rhat of DR vanishes,
+and with it DR's unbiasedness.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,20 +15,36 @@ import pandas as pd
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.rows import check_finite, check_groups
 
+Model = TypeVar("Model")
+
+
+class CrossFit(NamedTuple, Generic[Model]):
+  """Models by fold, and predictions of the rows that each has not seen.
+
+  Attributes:
+    folds: [n] int, the fold of each row.
+    models: one for each fold, fitted on all other rows.
+    predictions: [n, ...], of each row by its fold's model.
+  """
+
+  folds: np.ndarray
+  models: list[Model]
+  predictions: np.ndarray
+
 
 def assign_folds(
   num_rows: int, num_folds: int = 5, *, groups: Any = None, seed: int = 0
 ) -> np.ndarray:
-  """Deals rows into folds of nearly equal size, whole groups together.
+  """Divides rows into folds of nearly equal size that keep groups together.
 
-  Groups go out from the largest to the smallest, in random order among equals, to the folds in
-  turn: sizes of folds differ by at most the largest group.
+  Groups are dealt to the folds in turn, from the largest to the smallest, equal ones in random
+  order. Sizes of folds differ by at most the largest group.
 
   Args:
     num_rows: n, > 0.
     num_folds: F, at least 2 and at most the number of groups.
     groups: [n] ids that must not be split; None: each row is its own group.
-    seed: of the deal.
+    seed: of the random order.
 
   Returns:
     [n] int in [0, F).
@@ -51,44 +67,39 @@ def assign_folds(
 
 
 def cross_fit(
-  fit_predict: Callable[[np.ndarray, np.ndarray], Any],
-  num_rows: int,
-  num_folds: int = 5,
-  *,
-  groups: Any = None,
-  seed: int = 0,
-) -> np.ndarray:
-  """Predictions of every row by a model that was fitted without its fold.
+  fit: Callable[[int, np.ndarray], Model],
+  predict: Callable[[Model, np.ndarray], Any],
+  folds: np.ndarray,
+) -> CrossFit[Model]:
+  """Fits a model without each fold and predicts the fold's rows with it.
 
   Args:
-    fit_predict: from (train_rows, predict_rows), ascending row indices, to the predictions of the
-      latter: [m, N] of the catalogue, or where that does not fit in memory the two columns that
-      `PolicyRows` wants, [m, 2]; any [m, ...] will do. Fits a fresh model at each call.
-    num_rows, num_folds, groups, seed: as for `assign_folds`.
-
-  Returns:
-    [n, ...], in the order of the rows and with the type of the first prediction.
+    fit: maps a fold's number and the rows of all other folds, ascending [m] int, to a new model.
+    predict: maps a model and row numbers [m] to predictions [m, ...]. `PolicyRows.from_arrays`
+      takes [m, N], one for each item.
+    folds: [n] int, from `assign_folds`.
 
   Raises:
-    InputError: as for `assign_folds`; predictions have the wrong shape or are not finite.
+    InputError: predictions have the wrong shape or are not finite.
 
   References:
     Chernozhukov et al., Double/debiased machine learning, Econometrics Journal 21, 2018,
       definition 3.1.
   """
-  folds = assign_folds(num_rows, num_folds, groups=groups, seed=seed)
+  models = []
   out: np.ndarray | None = None
-  for fold in range(num_folds):
+  for fold in range(folds.max() + 1):
     rows = np.flatnonzero(folds == fold)
-    predicted = np.asarray(fit_predict(np.flatnonzero(folds != fold), rows))
+    models.append(fit(fold, np.flatnonzero(folds != fold)))
+    predicted = np.asarray(predict(models[-1], rows))
     if out is None:
-      out = np.empty((num_rows, *predicted.shape[1:]), predicted.dtype)
+      out = np.empty((len(folds), *predicted.shape[1:]), predicted.dtype)
     if predicted.shape != (len(rows), *out.shape[1:]):
       raise InputError(
-        f"fit_predict returned {predicted.shape} for {len(rows)} rows of fold {fold}; return one"
-        f" prediction a row, {(len(rows), *out.shape[1:])}"
+        f"predict returned {predicted.shape} for {len(rows)} rows of fold {fold}; return one"
+        f" prediction for each row, {(len(rows), *out.shape[1:])}"
       )
-    check_finite("fit_predict", predicted.reshape(len(rows), -1).sum(axis=1), "mend the model")
+    check_finite("predict", predicted.reshape(len(rows), -1).sum(axis=1), "fix the model")
     out[rows] = predicted
-  assert out is not None  # there are at least two folds
-  return out
+  assert out is not None  # there is at least one fold
+  return CrossFit(folds, models, out)

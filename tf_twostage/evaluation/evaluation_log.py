@@ -1,40 +1,46 @@
-"""What policies are evaluated on: rows that they have not learned from, and the truth where known.
-
-An environment says what its evaluation log is; `reward_model` and `values` read it.
-"""
+"""Rows to evaluate policies on, what is known beyond them, and how policies are reduced to rows."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.models.encoders import Codes
 
-# From rows of the log, [m] int, to a number for each item of the catalogue in each, [m, N].
-ByRow = Callable[[np.ndarray], np.ndarray]
+# Maps row numbers of a log, [m] int, to one number for each item of the catalogue: [m, N].
+ByRow = Callable[[np.ndarray], Any]
+
+_CONTEXTS_PER_CHUNK = 1024
+_PAIRS_PER_CHUNK = 2**20  # 4 MB for each array [m, N], of which a reduction holds about a dozen
+_OVERSHOOT = 1e-3  # of probabilities, by the quadrature of two-stage policies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationLog:
-  """A log, and what is known beyond it.
+  """Logged rows that no evaluated policy has learned from, and what is known beyond them.
+
+  A context is a user with the values of the context features. Policies and reward models answer
+  the same to all rows of one context.
 
   Attributes:
-    log: n rows with propensities. Its context is what a policy sees when it decides, so it must
-      not depend on the action.
+    log: n rows with propensities. Its context features are what a policy sees when it decides, so
+      they must not depend on the action.
     num_items: size of the catalogue, N.
-    stage: differs wherever the log does, for later stages to depend on.
-    notes: what a reader of the estimates must know, a sentence each.
-    expected_rewards: r(x_i, a), the reward that each item would have had; None: not known.
+    stage: name that differs wherever the log does; cached results depend on it.
+    notes: sentences to print with the estimates.
+    expected_rewards: r(x_i, a), the reward that each item would have had; None: unknown.
     logging_probabilities: β(a | x_i); None: known for the logged actions alone.
-    grouped: whether rows of one user depend on each other; not where users are mere combinations
-      of features.
+    grouped: whether rows of one user depend on each other. False where users are mere
+      combinations of features.
 
   Raises:
     InputError: the log has no rows or no propensities.
@@ -52,22 +58,30 @@ class EvaluationLog:
     if not len(self.log):
       raise InputError("evaluation log: no rows; evaluate on a log that has some")
     if self.log.propensity is None:
-      raise InputError("evaluation log: it has no propensities; estimate them before")
+      raise InputError("evaluation log: no propensities; estimate them first")
+
+  @classmethod
+  def of(cls, log: BanditLog) -> EvaluationLog:
+    """All rows of a user's log.
+
+    Raises:
+      InputError: the log has no propensities.
+    """
+    stage = f"{log.name}-{log.fingerprint()[:10]}"
+    grouped = log.schema.user_id.embedded
+    return cls(log.rows, log.num_items, stage, log.notes, grouped=grouped)
 
   def __len__(self) -> int:
     return len(self.log)
 
   @property
   def groups(self) -> np.ndarray | None:
-    """Whose rows depend on each other, [n]; None: each row stands for itself."""
+    """[n] users, if rows of one user depend on each other; None: all rows are independent."""
     return self.log.user_index if self.grouped else None
 
   @functools.cached_property
-  def situations(self) -> tuple[np.ndarray, np.ndarray]:
-    """Each user in each context once: its first row [S], and which of these a row is [n].
-
-    Policies and reward models answer the same to all rows of one situation.
-    """
+  def distinct_contexts(self) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
     columns = [self.log.user_index.astype(np.float64), *self.log.context.values()]
     _, first, index = np.unique(
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
@@ -75,7 +89,11 @@ class EvaluationLog:
     return first, index.reshape(-1)
 
   def inputs(self, rows: np.ndarray, users: Codes) -> dict[str, Any]:
-    """What models read of these rows [m], given the codes of all users.
+    """What models read in these rows, [m].
+
+    Args:
+      rows: [m] row numbers.
+      users: codes of all users, [U, ...] each.
 
     Returns:
       "user" {name: [m, ...]}, "context" {name: [m]} raw, "user_index" [m].
@@ -86,3 +104,88 @@ class EvaluationLog:
       "context": {name: tf.constant(values[rows]) for name, values in self.log.context.items()},
       "user_index": tf.constant(index),
     }
+
+
+def reduce_to_rows(
+  evaluation: EvaluationLog,
+  answer: Callable[[np.ndarray], tuple[Sequence[Any], Any]],
+  *,
+  by_row: bool = False,
+) -> list[tuple[PolicyRows, float]]:
+  """Reduces policies to what estimators read of each row, and to their true values.
+
+  Arrays [m, N] exist for one chunk at a time, and are made once for each distinct context.
+
+  Args:
+    evaluation: the log, n rows.
+    answer: maps row numbers [m] to the probabilities under each of P policies, [m, N] arrays or
+      tensors, and to the predicted rewards [m, N], or None without a reward model.
+    by_row: whether answers differ between rows of one context.
+
+  Returns:
+    For each policy its rows, and (1/n) Σ_i Σ_a π(a | x_i) r(x_i, a); NaN if r is unknown.
+
+  Raises:
+    InputError: answers are not probabilities over the catalogue.
+  """
+  log, n = evaluation.log, len(evaluation)
+  first, context = (np.arange(n), np.arange(n)) if by_row else evaluation.distinct_contexts
+  order = np.argsort(context, kind="stable")
+  begins = np.searchsorted(context[order], np.arange(len(first) + 1))
+  size = max(1, min(_CONTEXTS_PER_CHUNK, _PAIRS_PER_CHUNK // evaluation.num_items))
+  columns, masses, has_model = [], [], False
+  for start in range(0, len(first), size):
+    asked = first[start : start + size]
+    rows = order[begins[start] : begins[start + len(asked)]]
+    pairs = context[rows] - start, log.action[rows]
+    policies, rewards = answer(asked)
+    has_model = rewards is not None
+    known = None if evaluation.expected_rewards is None else evaluation.expected_rewards(asked)
+    arrays = [np.asarray(policy) for policy in policies]
+    columns.append(np.stack([_columns(policy, rewards, known, pairs) for policy in arrays]))
+    # Not a BLAS product, whose threads wait for each other on a busy machine.
+    weights = np.bincount(pairs[0], minlength=len(asked))
+    masses.append([np.einsum("s,sn->n", weights.astype(p.dtype), p) for p in arrays])
+  of_rows = np.concatenate(columns, axis=2)[:, :, np.argsort(order)]
+  shown = np.bincount(log.action, minlength=evaluation.num_items)
+  total = np.asarray(np.sum(masses, axis=0, dtype=np.float64))
+  assert log.propensity is not None  # checked by EvaluationLog
+  results = []
+  for (target, predicted, direct, truth), mass in zip(of_rows, total, strict=True):
+    reduced = PolicyRows(
+      rewards=log.reward,
+      propensities=log.propensity,
+      target_probabilities=np.where(target <= 1 + _OVERSHOOT, np.minimum(target, 1), target),
+      predicted_rewards=predicted if has_model else None,
+      direct_values=direct if has_model else None,
+      groups=evaluation.groups,
+      action_mass=mass,
+      action_counts=shown,
+    )
+    if not abs(mass.sum() / n - 1) <= _OVERSHOOT:
+      raise InputError(
+        f"probabilities sum to {mass.sum() / n:.4g} over the catalogue, on average of {n} rows;"
+        " return a distribution for each row (a softmax, not logits)"
+      )
+    results.append((reduced, float(truth.mean())))
+  return results
+
+
+def _columns(
+  policy: np.ndarray, rewards: Any, known: Any, pairs: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+  """π(a_i), rhat(a_i), Σ_a π(a) rhat(a) and Σ_a π(a) r(a) of R rows: [4, R], NaN if unknown.
+
+  Args:
+    policy, rewards, known: [S, N], or None.
+    pairs: context in [0, S) and logged item of each row, [R] each.
+  """
+  result = np.full((4, len(pairs[0])), np.nan)
+  result[0] = policy[pairs]
+  if rewards is not None:
+    rewards = np.asarray(rewards)
+    result[1] = rewards[pairs]
+    result[2] = np.vecdot(policy, rewards)[pairs[0]]
+  if known is not None:
+    result[3] = np.vecdot(policy, np.asarray(known))[pairs[0]]
+  return result

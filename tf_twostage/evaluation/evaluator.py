@@ -1,7 +1,7 @@
 """The interface of evaluators, which score a generator alone and with the ranker behind it.
 
-`full_information.FullInformationEvaluator` knows the label of every user-item pair;
-`held_out.HeldOutEvaluator` estimates from held-out rows of a log.
+`full_information.FullInformationEvaluator` uses the label of every user-item pair;
+`held_out.HeldOutEvaluator` estimates values off-policy from held-out rows of a log.
 """
 
 from __future__ import annotations
@@ -18,29 +18,34 @@ Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
 
 
 class Evaluator(Protocol):
-  """What an environment asks how good a scorer is."""
+  """Scores scorers on validation and test data, in one stage and in two."""
 
   @property
-  def measures(self) -> Metrics:
-    """The metrics of its scores."""
+  def metrics(self) -> Metrics:
+    """The metrics in its scores."""
     ...
 
   @property
   def settings(self) -> Mapping[str, Any]:
-    """What its scores depend on beyond the environment and the scorer; JSON-able."""
+    """What scores depend on besides the environment and the scorer; JSON-able."""
     ...
 
   def evaluation(
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
   ) -> Callable[[], Scores]:
-    """A function that scores `scorer`, alone and with the ranker behind it, as it is when called
-    (a model under training, say)."""
+    """A function that scores `scorer` in its state at the time of the call.
+
+    Args:
+      scorer: the generator, such as a model under training.
+      ranker_logits: the second stage.
+      slate_size: K.
+    """
     ...
 
   def known(self) -> Mapping[str, Scores]:
-    """Scores of policies that no scorer stands for, by name."""
+    """Scores, by name, of policies that have no scorer."""
     ...
 
   def warnings(self, scores: Scores) -> list[str]:
-    """Plain words where scores are not to be trusted."""
+    """Reasons not to trust scores, a sentence each."""
     ...

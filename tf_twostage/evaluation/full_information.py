@@ -1,4 +1,4 @@
-"""One-stage and two-stage evaluation on full information (DESIGN of [Ma20], section 5)."""
+"""The evaluator on full information [Ma20, section 5], and scorers to compare with."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.two_stage import rerank, retrieve
 
 _USERS_PER_CHUNK = 1024
-_PAIRS_PER_CHUNK = 2**23  # 32 MB of scores, of which an evaluation holds several
+_PAIRS_PER_CHUNK = 2**23  # 32 MB for each array of scores, of which an evaluation holds several
 
 
 @dataclasses.dataclass(frozen=True)
 class FullInformationEvaluator:
-  """Who is evaluated, on what: the judge that knows every pair.
+  """The evaluator that uses the label of every user-item pair.
 
   Attributes:
-    inputs: what a scorer reads, of all U evaluated users: {"user": {name: [U, ...]}, "context":
+    inputs: what scorers read, for all U evaluated users: {"user": {name: [U, ...]}, "context":
       {name: [U]}, "user_index": [U]}.
     relevance: [U, N] bool.
-    excluded: [U, N] bool; neither recommended nor counted as relevant. None: no item is.
-    num_validation: users before this one validate, all others test.
+    excluded: [U, N] bool; neither recommended nor counted as relevant. None: no item is excluded.
+    num_validation: the users before this one are validation users, all others test users.
   """
 
   inputs: Mapping[str, Any]
@@ -39,7 +39,7 @@ class FullInformationEvaluator:
   num_validation: int
 
   @property
-  def measures(self) -> Metrics:
+  def metrics(self) -> Metrics:
     return FULL_INFORMATION
 
   @property
@@ -49,8 +49,43 @@ class FullInformationEvaluator:
   def evaluation(
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
   ) -> Callable[[], Scores]:
-    """As `make_evaluation`."""
-    return make_evaluation(scorer, ranker_logits, self, slate_size)
+    """A function that scores `scorer` in its state at the time of the call.
+
+    One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
+    """
+    inputs, relevance = dict(self.inputs), self.relevance
+    if self.excluded is not None:
+      inputs["excluded"] = self.excluded
+      relevance = relevance & ~self.excluded
+    num_relevant = relevance.sum(axis=1)
+    splits = {
+      "validation": slice(0, self.num_validation),
+      "test": slice(self.num_validation, None),
+    }
+    chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
+    batches = tf.data.Dataset.from_tensor_slices(inputs).batch(chunk).cache()
+
+    # TensorFlow warns of retracing by function object; a partial is a new one each time.
+    top_items = tf.function(
+      functools.partial(_top_items, scorer, ranker_logits, slate_size),
+      input_signature=[batches.element_spec],
+    )
+
+    def evaluate() -> Scores:
+      chunks = [top_items(batch) for batch in batches]
+      stages = {
+        stage: ranking.hits_from_ids(np.concatenate(ids), relevance)
+        for stage, ids in zip(STAGES, zip(*chunks, strict=True), strict=True)
+      }
+      return {
+        split: {
+          stage: ranking.summarise(hits[rows], num_relevant[rows], CUTOFFS)
+          for stage, hits in stages.items()
+        }
+        for split, rows in splits.items()
+      }
+
+    return evaluate
 
   def known(self) -> Mapping[str, Scores]:
     """None: every policy has a scorer."""
@@ -59,56 +94,6 @@ class FullInformationEvaluator:
   def warnings(self, scores: Scores) -> list[str]:
     """None: nothing is estimated."""
     return []
-
-
-def logged_positives(log: LogRows, num_users: int, num_items: int) -> np.ndarray:
-  """[U, N] bool: pairs that the log holds as positive."""
-  positives = log.positives()
-  mask = np.zeros((num_users, num_items), bool)
-  mask[positives.user_index, positives.action] = True
-  return mask
-
-
-def make_evaluation(
-  scorer: Scorer, ranker_logits: Scorer, users: FullInformationEvaluator, slate_size: int
-) -> Callable[[], Scores]:
-  """A function that evaluates `scorer` as it is when called (a model under training, say).
-
-  One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
-  """
-  inputs, relevance = dict(users.inputs), users.relevance
-  if users.excluded is not None:
-    inputs["excluded"] = users.excluded
-    relevance = relevance & ~users.excluded
-  num_relevant = relevance.sum(axis=1)
-  splits = {
-    "validation": slice(0, users.num_validation),
-    "test": slice(users.num_validation, None),
-  }
-  chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
-  batches = tf.data.Dataset.from_tensor_slices(inputs).batch(chunk).cache()
-
-  # A partial function counts as one of its own in TensorFlow's watch over retracing.
-  top_items = tf.function(
-    functools.partial(_top_items, scorer, ranker_logits, slate_size),
-    input_signature=[batches.element_spec],
-  )
-
-  def evaluate() -> Scores:
-    chunks = [top_items(batch) for batch in batches]
-    stages = {
-      stage: ranking.hits_from_ids(np.concatenate(ids), relevance)
-      for stage, ids in zip(STAGES, zip(*chunks, strict=True), strict=True)
-    }
-    return {
-      split: {
-        stage: ranking.summarise(hits[rows], num_relevant[rows], CUTOFFS)
-        for stage, hits in stages.items()
-      }
-      for split, rows in splits.items()
-    }
-
-  return evaluate
 
 
 def _top_items(
@@ -122,6 +107,14 @@ def _top_items(
   return slate[:, :depth], reordered
 
 
+def logged_positives(log: LogRows, num_users: int, num_items: int) -> np.ndarray:
+  """[U, N] bool: pairs that the log holds as positive."""
+  positives = log.positives()
+  mask = np.zeros((num_users, num_items), bool)
+  mask[positives.user_index, positives.action] = True
+  return mask
+
+
 def list_scorer(scores: np.ndarray) -> Scorer:
   """The same scores [N] for everyone."""
   row = tf.constant(scores, tf.float32)[tf.newaxis]
@@ -129,7 +122,7 @@ def list_scorer(scores: np.ndarray) -> Scorer:
 
 
 def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> RankerLogits:
-  """Products of stored user vectors [U, D] and item vectors [N, D]."""
+  """Products of precomputed user vectors [U, D] and item vectors [N, D]."""
   users, vectors = tf.constant(user_vectors), tf.constant(item_vectors)
 
   def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
@@ -140,20 +133,20 @@ def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> RankerL
 
 
 def random_scorer(num_items: int, seed: int) -> Scorer:
-  """Every list equally likely; the same ones at every call."""
+  """Uniformly random scores, the same at every call."""
   return lambda batch: tf.random.stateless_uniform(
     [tf.shape(batch["user_index"])[0], num_items], seed=[seed, batch["user_index"][0]]
   )
 
 
 def popularity(log: LogRows, num_items: int) -> np.ndarray:
-  """Mean logged reward of each item, smoothed as (sum + 1) / (count + 2): [N]."""
+  """Mean logged reward of each item, smoothed: [N]."""
   shown = np.bincount(log.action, minlength=num_items)
   return smoothed_means(shown, total_reward(log, num_items))
 
 
 def smoothed_means(shown: np.ndarray, earned: np.ndarray) -> np.ndarray:
-  """(earned + 1) / (shown + 2) of each item: [N], of numbers of rows and sums of rewards."""
+  """(earned + 1) / (shown + 2), from numbers of rows [N] and sums of rewards [N]."""
   return (earned + 1) / (shown + 2)
 
 

@@ -1,4 +1,4 @@
-"""Whether a log can tell anything about a policy: importance weights, and warnings in words."""
+"""Whether a log supports an estimate: checks of importance weights, and warnings with remedies."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from tf_twostage.evaluation.intervals import RatioSummary
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import effective_sample_size
 
-# Below any of these an estimate still comes, with a warning. They are rules of thumb, set where
-# normal and bootstrap intervals begin to cover visibly less often than they claim.
+# Beyond any of these an estimate has a warning. They are rules of thumb, set where normal and
+# bootstrap intervals begin to cover the truth visibly less often than they claim.
 MIN_EFFECTIVE_ROWS = 100
 MIN_EFFECTIVE_SHARE = 0.01  # of all rows
 MAX_WEIGHT_SHARE = 0.1  # of one row in the sum of weights
 MAX_UNLOGGED_MASS = 0.01  # of the target policy, on actions the log never shows
 MIN_REWARDED_ROWS = 10  # with a weight and a reward: the "n p >= 10" of normal approximations
 MIN_UNITS = 30  # groups, or rows
-# E[ω] = 1. A deviation that three standard errors do not explain means wrong propensities, or
-# mass of the target policy where the logging policy has none; one per cent of the value is let go.
+# E[ω] = 1. A larger deviation means wrong propensities, or mass of the target policy where the
+# logging policy has none; one per cent is always allowed.
 MEAN_WEIGHT_ERRORS = 3.0
 MEAN_WEIGHT_TOLERANCE = 0.01
 
 MODEL_ALONE = (
-  "the value is the reward model's word alone, and the intervals leave out the model's own error;"
-  " read dr beside it"
+  "the value is the reward model's prediction, and the intervals leave out the model's own error;"
+  " compare with dr"
 )
 _MORE = "log more, or evaluate a policy nearer to the logging policy"
 
@@ -31,21 +31,18 @@ _MORE = "log more, or evaluate a policy nearer to the logging policy"
 def weight_warnings(
   rows: PolicyRows, weights: np.ndarray, mean_ratio: RatioSummary
 ) -> tuple[str, ...]:
-  """What is wrong with the weights of an estimate.
+  """Problems with the weights of an estimate, each with a remedy.
 
   Args:
     rows: the log.
-    weights: [n], those the estimator used: ω, clipped or switched off where it does so.
-    mean_ratio: mean of ω itself, whose expectation is 1.
-
-  Returns:
-    One sentence a problem, each with a remedy; none where all is well.
+    weights: [n], the weights in use, after clipping or switching.
+    mean_ratio: mean of the weights ω before that, whose expectation is 1.
   """
   n, total = len(weights), weights.sum()
   if total == 0:
     return (
-      "no row has a weight: the log does not bear on this policy at all, and the value comes from"
-      f" elsewhere or is void; {_MORE}",
+      "no row has a weight: the log has no evidence about this policy, and the value is the reward"
+      f" model's or void; {_MORE}",
     )
   warnings = []
   size = effective_sample_size(weights)
@@ -76,7 +73,7 @@ def weight_warnings(
 
 
 def support_warnings(rows: PolicyRows, num_units: int) -> tuple[str, ...]:
-  """What is wrong with the log for any estimator: too few units, actions never tried."""
+  """Problems of the log for any estimator: too few units, actions never logged."""
   warnings = []
   if num_units < MIN_UNITS:
     units = "rows" if rows.groups is None else "groups"
@@ -84,10 +81,10 @@ def support_warnings(rows: PolicyRows, num_units: int) -> tuple[str, ...]:
       f"{num_units} independent {units} are too few for standard errors and intervals; log more"
     )
   count, mass = rows.unlogged
-  if mass > MAX_UNLOGGED_MASS:  # NaN, unknown, is not
+  if mass > MAX_UNLOGGED_MASS:  # False for NaN, unknown
     warnings.append(
       f"the target policy puts {mass:.1%} of its probability on {count} actions that the log never"
-      " shows: only a reward model can speak for them; let the logging policy explore them, or take"
-      " them out of the target policy"
+      " shows: only a reward model covers them; let the logging policy explore them, or remove them"
+      " from the target policy"
     )
   return tuple(warnings)

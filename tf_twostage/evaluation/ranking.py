@@ -1,6 +1,6 @@
-"""Ranking metrics on hits: is the item at each rank relevant to the user?
+"""Ranking metrics on hits: whether the item at each rank is relevant to the user.
 
-All functions take one row a user, and return one number a user; `summarise` averages them.
+All functions take one row for each user, and return one number for each; `summarise` averages them.
 Ranks beyond a short list, and padding, count as misses.
 """
 
@@ -119,10 +119,10 @@ def summarise(
     InputError: no user has a relevant item, or as for `ndcg_at_k`.
   """
   counts = _check_num_relevant(hits, num_relevant)
-  judged = counts > 0
-  if not judged.any():
+  kept = counts > 0
+  if not kept.any():
     raise InputError(f"none of {len(counts)} users has a relevant item: nothing to average")
-  hits, counts = np.asarray(hits)[judged], counts[judged]
+  hits, counts = np.asarray(hits)[kept], counts[kept]
   metrics = {
     "precision": lambda k: precision_at_k(hits, k),
     "recall": lambda k: recall_at_k(hits, counts, k),

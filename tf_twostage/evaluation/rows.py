@@ -1,14 +1,9 @@
-"""What off-policy estimators read of a log: a few numbers a row, checked.
-
-The catalogue-wide arrays [n, N] of a policy and of a reward model need not fit in memory: reduce
-them a chunk of rows at a time and concatenate.
-"""
+"""What off-policy estimators read of a log: a few numbers for each row, checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,19 +16,18 @@ _TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within thi
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyRows:
-  """Logged rewards beside what the target policy π and a reward model rhat say of them; n rows.
+  """Logged rewards, with the target policy π and a reward model rhat at the same rows; n rows.
 
   Attributes:
     rewards: [n] finite.
     propensities: [n] in (0, 1], β(a_i | x_i), the logging probability of the logged action.
     target_probabilities: [n] in [0, 1], π(a_i | x_i) of the same action.
-    predicted_rewards: [n] rhat(x_i, a_i); None where there is no reward model.
-    direct_values: [n] Σ_a π(a | x_i) rhat(x_i, a); comes and goes with `predicted_rewards`.
-    groups: [n] of ids, a user's say, whose rows are not independent of each other; None: each row
-      stands for itself.
-    action_mass: [N] Σ_i π(a | x_i), and
-    action_counts: [N] how often each action was logged. They show which actions the target policy
-      wants and the log never tried; None where unknown.
+    predicted_rewards: [n] rhat(x_i, a_i); None without a reward model.
+    direct_values: [n] Σ_a π(a | x_i) rhat(x_i, a); None without a reward model.
+    groups: [n] ids, such as users; rows of one group depend on each other. None: all rows are
+      independent.
+    action_mass: [N] Σ_i π(a | x_i); None if unknown.
+    action_counts: [N] how often each action was logged; None if unknown.
 
   Raises:
     InputError: an array is empty, has another length, or holds a value out of range.
@@ -58,10 +52,10 @@ class PolicyRows:
     _check_propensities(columns["propensities"])
     _check_target(columns["target_probabilities"])
     if (self.predicted_rewards is None) != (self.direct_values is None):
-      raise InputError("predicted_rewards and direct_values are of one reward model: pass both")
+      raise InputError("predicted_rewards and direct_values are of one model: pass both or neither")
     for name in ("predicted_rewards", "direct_values"):
       if name in columns:
-        check_finite(name, columns[name], "mend the reward model")
+        check_finite(name, columns[name], "fix the reward model")
     for name, column in columns.items():
       object.__setattr__(self, name, column)
     if self.groups is not None:
@@ -78,8 +72,8 @@ class PolicyRows:
 
   @functools.cached_property
   def unlogged(self) -> tuple[int, float]:
-    """How many actions π takes that no row of the log shows, and π's mass on them; 0 and NaN where
-    that is not known."""
+    """Number of actions that π takes and the log never shows, and π's mass on them; 0 and NaN if
+    unknown."""
     if self.action_mass is None or self.action_counts is None:
       return 0, np.nan
     mass = self.action_mass[self.action_counts == 0]
@@ -143,35 +137,6 @@ class PolicyRows:
       action_mass=probabilities.sum(axis=0, dtype=np.float64),
       action_counts=np.bincount(actions, minlength=num_actions),
     )
-
-  @classmethod
-  def concatenate(cls, chunks: Iterable[PolicyRows]) -> PolicyRows:
-    """One log of several chunks of rows.
-
-    Raises:
-      InputError: there is no chunk, some chunks have a column that others lack, or their
-        catalogues differ.
-    """
-    parts = list(chunks)
-    if not parts:
-      raise InputError("no chunk of rows to concatenate: the log is empty")
-    merged: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
-      values = [getattr(part, field.name) for part in parts]
-      missing = sum(value is None for value in values)
-      if missing == len(values):
-        continue
-      if missing:
-        raise InputError(
-          f"{field.name}: {missing} of {len(parts)} chunks lack it; pass it for all or for none"
-        )
-      if not field.name.startswith("action_"):
-        merged[field.name] = np.concatenate(values)
-      elif len({len(value) for value in values}) == 1:
-        merged[field.name] = np.sum(values, axis=0)
-      else:
-        raise InputError("chunks differ in their number of actions; use one catalogue")
-    return cls(**merged)
 
 
 def check_finite(name: str, values: np.ndarray, remedy: str) -> None:

@@ -1,187 +1,237 @@
-"""Pictures: the curves of one run, and of an experiment what a paper would show.
-
-Without matplotlib (extra `[plot]`) nothing is drawn and a warning says so.
-"""
+"""Figures of one run, of an experiment, and of estimated policy values."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from tf_twostage import plotting
-from tf_twostage.metrics import FULL_INFORMATION, Metrics, Scores
-from tf_twostage.reports.tables import STAGES
+from tf_twostage.evaluation.values import LOGGING_POLICY
+from tf_twostage.metrics import FULL_INFORMATION, STAGES, Metrics, Scores
 from tf_twostage.training.loop import History
 
-# Seven colors and eight markers have no common divisor: no two of 56 look alike.
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
 _LINES = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 _BASELINE_MARKERS = ("+", "x", "1", "2")
 _BASELINE_COLOR = "0.4"
 _MARKS_A_CURVE = 10
+_ROW_HEIGHT = 0.85  # of a policy's row, for its estimators; rows are 1 apart
 
 
 def run_curves(
   history: History,
   baselines: Mapping[str, Scores],
   title: str,
-  path: pathlib.Path,
-  measures: Metrics = FULL_INFORMATION,
-) -> None:
-  """Saves loss, and the headline of both stages on validation data, by epoch."""
-  plotting.save({path: run_picture(history, baselines, title, measures)})
+  metrics: Metrics = FULL_INFORMATION,
+) -> Figure:
+  """Training loss, and the headline of both stages on validation data, by epoch."""
+  figure = plotting.figure(13, 3.8)
+  axes = figure.subplots(1, 3)
+  epochs = [entry["epoch"] for entry in history]
+  axes[0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
+  axes[0].set(title="training loss", ylabel="mean loss of the epoch")
+  for axis, (stage, name) in zip(axes[1:], STAGES.items(), strict=True):
+    scores = [entry["scores"]["validation"][stage] for entry in history]
+    curve = [metrics.shown(of_epoch, metrics.headline) for of_epoch in scores]
+    axis.plot(epochs, curve, ".-", label="this run", color=plotting.COLORS[0])
+    _baseline_lines(axis, axis.axhline, baselines, "validation", stage, metrics)
+    axis.set(title=name, ylabel=metrics.caption("validation"))
+  for axis in axes:
+    _by_epoch(axis)
+  figure.suptitle(title)
+  plotting.legend_below(figure, axes[1])
+  return figure
 
 
-def run_picture(
-  history: History, baselines: Mapping[str, Scores], title: str, measures: Metrics
-) -> tuple[float, float, Callable[[Any], None]]:
-  """Width, height and drawing function of the curves of a run."""
+class Experiment(NamedTuple):
+  """The figures of an experiment.
 
-  def draw(figure):
-    epochs = [entry["epoch"] for entry in history]
-    axes = figure.subplots(1, 3)
-    axes[0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
-    axes[0].set(title="training loss", ylabel="mean loss of the epoch")
-    for axis, (stage, name) in zip(axes[1:], STAGES.items(), strict=True):
-      scores = [entry["scores"]["validation"][stage] for entry in history]
-      curve = [measures.shown(of_epoch, measures.headline) for of_epoch in scores]
-      axis.plot(epochs, curve, ".-", label="this run", color=plotting.COLORS[0])
-      _baseline_lines(axis, axis.axhline, baselines, "validation", stage, measures)
-      axis.set(title=name, ylabel=measures.caption("validation"))
-    for axis in axes:
-      _by_epoch(axis)
-    figure.suptitle(title)
-    _legend(figure, axes[1])
-
-  return 13, 3.8, draw
-
-
-def experiment(
-  every_seed: pd.DataFrame,
-  curves: pd.DataFrame,
-  variants: Sequence[str],
-  baselines: Mapping[str, Scores],
-  directory: pathlib.Path,
-  measures: Metrics = FULL_INFORMATION,
-) -> None:
-  """curves.png, losses.png, stages.png and seeds.png.
-
-  Args:
+  Attributes:
     every_seed: from `tables.every_seed`.
     curves: from `tables.curves`.
     variants: in the order of the legend.
     baselines: drawn as lines; "random" is left out, as it would flatten everything else.
-    directory: where the files go.
-    measures: name the headline.
+    metrics: name the headline.
   """
-  rows = len(variants)
-  plotting.save(
-    {
-      directory / "curves.png": (
-        12,
-        4.5,
-        lambda f: _curves(f, curves, variants, baselines, measures),
-      ),
-      directory / "losses.png": (
-        12,
-        1.4 + 0.4 * rows,
-        lambda f: _losses(f, every_seed, variants, baselines, measures),
-      ),
-      directory / "stages.png": (
-        7,
-        5.5,
-        lambda f: _stages(f, every_seed, variants, baselines, measures),
-      ),
-      directory / "seeds.png": (
-        12,
-        1.4 + 0.5 * rows,
-        lambda f: _seeds(f, every_seed, variants, baselines, measures),
-      ),
-    }
-  )
 
+  every_seed: pd.DataFrame
+  curves: pd.DataFrame
+  variants: Sequence[str]
+  baselines: Mapping[str, Scores]
+  metrics: Metrics = FULL_INFORMATION
 
-def _curves(figure, curves, variants, baselines, measures):
-  axes = figure.subplots(1, 2)
-  for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
-    shown = curves[(curves["stage"] == stage) & (curves["split"] == "validation")]
-    for i, variant in enumerate(variants):
-      grouped = shown[shown["variant"] == variant].groupby("epoch")["score"]
-      mean, sd = grouped.mean(), grouped.std().fillna(0.0)
-      marked = -(-len(mean) // _MARKS_A_CURVE)
-      axis.plot(mean.index, mean, label=variant, **_look(i), markersize=4, markevery=marked)
-      axis.fill_between(
-        mean.index, mean - sd, mean + sd, color=_look(i)["color"], alpha=0.15, linewidth=0
-      )
-    _baseline_lines(axis, axis.axhline, baselines, "validation", stage, measures)
-    axis.set(title=name, ylabel=measures.caption("validation"))
-    _by_epoch(axis)
-  figure.suptitle("By epoch: mean over seeds, band of one standard deviation")
-  _legend(figure, axes[0])
+  def save(self, directory: pathlib.Path) -> None:
+    """Writes curves.png, losses.png, stages.png and seeds.png."""
+    figures = (self.by_epoch, self.by_loss, self.by_stage, self.by_seed)
+    names = ("curves.png", "losses.png", "stages.png", "seeds.png")
+    plotting.save({directory / name: draw for name, draw in zip(names, figures, strict=True)})
 
+  def by_epoch(self) -> Figure:
+    """The headline on validation data by epoch."""
+    figure = plotting.figure(12, 4.5)
+    axes = figure.subplots(1, 2)
+    for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
+      of_stage = (self.curves["stage"] == stage) & (self.curves["split"] == "validation")
+      for i, variant in enumerate(self.variants):
+        shown = self.curves[of_stage & (self.curves["variant"] == variant)]
+        grouped = shown.groupby("epoch")["score"]
+        mean, sd = grouped.mean(), grouped.std().fillna(0.0)
+        look, every = plotting.look(i), -(-len(mean) // _MARKS_A_CURVE)
+        axis.plot(mean.index, mean, label=variant, **look, markersize=4, markevery=every)
+        band = mean - sd, mean + sd
+        axis.fill_between(mean.index, *band, color=look["color"], alpha=0.15, linewidth=0)
+      _baseline_lines(axis, axis.axhline, self.baselines, "validation", stage, self.metrics)
+      axis.set(title=name, ylabel=self.metrics.caption("validation"))
+      _by_epoch(axis)
+    figure.suptitle("By epoch: mean over seeds, band of one standard deviation")
+    plotting.legend_below(figure, axes[0])
+    return figure
 
-def _losses(figure, every_seed, variants, baselines, measures):
-  axes = figure.subplots(1, 2, sharey=True)
-  for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
-    for i, scores in enumerate(_scores(every_seed, stage, variants, measures)):
+  def by_loss(self) -> Figure:
+    """Mean test scores by variant with 95% confidence intervals."""
+
+    def draw(axis, i: int, scores: np.ndarray) -> None:
       seeds = len(scores)
       half = stats.t.ppf(0.975, seeds - 1) * stats.sem(scores) if seeds > 1 else 0.0
-      axis.errorbar(scores.mean(), -i, xerr=half, capsize=4, markersize=5, **_look(i))
-    _by_variant(axis, name, variants, baselines, stage, measures)
-  figure.suptitle("By loss: mean over seeds, 95% confidence interval")
-  _legend(figure, axes[0])
+      axis.errorbar(scores.mean(), -i, xerr=half, capsize=4, markersize=5, **plotting.look(i))
 
+    return self._by_variant(draw, "By loss: mean over seeds, 95% confidence interval", 0.4)
 
-def _stages(figure, every_seed, variants, baselines, measures):
-  axis = figure.subplots()
-  one, two = (_scores(every_seed, stage, variants, measures) for stage in STAGES)
-  for i, variant in enumerate(variants):
-    axis.scatter(one[i], two[i], s=25, alpha=0.7, label=variant, **_look(i))
-  for i, (name, scores) in enumerate(_shown(baselines).items()):
-    x, y = (measures.shown(scores["test"][stage], measures.headline) for stage in STAGES)
-    marker = _BASELINE_MARKERS[i % len(_BASELINE_MARKERS)]
-    axis.scatter(x, y, s=90, label=name, marker=marker, color=_BASELINE_COLOR)
-  limits = axis.axis()
-  axis.axline((limits[0], limits[0]), slope=1, color="0.8", linewidth=1, zorder=0)
-  axis.axis(limits)  # the points alone say what is shown
-  axis.set(
-    title="Every seed a point; on the line the ranker changes nothing",
-    xlabel=f"{measures.caption('test')}, {STAGES['one_stage']}",
-    ylabel=f"{measures.caption('test')}, {STAGES['two_stage']}",
-  )
-  axis.grid(alpha=0.3)
-  _legend(figure, axis)
+  def by_seed(self) -> Figure:
+    """Test scores of every seed by variant."""
 
-
-def _seeds(figure, every_seed, variants, baselines, measures):
-  axes = figure.subplots(1, 2, sharey=True)
-  for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
-    for i, scores in enumerate(_scores(every_seed, stage, variants, measures)):
+    def draw(axis, i: int, scores: np.ndarray) -> None:
       spread = np.linspace(-0.25, 0.25, len(scores)) if len(scores) > 1 else np.zeros(1)
-      axis.scatter(scores, spread - i, s=14, alpha=0.7, zorder=3, **_look(i))
+      axis.scatter(scores, spread - i, s=14, alpha=0.7, zorder=3, **plotting.look(i))
       axis.plot([np.median(scores)] * 2, [-i - 0.35, -i + 0.35], color="black", linewidth=1.5)
-    _by_variant(axis, name, variants, baselines, stage, measures)
-  figure.suptitle("Every seed a point, in the order of seeds from below; the bar is the median")
-  _legend(figure, axes[0])
+
+    title = "Every seed a point, seeds in order from below; the bar is the median"
+    return self._by_variant(draw, title, 0.5)
+
+  def by_stage(self) -> Figure:
+    """Test scores in two stages against those in one, a point for every seed."""
+    figure = plotting.figure(7, 5.5)
+    axis = figure.subplots()
+    one, two = (self._scores(stage) for stage in STAGES)
+    for i, variant in enumerate(self.variants):
+      axis.scatter(one[i], two[i], s=25, alpha=0.7, label=variant, **plotting.look(i))
+    for i, (name, scores) in enumerate(_drawn(self.baselines).items()):
+      x, y = (self.metrics.shown(scores["test"][s], self.metrics.headline) for s in STAGES)
+      marker = _BASELINE_MARKERS[i % len(_BASELINE_MARKERS)]
+      axis.scatter(x, y, s=90, label=name, marker=marker, color=_BASELINE_COLOR)
+    limits = axis.axis()  # set by the points alone, not by the line
+    axis.axline((limits[0], limits[0]), slope=1, color="0.8", linewidth=1, zorder=0)
+    axis.axis(limits)
+    caption = self.metrics.caption("test")
+    axis.set(
+      title="Every seed a point; on the line the ranker changes nothing",
+      xlabel=f"{caption}, {STAGES['one_stage']}",
+      ylabel=f"{caption}, {STAGES['two_stage']}",
+    )
+    axis.grid(alpha=0.3)
+    plotting.legend_below(figure, axis)
+    return figure
+
+  def _scores(self, stage: str) -> list[np.ndarray]:
+    """Test scores of each variant, one for each seed."""
+    scores = self.every_seed.set_index("variant")[f"test/{stage}/{self.metrics.headline}"]
+    return [scores[[variant]].to_numpy() for variant in self.variants]
+
+  def _by_variant(
+    self, draw: Callable[[Any, int, np.ndarray], None], title: str, height: float
+  ) -> Figure:
+    """A panel for each stage, a row for each variant from the top, test scores along x.
+
+    Args:
+      draw: draws the scores of a variant in row i of an axis.
+      title: of the figure.
+      height: of a row, inches.
+    """
+    figure = plotting.figure(12, 1.4 + height * len(self.variants))
+    axes = figure.subplots(1, 2, sharey=True)
+    rows = np.arange(len(self.variants))
+    for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
+      for i, scores in enumerate(self._scores(stage)):
+        draw(axis, i, scores)
+      _baseline_lines(axis, axis.axvline, self.baselines, "test", stage, self.metrics)
+      axis.set(title=name, xlabel=self.metrics.caption("test"), ylim=(0.4 - len(rows), 0.6))
+      # The loss and its settings on two lines: a long name would take the width of the panel.
+      axis.set_yticks(-rows, [v.replace(":", "\n", 1) for v in self.variants])
+      axis.grid(alpha=0.3, axis="x")
+    figure.suptitle(title)
+    plotting.legend_below(figure, axes[0])
+    return figure
 
 
-def _scores(
-  every_seed: pd.DataFrame, stage: str, variants: Sequence[str], measures: Metrics
-) -> list[np.ndarray]:
-  column = f"test/{stage}/{measures.headline}"
-  return [every_seed.loc[every_seed["variant"] == v, column].to_numpy() for v in variants]
+def policy_values(estimates: pd.DataFrame) -> Figure:
+  """Estimates with bootstrap intervals and true values, a panel for each kind of policy.
+
+  Args:
+    estimates: from `values.evaluate`, of any number of estimators.
+  """
+  logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
+  kinds = targets.groupby("kind", sort=False)
+  figure = plotting.figure(3 + 4 * len(kinds), 2 + 0.7 * kinds["policy"].nunique().max())
+  axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+  beside: list[str] = []
+  for axis, (kind, group) in zip(axes, kinds, strict=True):
+    policies = list(group["policy"].unique())
+    _policy_values(axis, group, policies, logging)
+    axis.set(title=kind, xlabel="mean reward of an item shown")
+    if policies == beside:  # the panel to the left has the same names
+      axis.set_yticklabels([])
+    beside = policies
+  plotting.legend_below(figure, axes[0])
+  figure.suptitle(
+    f"Estimated values, {100 * logging['confidence']:g}% bootstrap intervals; hollow: unreliable"
+  )
+  return figure
 
 
-def _look(i: int) -> dict[str, Any]:
-  return {"color": plotting.COLORS[i % len(plotting.COLORS)], "marker": _MARKERS[i % len(_MARKERS)]}
+def _policy_values(axis, estimates: pd.DataFrame, policies: list[str], logging: pd.Series) -> None:
+  """One panel: a row for each policy, a mark for each estimator."""
+  groups = list(estimates.groupby("estimator", sort=False))
+  for i, (name, own) in enumerate(groups):
+    look = plotting.look(i)
+    y = own["policy"].map(policies.index) + _ROW_HEIGHT * ((i + 0.5) / len(groups) - 0.5)
+    low, high = own["bootstrap_interval_low"], own["bootstrap_interval_high"]
+    axis.hlines(y, low, high, color=look["color"], linewidth=1.3)
+    for hollow, label in ((False, name), (True, None)):
+      part = own["unreliable"] == hollow
+      axis.scatter(
+        own["value"][part],
+        y[part],
+        s=22,
+        marker=look["marker"],
+        edgecolors=look["color"],
+        facecolors="white" if hollow else look["color"],
+        zorder=3,
+        label=label,
+      )
+  truths = estimates.drop_duplicates("policy").set_index("policy")["truth"][policies]
+  rows = np.arange(len(policies))
+  if truths.notna().any():
+    bars = {"ymin": rows - 0.45, "ymax": rows + 0.45}
+    axis.vlines(truths, **bars, color="black", linewidth=2, zorder=2, label="true value")
+  axis.axvline(logging["value"], color="0.4", linestyle="--", linewidth=1.2, label=LOGGING_POLICY)
+  axis.hlines(rows[:-1] + 0.5, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
+  axis.set_yticks(rows, [policy.replace(":", "\n") for policy in policies])
+  # Wide intervals are cut off: values and truths set the limits.
+  inside = [*estimates["value"], *truths, logging["value"]]
+  low, high = np.nanmin(inside), np.nanmax(inside)
+  margin = 0.15 * (high - low) or 0.1
+  axis.set(xlim=(low - margin, high + margin), ylim=(len(policies) - 0.5, -0.5))
+  axis.grid(alpha=0.3, axis="x")
 
 
-def _shown(baselines: Mapping[str, Scores]) -> dict[str, Scores]:
+def _drawn(baselines: Mapping[str, Scores]) -> dict[str, Scores]:
   return {name: scores for name, scores in baselines.items() if name != "random"}
 
 
@@ -191,43 +241,16 @@ def _baseline_lines(
   baselines: Mapping[str, Scores],
   split: str,
   stage: str,
-  measures: Metrics,
+  metrics: Metrics,
 ) -> None:
-  for i, (name, scores) in enumerate(_shown(baselines).items()):
-    level = measures.shown(scores[split][stage], measures.headline)
+  for i, (name, scores) in enumerate(_drawn(baselines).items()):
+    level = metrics.shown(scores[split][stage], metrics.headline)
     style = _LINES[i % len(_LINES)]
     line(level, linestyle=style, linewidth=1.2, label=name, color=_BASELINE_COLOR, zorder=1)
-  axis.autoscale_view()  # a line near the edge of the data asks for no room by itself
-
-
-def _by_variant(
-  axis,
-  title: str,
-  variants: Sequence[str],
-  baselines: Mapping[str, Scores],
-  stage: str,
-  measures: Metrics,
-) -> None:
-  """A row for each variant, from the top; scores of test data along x."""
-  _baseline_lines(axis, axis.axvline, baselines, "test", stage, measures)
-  axis.set(title=title, xlabel=measures.caption("test"), ylim=(-len(variants) + 0.4, 0.6))
-  # A loss and its settings below each other, lest a long name take the picture's width.
-  axis.set_yticks(range(0, -len(variants), -1), [v.replace(":", "\n", 1) for v in variants])
-  axis.grid(alpha=0.3, axis="x")
+  axis.autoscale_view()  # lines alone do not make room for themselves
 
 
 def _by_epoch(axis) -> None:
   axis.set(xlabel="epoch")
   axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
   axis.grid(alpha=0.3)
-
-
-def _legend(figure, axis) -> None:
-  """Below everything, in as many columns as its names leave room for; makes the figure higher."""
-  handles, names = axis.get_legend_handles_labels()
-  if not handles:
-    return
-  letters = 12 * figure.get_figwidth()  # about what a line holds
-  columns = min(len(names), max(1, int(letters / (max(map(len, names)) + 8))))
-  figure.legend(handles, names, loc="outside lower center", ncols=columns)
-  figure.set_figheight(figure.get_figheight() + 0.25 * -(-len(names) // columns))

@@ -1,124 +1,112 @@
-"""What an evaluation leaves: tables for a terminal, CSV, JSON, a picture."""
+"""The report of an evaluation of policies: text, CSV, JSON and a plot."""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
+from tf_twostage import plotting
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
-from tf_twostage.evaluation.values import ESTIMATORS, LOGGING_POLICY, Valuation
-from tf_twostage.reports import policy_plots
+from tf_twostage.evaluation.values import LOGGING_POLICY
+from tf_twostage.reports import plots
 from tf_twostage.workspace import write_text
 
-_IN_FULL = 7  # up to so many policies are printed with all that is known of them
+_IN_FULL = 6  # up to this many policies are printed with all columns and warnings
 
 Number = Callable[[float], str]
 
 
 def write(
-  valuations: Sequence[Valuation],
+  estimates: pd.DataFrame,
   evaluation: EvaluationLog,
-  explained: float,
+  explained: float | None,
   directory: pathlib.Path,
 ) -> str:
-  """Writes estimates.csv, .json and .png, and agreement.csv where truths are known.
+  """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
 
   Args:
-    valuations: the logging policy's first.
+    estimates: from `values.evaluate`.
     evaluation: the log.
-    explained: the share of its rewards' variance that the reward model explains.
+    explained: the share of the rewards' variance that the reward model explains; None without one.
     directory: where the files go.
 
   Returns:
-    what to print.
+    The text to print.
   """
-  frame = values.to_frame(valuations)
-  agreement = values.agreement(frame)
+  agreement = values.agreement(estimates)
+  flat = estimates.assign(warnings=estimates["warnings"].map("; ".join))
   directory.mkdir(parents=True, exist_ok=True)
-  write_text(directory / "estimates.csv", frame.to_csv(index=False, float_format="%.8g"))
+  write_text(directory / "estimates.csv", flat.to_csv(index=False, float_format="%.8g"))
   if not agreement.empty:
     write_text(directory / "agreement.csv", agreement.to_csv(float_format="%.6g"))
-  write_text(
-    directory / "estimates.json",
-    json.dumps(
-      {
-        "notes": evaluation.notes,
-        "rows": len(evaluation),
-        "independent_units": int(frame["num_units"].iloc[0]),
-        "reward_model_explains": _json(explained),
-        "estimates": [
-          {name: _json(value) for name, value in row.items()} for row in frame.to_dict("records")
-        ],
-        "agreement": [
-          {name: _json(value) for name, value in row.items()}
-          for row in agreement.reset_index().to_dict("records")
-        ],
-      },
-      indent=2,
-    )
-    + "\n",
-  )
-  policy_plots.draw(frame, directory / "estimates.png")
-  return _text(valuations, frame, agreement, evaluation, explained, directory)
+  record = {
+    "notes": evaluation.notes,
+    "rows": len(evaluation),
+    "independent_units": int(estimates["num_units"].iloc[0]),
+    "reward_model_explains": explained,
+    "estimates": flat.to_dict("records"),
+    "agreement": agreement.reset_index().to_dict("records"),
+  }
+  write_text(directory / "estimates.json", json.dumps(_no_nan(record), indent=2) + "\n")
+  plotting.save({directory / "estimates.png": lambda: plots.policy_values(estimates)})
+  return f"{to_text(estimates, evaluation, explained)}\n\nEstimates and plot: {directory}"
 
 
-def _json(value):
-  """NaN, which JSON does not know, as null."""
+def _no_nan(value):
+  """The same with null, which JSON has, in place of NaN."""
+  if isinstance(value, dict):
+    return {name: _no_nan(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return list(map(_no_nan, value))
   return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def _text(
-  valuations: Sequence[Valuation],
-  frame: pd.DataFrame,
-  agreement: pd.DataFrame,
-  evaluation: EvaluationLog,
-  explained: float,
-  directory: pathlib.Path,
+def to_text(
+  estimates: pd.DataFrame, evaluation: EvaluationLog, explained: float | None = None
 ) -> str:
-  on_policy = frame.iloc[0]
-  number = _format(on_policy["standard_error"])
-  of_users = f" of {on_policy['num_units']} users" if evaluation.grouped else ""
+  """Estimates for a terminal: few policies with all columns, many with a line each.
+
+  Args:
+    estimates, evaluation, explained: as for `write`.
+  """
+  logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
+  number = _format(logging["standard_error"])
+  of_users = f" of {logging['num_units']} users" if evaluation.grouped else ""
   parts = [
     f"Value: the mean reward of an item shown. {len(evaluation)} rows{of_users},"
-    f" {100 * on_policy['confidence']:g}% intervals by {'user' if evaluation.grouped else 'row'}.",
-    f"The logging policy earned {_with_error(on_policy, number)}{_true(on_policy, number)}.",
+    f" {100 * logging['confidence']:g}% intervals by {'user' if evaluation.grouped else 'row'}.",
+    f"The logging policy earned {_with_error(logging, number)}{_true(logging, number)}.",
   ]
-  if len(valuations) <= _IN_FULL:
-    parts += [_in_full(v, number) for v in valuations[1:]]
+  policies = targets.groupby(["policy", "kind"], sort=False)
+  if len(policies) <= _IN_FULL:
+    parts += [_in_full(group, number) for _, group in policies]
   else:
-    targets = frame[frame["kind"] != LOGGING_POLICY]
-    parts += [
-      f"{str(kind).capitalize()}\n{_overview(group, number)}"
-      for kind, group in targets.groupby("kind", sort=False)
-    ]
+    kinds = targets.groupby("kind", sort=False)
+    parts += [f"{str(k).capitalize()}\n{_overview(group, number)}" for k, group in kinds]
     parts.append(
-      "Value ± standard error; ! where the log tells too little (why: estimates.csv). ess:"
-      " effective rows of snips."
+      "Value ± standard error; ! unreliable (reasons: warnings in estimates.csv). ess: effective"
+      " rows of unclipped weights."
     )
+  agreement = values.agreement(estimates)
   if not agreement.empty:
     parts.append("Estimates against true values\n" + _agreement(agreement, number))
-  parts += [
-    *evaluation.notes,
-    f"The reward model explains {_percent(explained)} of the variance of rewards it has not seen.",
-    f"Estimates and picture: {directory}",
-  ]
+  parts += evaluation.notes
+  if explained is not None:
+    share = f"{np.round(100 * explained) + 0.0:.0f}%"  # + 0.0: not "-0%"
+    parts.append(f"The reward model explains {share} of the variance of rewards it has not seen.")
   return "\n\n".join(parts)
 
 
 def _format(standard_error: float) -> Number:
-  """Numbers to two digits of this standard error."""
-  sure = np.isfinite(standard_error) and standard_error > 0
-  decimals = int(np.clip(1 - np.floor(np.log10(standard_error)), 0, 8)) if sure else 4
+  """Formats numbers to two digits of this standard error."""
+  known = np.isfinite(standard_error) and standard_error > 0
+  decimals = int(np.clip(1 - np.floor(np.log10(standard_error)), 0, 8)) if known else 4
   return lambda value: "-" if np.isnan(value) else f"{value:.{decimals}f}"
-
-
-def _percent(share: float) -> str:
-  return f"{np.round(100 * share) + 0.0:.0f}%"  # + 0.0: not "-0%"
 
 
 def _with_error(row: pd.Series, number: Number) -> str:
@@ -129,31 +117,29 @@ def _true(row: pd.Series, number: Number) -> str:
   return "" if np.isnan(row["truth"]) else f" (true value {number(row['truth'])})"
 
 
-def _in_full(valuation: Valuation, number: Number) -> str:
+def _in_full(group: pd.DataFrame, number: Number) -> str:
   """All estimators of one policy, and their warnings."""
-  frame = values.to_frame([valuation])
-  table = pd.DataFrame(
-    {
-      "value": frame["value"].map(number),
-      "s.e.": frame["standard_error"].map(number),
-      "normal": _interval(frame, "interval", number),
-      "bootstrap": _interval(frame, "bootstrap_interval", number),
-      "ess": frame["effective_sample_size"].map(_whole),
-      "largest weight": frame["max_weight"].map(lambda x: "-" if np.isnan(x) else f"{x:.3g}"),
-    }
-  ).set_axis(frame["estimator"].rename(None))
-  told: dict[str, list[str]] = {}
-  for estimate in valuation.estimates:
-    for warning in estimate.warnings:
-      told.setdefault(warning, []).append(estimate.estimator)
-  warnings = [f"! {', '.join(names)}: {warning}" for warning, names in told.items()]
-  title = f"{valuation.policy}, {valuation.kind}{_true(frame.iloc[0], number)}"
+
+  def interval(name: str) -> list[str]:
+    bounds = zip(group[f"{name}_low"], group[f"{name}_high"], strict=True)
+    return [f"{number(low)} to {number(high)}" for low, high in bounds]
+
+  columns = {
+    "value": group["value"].map(number),
+    "s.e.": group["standard_error"].map(number),
+    "normal": interval("interval"),
+    "bootstrap": interval("bootstrap_interval"),
+    "ess": group["effective_sample_size"].map(_whole),
+    "largest weight": group["max_weight"].map(lambda x: "-" if np.isnan(x) else f"{x:.3g}"),
+  }
+  table = pd.DataFrame(columns).set_axis(group["estimator"].rename(None))
+  first, reasons = group.iloc[0], group.explode("warnings").dropna(subset="warnings")
+  warnings = [
+    f"! {', '.join(of_reason['estimator'])}: {reason}"
+    for reason, of_reason in reasons.groupby("warnings", sort=False)
+  ]
+  title = f"{first['policy']}, {first['kind']}{_true(first, number)}"
   return "\n".join([title, table.to_string(), *warnings])
-
-
-def _interval(frame: pd.DataFrame, name: str, number: Number) -> list[str]:
-  bounds = zip(frame[f"{name}_low"], frame[f"{name}_high"], strict=True)
-  return [f"{number(low)} to {number(high)}" for low, high in bounds]
 
 
 def _whole(value: float) -> str:
@@ -162,29 +148,22 @@ def _whole(value: float) -> str:
 
 def _overview(group: pd.DataFrame, number: Number) -> str:
   """A row for each policy, a column for each estimator."""
-  columns: dict[str, pd.Series] = {}
-  for name in ESTIMATORS:
-    own = group[group["estimator"] == name].set_index("policy")
-    columns[name] = own.apply(
-      lambda row: _with_error(row, number) + (" !" if row["thin"] else "  "), axis=1
-    )
-    if name == "snips":
-      sizes = own["effective_sample_size"].map(_whole)
-    truth = own["truth"].map(number)
-  return pd.DataFrame({**columns, "ess": sizes, "true": truth}).rename_axis(None).to_string()
+  marks = group["unreliable"].map({True: " !", False: "  "})
+  text = group.apply(_with_error, axis=1, number=number) + marks
+  group = group.assign(text=text).set_index("policy")
+  columns = {name: own["text"] for name, own in group.groupby("estimator", sort=False)}
+  # The first estimator that uses weights has them unclipped.
+  weighted = group[group["effective_sample_size"].notna()].groupby("estimator", sort=False)
+  sizes = next((own["effective_sample_size"].map(_whole) for _, own in weighted), "-")
+  truth = next(own["truth"].map(number) for _, own in group.groupby("estimator", sort=False))
+  table = pd.DataFrame({**columns, "ess": sizes, "true": truth})
+  return table.rename_axis(None).to_string()
 
 
 def _agreement(agreement: pd.DataFrame, number: Number) -> str:
-  shown = pd.DataFrame(
-    {
-      "policies": agreement["policies"],
-      "spearman": agreement["spearman"].map("{:.2f}".format),
-      "kendall": agreement["kendall"].map("{:.2f}".format),
-      "mean error": agreement["error"].map(number),
-      "rmse": agreement["rmse"].map(number),
-      "in normal": agreement["in_normal"],
-      "in bootstrap": agreement["in_bootstrap"],
-      "regret": agreement["regret"].map(number),
-    }
-  )
-  return shown.rename_axis([None, None]).to_string()
+  formats = dict.fromkeys(["error", "rmse", "regret"], number)
+  formats |= dict.fromkeys(["spearman", "kendall"], "{:.2f}".format)
+  shown = agreement.rename_axis([None, None])
+  headings = {"error": "mean error", "in_normal": "in normal", "in_bootstrap": "in bootstrap"}
+  formats = {headings.get(name, name): to_text for name, to_text in formats.items()}
+  return shown.rename(columns=headings).to_string(formatters=formats)

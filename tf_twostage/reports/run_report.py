@@ -1,4 +1,4 @@
-"""What a run leaves for people: a table, its CSV, warnings in plain words."""
+"""The report of one run: a table of scores, its CSV, timings and warnings."""
 
 from __future__ import annotations
 
@@ -8,48 +8,53 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tf_twostage.metrics import FULL_INFORMATION, Metrics, Scores
-from tf_twostage.reports.tables import STAGES
+from tf_twostage.metrics import FULL_INFORMATION, STAGES, Metrics, Scores
+
+# Diagnostics of the last epoch, the range in which they are suspicious, and what that means.
+_HEALTH = (
+  ("effective_sample_share", (-np.inf, 0.1), "a few rows carry the gradient"),
+  ("share_capped", (0.2, np.inf), "the cap decides the weights of many rows"),
+  ("policy_entropy", (-np.inf, 0.5), "the policy has collapsed onto one or two items"),
+  ("ranker_probability", (-np.inf, 1e-3), "logged items hardly win a slate: nothing is learnt"),
+)
 
 
 def score_table(
-  policies: Mapping[str, Scores], split: str = "test", measures: Metrics = FULL_INFORMATION
+  policies: Mapping[str, Scores], split: str = "test", metrics: Metrics = FULL_INFORMATION
 ) -> pd.DataFrame:
-  """All metrics as shown; a row for each policy, columns (stage, metric)."""
+  """All metrics as shown: a row for each policy, columns (stage, metric)."""
   rows = {
     policy: {
-      (stage, metric): measures.measure(metric).factor * value
-      for stage, metrics in scores[split].items()
-      for metric, value in metrics.items()
+      (stage, name): metrics.shown(values, name)
+      for stage, values in scores[split].items()
+      for name in values
     }
     for policy, scores in policies.items()
   }
   return pd.DataFrame.from_dict(rows, orient="index").rename_axis("policy")
 
 
-def format_table(table: pd.DataFrame, measures: Metrics = FULL_INFORMATION) -> str:
-  """The metrics that fit a terminal, one block a stage; with standard errors where known."""
+def format_table(table: pd.DataFrame, metrics: Metrics = FULL_INFORMATION) -> str:
+  """The metrics that fit a terminal, one block for each stage, with standard errors if known."""
   blocks = []
   for stage, title in STAGES.items():
     scores = table[stage]
     columns = {}
-    for metric, measure in measures.printed.items():
-      error = scores[measure.error] if measure.error else pd.Series(np.nan, scores.index)
-      columns[measure.heading] = [
-        measure.text(*pair) for pair in zip(scores[metric], error, strict=True)
-      ]
+    for name, metric in metrics.printed.items():
+      error = scores[metric.error] if metric.error else np.full(len(scores), np.nan)
+      columns[metric.heading] = list(map(metric.text, scores[name], error))
     shown = pd.DataFrame(columns, index=scores.index)
-    blocks.append(f"{measures.title(title)}\n{shown.to_string()}")
+    blocks.append(f"{metrics.title(title)}\n{shown.to_string()}")
   return "\n\n".join(blocks)
 
 
 def flat_csv(table: pd.DataFrame) -> str:
-  flat = table.set_axis(["/".join(column) for column in table.columns], axis=1)
-  return flat.to_csv(float_format="%.6g")
+  """The table with columns stage/metric."""
+  return table.set_axis(table.columns.map("/".join), axis=1).to_csv(float_format="%.6g")
 
 
 def format_timings(timings: Mapping[str, Mapping[str, Any]]) -> str:
-  """One line: what each stage cost, and what was reused."""
+  """One line: the time of each stage of work, and which were reused."""
   parts = []
   for name, t in timings.items():
     parts.append(f"{name} {'reused' if t['reused'] else format(t['seconds'], '.1f') + ' s'}")
@@ -59,19 +64,9 @@ def format_timings(timings: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def health_warnings(training: Mapping[str, float], objective: str) -> Sequence[str]:
-  """Plain words where the last epoch's diagnostics say that training is not to be trusted."""
-  checks = (
-    ("effective_sample_share", lambda v: v < 0.1, "a few rows carry the gradient"),
-    ("share_capped", lambda v: v > 0.2, "the cap decides the weights of many rows"),
-    ("policy_entropy", lambda v: v < 0.5, "the policy has collapsed onto one or two items"),
-    (
-      "ranker_probability",
-      lambda v: v < 1e-3,
-      "logged items hardly win a slate: nothing is learnt",
-    ),
-  )
+  """Warnings where the last epoch's diagnostics show that training is not to be trusted."""
   return [
     f"{objective}: {name} is {training[name]:.3g}; {meaning}"
-    for name, is_bad, meaning in checks
-    if name in training and is_bad(training[name])
+    for name, (low, high), meaning in _HEALTH
+    if name in training and low < training[name] < high
   ]

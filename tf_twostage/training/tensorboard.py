@@ -100,7 +100,7 @@ def _layout(measures: Metrics):
   return custom_scalar.pb(
     layout_pb2.Layout(
       category=[
-        layout_pb2.Category(title=f"Quality on validation {measures.judged}", chart=quality),
+        layout_pb2.Category(title=f"Quality on validation {measures.population}", chart=quality),
         layout_pb2.Category(title="Health of off-policy training", chart=health),
       ]
     )

@@ -24,7 +24,8 @@ def draw(data: BanditLog, policy: PolicyTable | None, path: pathlib.Path) -> Non
     path: where it goes.
   """
 
-  def panels(figure):
+  def panels():
+    figure = plotting.figure(12, 8)
     axes = figure.subplots(2, 2)
     figure.suptitle(f"{data.name}: {len(data.rows):,} rows, {data.num_items:,} items")
     _propensities(axes[0, 0], data)
@@ -33,8 +34,9 @@ def draw(data: BanditLog, policy: PolicyTable | None, path: pathlib.Path) -> Non
     _weights(axes[1, 1], data, policy)
     for axis in axes[:, 0]:
       axis.yaxis.set_major_formatter("{x:,.0f}")
+    return figure
 
-  plotting.save({path: (12, 8, panels)})
+  plotting.save({path: panels})
 
 
 def _propensities(axis, data: BanditLog) -> None:
