@@ -107,12 +107,7 @@ class PairContexts:
 
 
 def label_all_pairs(
-  simulator: Simulator,
-  data: RatingsData,
-  tables: EncodedTables,
-  *,
-  positive_rate: float,
-  seed: int,
+  simulator: Simulator, data: RatingsData, tables: EncodedTables, *, positive_rate: float, seed: int
 ) -> FullInformation:
   """Scores all U x N pairs in a drawn and in the mean context and cuts both at one threshold.
 

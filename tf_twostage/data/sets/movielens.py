@@ -33,15 +33,7 @@ _COLUMNS: dict[str, dict[str, type]] = {
   "ratings.dat": {"user_id": int, "movie_id": int, "rating": int, "timestamp": int},
 }
 _GENDERS = ("F", "M")
-AGES = {
-  1: "Under 18",
-  18: "18-24",
-  25: "25-34",
-  35: "35-44",
-  45: "45-49",
-  50: "50-55",
-  56: "56+",
-}
+AGES = {1: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 _OCCUPATION = (
   "other/not specified|academic/educator|artist|clerical/admin|college/grad student|"
   "customer service|doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|"
