@@ -1,10 +1,12 @@
 """Installs tf_twostage. The pins say why they are there."""
 
 import pathlib
+import re
 
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+INIT = (HERE / "tf_twostage" / "__init__.py").read_text(encoding="utf-8")
 
 PLOT = ["matplotlib>=3.8"]
 # The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
@@ -21,13 +23,18 @@ DEV = [
 
 setup(
   name="tf_twostage",
-  version="0.1.0",
+  version=re.findall(r'^__version__ = "(.*)"', INIT, re.MULTILINE)[0],
   description="Two-stage recommenders trained off-policy, with the ranker in the loss (2-IPS).",
   long_description=(HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   packages=find_packages(include=["tf_twostage", "tf_twostage.*", "launch"]),
-  package_data={"launch": ["*.flags"], "tf_twostage.serving": ["templates/*"]},
+  package_data={
+    "launch": ["*.flags"],
+    "tf_twostage": ["py.typed"],
+    "tf_twostage.serving": ["templates/*"],
+  },
+  entry_points={"console_scripts": ["twostage = launch.__main__:main"]},
   python_requires=">=3.10,<3.13",
   install_requires=[
     "absl-py>=2.1",

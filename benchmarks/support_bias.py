@@ -20,7 +20,6 @@ import numpy as np
 
 from tf_twostage import environment as environments
 from tf_twostage import losses
-from tf_twostage.config import LossConfig
 from tf_twostage.experiment import stored_config
 from tf_twostage.models.support import most_probable
 from tf_twostage.recommender import TwoStageRecommender, make_objective, rows_to_learn
@@ -29,9 +28,9 @@ from tf_twostage.workspace import Workspace
 import tensorflow as tf  # isort: skip
 
 OBJECTIVES = {
-  "cross_entropy": LossConfig(loss="cross_entropy"),
-  "ips": LossConfig(loss="ips"),
-  "2-IPS exact": LossConfig(loss="two_stage_ips", sampling="exact"),
+  "cross_entropy": "cross_entropy",
+  "ips": "ips",
+  "2-IPS exact": "two_stage_ips:sampling=exact",
 }
 
 
@@ -54,7 +53,7 @@ def main() -> None:
   batch = next(iter(log.batches(environment.tables.users, batch_size=arguments.rows, seed=0)))
   query = towers.query(batch["user"])
   objectives = {
-    name: make_objective(dataclasses.replace(config, loss=loss))
+    name: make_objective(dataclasses.replace(config, loss=loss, loss_options={}))
     for name, loss in OBJECTIVES.items()
   }
   importance = objectives["ips"].importance  # normalised weights have a mean of 1 anyway

@@ -1,45 +1,38 @@
-"""Flags: made from the dataclasses of `tf_twostage.config`, so that nothing is said twice.
+"""What the commands share: flags made from the settings, presets, directories and exit codes.
 
-The only file that defines flags.
+Names, defaults and help texts are those of `tf_twostage.config` and of the losses' constructors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import logging
+import os
 import pathlib
+import re
 import shutil
 import sys
 import textwrap
-import typing
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 from absl import logging as absl_logging
 
-from tf_twostage.config import Config
+from tf_twostage.config import GENERATOR_FIELDS, Config, FitConfig, Section, literal, parse_loss
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.training import signals
 
-# Sections of Config whose flags carry a prefix; the generator's, being the main model, do not.
-_PREFIXES = {"simulator": "simulator_", "behavior": "behavior_", "ranker": "ranker_"}
+_PRESETS = pathlib.Path(__file__).parent
+_RUN, _OBJECTIVE = "The run", "Objective of the generator"
 _TITLES = {
-  "run": "The run",
-  "data": "Data",
-  "user_log": "A log of your own",
-  "simulation": "Simulated environment",
   "simulator": "Simulator (labels every pair)",
-  "behavior": "Behavior policy (writes the log, or is estimated from one)",
+  "behavior": "Behavior policy (writes the log, or estimates its propensities)",
   "ranker": "Ranker (second stage)",
-  "generator": "Candidate generator (first stage)",
-  "support": "Large catalogues: items that the generator is trained against",
-  "checkpoints": "Checkpoints of the generator (each epoch, and)",
-  "distribution": "Workers that train the generator (launch.train)",
-  "encoder": "Feature encoders (all models)",
-  "loss": "Objective of the generator",
 }
 _DEFINERS: dict[type, Callable[..., Any]] = {
   bool: flags.DEFINE_bool,
@@ -48,91 +41,122 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
   str: flags.DEFINE_string,
 }
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_RUN_FLAGS = ("workdir", "export_dir", "keep", "overwrite")
-# Settings that variants of an experiment may differ in: their environment is one.
-_VARIANT_SECTIONS = ("loss", "generator", "support", "encoder")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setting:
-  """One field of Config and the flag that sets it; `section` is "" for Config's own fields."""
+class _Setting(NamedTuple):
+  """A field of Config with its flag; `section` is "" for Config's own fields."""
 
+  flag: str
   section: str
-  field: dataclasses.Field
+  name: str
   default: Any
-
-  @property
-  def flag(self) -> str:
-    return _PREFIXES.get(self.section, "") + self.field.name
-
-  @property
-  def kind(self) -> type:
-    owner = type(getattr(Config(), self.section)) if self.section else Config
-    hint = typing.get_type_hints(owner)[self.field.name]
-    return next(t for t in (typing.get_args(hint) or (hint,)) if t is not type(None))
+  help: str
+  title: str
+  choices: Sequence[str] = ()
 
 
 def _settings() -> Iterator[_Setting]:
-  defaults = Config()
   for field in dataclasses.fields(Config):
-    value = getattr(defaults, field.name)
-    if not dataclasses.is_dataclass(value):
-      yield _Setting("", field, value)
-      continue
-    for inner in dataclasses.fields(value):
-      yield _Setting(field.name, inner, getattr(value, inner.name))
+    value, about = field.default, field.metadata
+    if "help" in about:
+      yield _Setting(field.name, "", field.name, value, about["help"], _RUN)
+    elif isinstance(value, Section):
+      prefix = f"{field.name}_" if type(value) is FitConfig else ""  # the generator has none
+      title = _TITLES.get(field.name) or (value.__doc__ or "").rstrip(".")
+      for inner in dataclasses.fields(value):
+        text, choices = inner.metadata["help"], inner.metadata.get("choices", ())
+        own = prefix + inner.name, field.name, inner.name, getattr(value, inner.name)
+        yield _Setting(*own, text, title, choices)
 
 
-def define_flags(*, export: bool = True, overwrite: bool = True) -> None:
-  """Defines every setting's flag, and where a run reads and writes."""
+def define_flags(*only: str, export: bool = True, overwrite: bool = True) -> None:
+  """Defines the flags of all settings and of the directories, or only the named settings."""
   for setting in _settings():
-    _DEFINERS[setting.kind](setting.flag, setting.default, setting.field.metadata["help"])
-  flags.DEFINE_string("workdir", None, "everything a run leaves; default runs/<name>")
+    if setting.flag in (only or (setting.flag,)):
+      flag, default, text = setting.flag, setting.default, setting.help
+      title = "The log" if only else setting.title
+      if setting.choices:
+        flags.DEFINE_enum(flag, default, setting.choices, text, module_name=title)
+      else:
+        kind = str if default is None else type(default)
+        _DEFINERS[kind](flag, default, text, module_name=title)
+  if only:
+    return
+  text = "NAME or NAME:option=value:..., one of " + ", ".join(_losses().LOSSES)
+  flags.DEFINE_string("loss", Config.loss, text, module_name=_OBJECTIVE)
+  for name, option in _loss_options().items():
+    _DEFINERS[option.kind](name, None, option.help, module_name=_OBJECTIVE)
+  flags.DEFINE_string("workdir", None, "results; default runs/<name>", module_name=_RUN)
   if export:
-    flags.DEFINE_string(
-      "export_dir", None, "gets the next version of the SavedModel; default saved_models/<name>"
-    )
-    flags.DEFINE_integer(
-      "keep", 5, "versions that stay in export_dir, the new one counted", lower_bound=1
-    )
+    text = "versions of the SavedModel; default saved_models/<name>"
+    flags.DEFINE_string("export_dir", None, text, module_name=_RUN)
+    text = "number of versions kept in export_dir"
+    flags.DEFINE_integer("keep", 5, text, lower_bound=1, module_name=_RUN)
   if overwrite:
-    flags.DEFINE_bool("overwrite", False, "delete the work directory's earlier runs first")
+    text = "delete earlier runs in the work directory first"
+    flags.DEFINE_bool("overwrite", False, text, module_name=_RUN)
+
+
+def _losses() -> types.ModuleType:
+  from tf_twostage import losses  # brings TensorFlow, which commands on logs do without
+
+  return losses
+
+
+@functools.cache
+def _loss_options() -> dict[str, Any]:
+  """Every option that a loss has, by name; the help text lists the losses."""
+  found: dict[str, Any] = {}
+  for loss in _losses().LOSSES:
+    for name, option in _losses().options(loss).items():
+      text = found[name].help[:-1] + f", {loss}]" if name in found else f"{option.help} [{loss}]"
+      found[name] = option._replace(help=text)
+  return found
+
+
+def _given_options() -> dict[str, Any]:
+  """The loss options that have a flag of their own on the command line."""
+  values = {name: flags.FLAGS[name].value for name in _loss_options()}
+  return {name: value for name, value in values.items() if value is not None}
 
 
 def config_from_flags() -> Config:
-  """The frozen config that the command line asks for."""
+  """The config that the flags describe."""
   values = flags.FLAGS
   sections: dict[str, dict[str, Any]] = {}
   for setting in _settings():
-    sections.setdefault(setting.section, {})[setting.field.name] = values[setting.flag].value
+    sections.setdefault(setting.section, {})[setting.name] = values[setting.flag].value
   top = sections.pop("")
-  defaults = Config()
-  return Config(
-    **top, **{name: type(getattr(defaults, name))(**given) for name, given in sections.items()}
-  )
+  made = {name: type(getattr(Config, name))(**given) for name, given in sections.items()}
+  return Config(**top, **made, loss=values.loss, loss_options=_given_options())
 
 
 def plan_variants(
-  config: Config, losses: Sequence[str], sweep: str
+  config: Config, texts: Sequence[str], sweep: str
 ) -> list[tuple[str, Config, str]]:
-  """Label, config and family of every variant that `--losses` and `--sweep` ask for.
+  """Label, config and family of every variant in `texts`, with every combination in `sweep`.
 
-  A variant is called what stands before "name=", or else by all that was written of it.
+  A variant is written [NAME=]LOSS[:setting=value...] and labelled NAME, or else as written. It
+  replaces --loss; options with flags of their own apply to every variant that has them.
 
   Raises:
-    InputError: a flag is unknown or not a variant's to set, or a value does not parse.
+    InputError: a setting is not one that variants can differ in, or a value is invalid.
   """
-  grid = _grid(sweep)
-  variants = []
-  for loss in map(str.strip, losses):
-    first, *given = loss.split(":")
-    alias, _, name = first.rpartition("=")
-    family = alias or loss
-    own = dict(_pair(text) for text in given)
+  grid, variants = _grid(sweep), []
+  unused = _given_options()
+  for text in map(str.strip, texts):
+    first, own = parse_loss(text)
+    alias, _, loss = first.rpartition("=")
+    known = _losses().options(loss)
+    given = {name: value for name, value in _given_options().items() if name in known}
+    unused = {name: value for name, value in unused.items() if name not in known}
     for swept in itertools.product(*grid.values()):
       tried = dict(zip(grid, swept, strict=True))
-      label = ":".join([family, *(f"{k}={v}" for k, v in tried.items())])
-      variants.append((label, _changed(config, {"loss": name, **own, **tried}), family))
+      label = ":".join([alias or text, *(f"{name}={value}" for name, value in tried.items())])
+      changes = own | {name: literal(value) for name, value in tried.items()}
+      variants.append((label, _changed(config, loss, given, changes), alias or text))
+  if unused:
+    raise InputError(f"none of the losses has an option {', '.join(unused)}; leave it out")
   return variants
 
 
@@ -140,37 +164,43 @@ def _grid(sweep: str) -> dict[str, list[str]]:
   """ "a=1,2,b=3" as {"a": ["1", "2"], "b": ["3"]}."""
   grid: dict[str, list[str]] = {}
   for part in filter(None, sweep.split(",")):
-    if "=" in part:
-      name, part = _pair(part)
-      grid.setdefault(name, [])
-    if not grid:
-      raise InputError(f"--sweep={sweep}: write flag=value,value,...,flag=value,...")
-    grid[name].append(part)
+    name, equals, value = part.rpartition("=")
+    if not (equals or grid):
+      raise InputError(f"{sweep!r}: write setting=value,value,...,setting=value,...")
+    grid.setdefault(name or [*grid][-1], []).append(value)
   return grid
 
 
-def _pair(text: str) -> tuple[str, str]:
-  name, equals, value = text.partition("=")
-  if not equals:
-    raise InputError(f"{text!r}: write flag=value")
-  return name, value
-
-
-def _changed(config: Config, values: Mapping[str, str]) -> Config:
-  settings = {s.flag: s for s in _settings() if s.section in _VARIANT_SECTIONS}
-  for flag, text in values.items():
-    if flag not in settings:
+def _changed(
+  config: Config, loss: str, options: Mapping[str, Any], changes: Mapping[str, Any]
+) -> Config:
+  known = _losses().options(loss)
+  settings = {s.flag: s for s in _settings() if s.section in GENERATOR_FIELDS}
+  sections: dict[str, dict[str, Any]] = {}
+  for flag, value in changes.items():
+    if flag not in known and flag not in settings:
       raise InputError(
-        f"{flag!r} is no setting that variants can differ in; these are: {', '.join(settings)}"
+        f"{flag!r} is no option of the loss {loss!r} ({', '.join(known)}), nor a setting that"
+        f" variants can differ in ({', '.join(settings)})"
       )
-    setting = settings[flag]
-    try:
-      value = flags.FLAGS[flag].parser.parse(text)
-    except ValueError as error:
-      raise InputError(f"{flag}={text}: {error}") from error
-    section = dataclasses.replace(getattr(config, setting.section), **{setting.field.name: value})
-    config = dataclasses.replace(config, **{setting.section: section})
-  return config
+    if flag not in known:
+      sections.setdefault(settings[flag].section, {})[settings[flag].name] = value
+  made = {name: dataclasses.replace(getattr(config, name), **v) for name, v in sections.items()}
+  options = {**options, **{name: value for name, value in changes.items() if name in known}}
+  _losses().resolve(loss, options)
+  return dataclasses.replace(config, loss=loss, loss_options=options, **made)
+
+
+def required(*names: str) -> list[str]:
+  """Values of flags that must be given.
+
+  Raises:
+    InputError: one is not.
+  """
+  missing = [f"--{name}" for name in names if not flags.FLAGS[name].value]
+  if missing:
+    raise InputError(f"{' and '.join(missing)} must be given; see --help")
+  return [str(flags.FLAGS[name].value) for name in names]
 
 
 def work_path(config: Config) -> pathlib.Path:
@@ -191,6 +221,7 @@ def work_directory(config: Config) -> pathlib.Path:
 
 
 def export_directory(config: Config) -> pathlib.Path:
+  """The directory of exported versions."""
   return _made(pathlib.Path(flags.FLAGS.export_dir or f"saved_models/{config.name}"), "export_dir")
 
 
@@ -204,84 +235,120 @@ def _made(directory: pathlib.Path, flag: str) -> pathlib.Path:
   return directory
 
 
-def run_command(
-  main: Callable[[], int | None], own: Mapping[str, Sequence[str]] | None = None
-) -> None:
-  """Parses the flags, runs `main`; wrong input ends in one message and exit code 2.
+def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") -> None:
+  """Parses the flags, runs `main` and exits.
 
-  A run that cannot go on ends in one message and 1, SIGTERM in 143, SIGINT in 130.
+  Exit codes: 0, or what `main` returns; 1: the run cannot go on; 2: wrong flags or input; 130:
+  SIGINT; 141: nobody reads the output; 143: SIGTERM. Errors are one message without a trace.
 
   Args:
     main: the command; may return an exit code.
-    own: flags that only this command has, by the title of their group in --help.
+    preset: flag file of commands with data, used if the flags name no data.
   """
-
-  def guarded(arguments: Sequence[str]) -> int:
-    absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow speaks through it
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("tf_twostage").setLevel(logging.INFO)
-    try:
-      if len(arguments) > 1:
-        raise InputError(f"unknown argument(s) {arguments[1:]}; settings are flags, see --help")
-      signals.raise_stopped()
-      return main() or 0
-    except InputError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return 2
-    except RunError as error:
-      print(f"error: {error}", file=sys.stderr)
-      return 1
-    except OSError as error:
-      if error.errno not in _CANNOT_WRITE:
-        raise
-      print(
-        f"error: {error.filename or 'cannot write'}: {error.strerror}; what was finished before"
-        " stays, and the same command goes on from it",
-        file=sys.stderr,
-      )
-      return 1
-    except signals.Stopped as stopped:
-      same = "the same command"
-      if "overwrite" in flags.FLAGS and flags.FLAGS.overwrite:
-        same += " without --overwrite"
-      print(f"{stopped}; {same} goes on from what is finished", file=sys.stderr)
-      return stopped.exit_code
-
-  def parse(arguments: Sequence[str]) -> list[str]:
-    if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
-      print(help_text(sys.modules["__main__"].__doc__ or "", own or {}))
-      sys.exit(0)
-    try:
-      return flags.FLAGS(arguments)
-    except flags.Error as error:
-      print(f"error: {error}; --help lists the flags", file=sys.stderr)
-      sys.exit(2)
-
-  app.run(guarded, flags_parser=parse)
+  try:
+    code, message = _run(main, preset)
+    sys.stdout.flush()
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    code, message = 141, ""
+  if message:
+    print(message, file=sys.stderr)
+  sys.exit(code)
 
 
-def help_text(summary: str, own: Mapping[str, Sequence[str]]) -> str:
-  """All flags by section, a command's own first, each with what it does and its default."""
-  groups: dict[str, list[str]] = {title: [*names] for title, names in own.items()}
-  groups |= {title: [] for title in _TITLES.values()}
-  for setting in _settings():
-    if setting.flag in flags.FLAGS:  # commands on logs have flags of their own only
-      groups[_TITLES[setting.section or "run"]].append(setting.flag)
-  groups[_TITLES["run"]] += [name for name in _RUN_FLAGS if name in flags.FLAGS]
-  lines = [summary.strip(), ""]
-  for title, names in groups.items():
-    if not names:
+def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
+  """Exit code and last message."""
+  absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow's Python code logs through it
+  logging.basicConfig(format="%(message)s", force=True)
+  logging.getLogger("tf_twostage").setLevel(logging.INFO)
+  program, *arguments = sys.argv
+  if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+    print(help_text(sys.modules["__main__"].__doc__ or ""))
+    return 0, ""
+  try:
+    if "dataset" in flags.FLAGS and not any(map(_names_data, arguments)):
+      arguments = [f"--flagfile={preset}", *arguments]
+    _, *others = flags.FLAGS([program, *_expanded(arguments)])
+    if others:
+      raise InputError(f"unknown argument(s) {others}; settings are flags, see --help")
+    signals.raise_stopped()
+    return main() or 0, ""
+  except flags.Error as error:
+    return 2, f"error: {error}; --help lists the flags"
+  except (InputError, RunError) as error:
+    return 2 if isinstance(error, InputError) else 1, f"error: {error}"
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    if error.errno not in _CANNOT_WRITE:
+      raise
+    return 1, (
+      f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work stays, and the"
+      " same command goes on from it"
+    )
+  except signals.Stopped as stopped:
+    again = "overwrite" in flags.FLAGS and flags.FLAGS.overwrite
+    command = "the same command without --overwrite" if again else "the same command"
+    return stopped.exit_code, f"{stopped}; {command} goes on from what is finished"
+
+
+def _names_data(argument: str) -> bool:
+  return re.match(r"--?(dataset|log|flagfile)(=|$)", argument) is not None
+
+
+def _expanded(arguments: Sequence[str]) -> list[str]:
+  """The arguments, every --flagfile replaced by the flags in it.
+
+  Raises:
+    InputError: there is no such file and no preset of that name, or a file includes itself.
+  """
+  rest, expanded, files = [*arguments], [], 0
+  while rest:
+    argument = rest.pop(0)
+    match = re.fullmatch(r"--?flagfile(?:=(.*))?", argument)
+    if not match or (match[1] is None and not rest):
+      expanded.append(argument)
       continue
-    lines.append(f"{title}:")
-    for name in names:
-      flag = flags.FLAGS[name]
-      shown = (flag.default_as_str or "").strip("'") or "unset"
+    file, files = _flag_file(match[1] or rest.pop(0)), files + 1
+    if files > 100:
+      raise InputError(f"flag file {file} includes itself")
+    lines = map(str.strip, file.read_text(encoding="utf-8").splitlines())
+    rest[:0] = [line for line in lines if line and not line.startswith(("#", "//"))]
+  return expanded
+
+
+def _flag_file(name: str) -> pathlib.Path:
+  """The file of that name or path, or else the preset of that name."""
+  path = pathlib.Path(name).expanduser()
+  preset = _PRESETS / f"{path.stem}.flags"
+  if path.is_file():
+    return path
+  if str(path.parent) in (".", _PRESETS.name) and preset.exists():
+    return preset
+  presets = ", ".join(sorted(p.stem for p in _PRESETS.glob("*.flags")))
+  raise InputError(f"no flag file {name}; presets are {presets}")
+
+
+def help_text(summary: str) -> str:
+  """All flags by section, the command's own first, each with its meaning and default."""
+  groups = flags.FLAGS.flags_by_module_dict()
+  titles = {setting.title: None for setting in _settings()} | {_OBJECTIVE: None}
+  lines = [summary.strip(), ""]
+  for title in (sys.argv[0], "The log", *titles):
+    if title not in groups:
+      continue
+    lines.append("This command:" if title == sys.argv[0] else f"{title}:")
+    for flag in groups[title]:
+      unset = "the loss's own" if title == _OBJECTIVE else "unset"
+      shown = (flag.default_as_str or "").strip("'") or unset
       lines += textwrap.wrap(
-        f"--{name}".ljust(34) + f"{flag.help} ({shown})",
+        f"--{flag.name}".ljust(34) + f"{flag.help} ({shown})",
         width=100,
         initial_indent="  ",
         subsequent_indent=" " * 36,
       )
     lines.append("")
-  lines.append("--flagfile=FILE reads flags from a file; later flags win over earlier ones.")
+  lines.append(
+    "--flagfile=FILE reads flags from a file or preset; later flags win over earlier ones."
+  )
   return "\n".join(lines)

@@ -10,24 +10,18 @@ import sys
 
 from absl import flags
 
-from launch import log_flags
-
-_SHARED = ("log", "schema", "users", "on_bad_rows")
-_OWN_FLAGS = {
-  "output": "directory of the shards",
-  "num_shards": "number of files",
-  "gzip": "compress them",
-}
+from launch import config as launch_config
 
 
 def define_flags() -> None:
-  flags.DEFINE_string("output", None, _OWN_FLAGS["output"])
-  flags.DEFINE_integer("num_shards", 4, _OWN_FLAGS["num_shards"], lower_bound=1)
-  flags.DEFINE_bool("gzip", False, _OWN_FLAGS["gzip"])
+  launch_config.define_flags("log", "schema", "users", "on_bad_rows")
+  flags.DEFINE_string("output", None, "directory of the shards")
+  flags.DEFINE_integer("num_shards", 4, "number of shards", lower_bound=1)
+  flags.DEFINE_bool("gzip", False, "compress the shards")
 
 
 def main() -> int:
-  log, schema, output = log_flags.required("log", "schema", "output")
+  log, schema, output = launch_config.required("log", "schema", "output")
   values = flags.FLAGS
 
   import tqdm
@@ -64,4 +58,4 @@ def main() -> int:
 
 if __name__ == "__main__":
   define_flags()
-  log_flags.run(main, _SHARED, tuple(_OWN_FLAGS))
+  launch_config.run_command(main)

@@ -19,28 +19,30 @@ from absl import flags
 
 from launch import config as launch_config
 
-_OWN_FLAGS = {
-  "losses": "several losses, as launch.experiment takes them, in place of --loss",
-  "seeds": "seeds 0 to this, exclusive, in place of --seed",
-  "all": "every finished generator of the work directory's environment",
-  "policy_file": "a policy by its probabilities: CSV or Parquet (item_id, probability and perhaps"
-  " position), or .npy or .npz [rows of the evaluation log, items]; may be given several times",
-}
 _UNKNOWN_TO_TRAINING = ("all", "policy_file")
 
 
 def define_flags() -> None:
   launch_config.define_flags(export=False, overwrite=False)
-  flags.DEFINE_list("losses", None, _OWN_FLAGS["losses"])
-  flags.DEFINE_integer("seeds", None, _OWN_FLAGS["seeds"], lower_bound=1)
-  flags.DEFINE_bool("all", False, _OWN_FLAGS["all"])
-  flags.DEFINE_multi_string("policy_file", [], _OWN_FLAGS["policy_file"])
+  text = "several losses, written as for launch.experiment; replaces --loss"
+  flags.DEFINE_list("losses", None, text)
+  text = "seeds 0 to this, exclusive; replaces --seed"
+  flags.DEFINE_integer("seeds", None, text, lower_bound=1)
+  text = "every finished generator of the environment in the work directory"
+  flags.DEFINE_bool("all", False, text)
+  text = (
+    "probabilities of another policy: CSV or Parquet (item_id, probability and perhaps position),"
+    " or .npy or .npz [rows of the evaluation log, items]; may be given several times"
+  )
+  flags.DEFINE_multi_string("policy_file", [], text)
 
 
 def main() -> None:
   config = launch_config.config_from_flags()
   values = flags.FLAGS
-  plan = launch_config.plan_variants(config, values.losses or [config.loss.loss], "")
+  plan = [(config.loss, config, config.loss)]
+  if values.losses:
+    plan = launch_config.plan_variants(config, values.losses, "")
   seeds = [config.seed] if values.seeds is None else range(values.seeds)
   several = values.losses is not None or values.seeds is not None or values.all
 
@@ -76,4 +78,4 @@ def training_command(name: str, arguments: Sequence[str]) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, {"The evaluation": tuple(_OWN_FLAGS)})
+  launch_config.run_command(main)

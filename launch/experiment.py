@@ -15,22 +15,20 @@ from absl import flags
 
 from launch import config as launch_config
 
-_OWN_FLAGS = {
-  "losses": "what to compare, [NAME=]LOSS[:flag=value...], comma-separated; the first is the"
-  " reference",
-  "seeds": "seeds of each: 0 to this, exclusive",
-  "sweep": "flag=value,value,...,flag=value,...: tries all combinations with every loss;"
-  " validation users choose one for each",
-  "processes": "generators fitted at a time; 0: as many as cores and memory allow",
-}
-
 
 def define_flags() -> None:
   launch_config.define_flags(export=False)
-  flags.DEFINE_list("losses", ["cross_entropy", "ips", "two_stage_ips"], _OWN_FLAGS["losses"])
-  flags.DEFINE_integer("seeds", 20, _OWN_FLAGS["seeds"], lower_bound=1)
-  flags.DEFINE_string("sweep", "", _OWN_FLAGS["sweep"])
-  flags.DEFINE_integer("processes", 0, _OWN_FLAGS["processes"], lower_bound=0)
+  text = "what to compare, [NAME=]LOSS[:setting=value...], comma-separated, the reference first"
+  flags.DEFINE_list("losses", ["cross_entropy", "ips", "two_stage_ips"], text)
+  text = "seeds of each: 0 to this, exclusive"
+  flags.DEFINE_integer("seeds", 20, text, lower_bound=1)
+  text = (
+    "setting=value,value,...,setting=value,...: tries all combinations with every loss, and the"
+    " validation users choose one for each"
+  )
+  flags.DEFINE_string("sweep", "", text)
+  text = "generators fitted at a time; 0: as many as cores and memory allow"
+  flags.DEFINE_integer("processes", 0, text, lower_bound=0)
 
 
 def main() -> None:
@@ -51,4 +49,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, {"The experiment": tuple(_OWN_FLAGS)})
+  launch_config.run_command(main)

@@ -15,17 +15,12 @@ from absl import flags
 from launch import config as launch_config
 from tf_twostage.errors import InputError
 
-_OWN_FLAGS = {
-  "add_items": "new items: CSV or Parquet with the columns of the item features and title; bags"
-  " separate values by |",
-  "remove_items": "items to remove: a text file with one id a line",
-}
-
 
 def define_flags() -> None:
   launch_config.define_flags(overwrite=False)
-  for name, text in _OWN_FLAGS.items():
-    flags.DEFINE_string(name, None, text)
+  text = "new items: CSV or Parquet with the item features and titles; | separates values of bags"
+  flags.DEFINE_string("add_items", None, text)
+  flags.DEFINE_string("remove_items", None, "items to remove: a text file with one id per line")
 
 
 def main() -> None:
@@ -60,4 +55,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, {"The catalogue": tuple(_OWN_FLAGS)})
+  launch_config.run_command(main)

@@ -7,11 +7,11 @@ Exit code 0: printed; 2: wrong usage, or a file cannot be read.
 
 from absl import flags
 
-from launch import log_flags
+from launch import config as launch_config
 
 
 def main() -> None:
-  (log,) = log_flags.required("log")
+  (log,) = launch_config.required("log")
 
   from tf_twostage.data import draft
 
@@ -19,4 +19,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  log_flags.run(main, ("log", "items", "users"))
+  launch_config.define_flags("log", "items", "users")
+  launch_config.run_command(main)

@@ -12,18 +12,14 @@ from absl import flags
 from launch import config as launch_config
 from tf_twostage.errors import InputError
 
-_OWN_FLAGS = {
-  "rounds": "policies, one after the other",
-  "draws": "items that each policy shows each user",
-  "temperature": "at which policies are served; above 1 they explore more",
-}
-
 
 def define_flags() -> None:
   launch_config.define_flags()
-  flags.DEFINE_integer("rounds", 4, _OWN_FLAGS["rounds"], lower_bound=1)
-  flags.DEFINE_integer("draws", 4, _OWN_FLAGS["draws"], lower_bound=1)
-  flags.DEFINE_float("temperature", 1.0, _OWN_FLAGS["temperature"], lower_bound=1e-3)
+  flags.DEFINE_integer("rounds", 4, "policies, one after the other", lower_bound=1)
+  flags.DEFINE_integer("draws", 4, "items that each policy shows each user", lower_bound=1)
+  flags.DEFINE_float(
+    "temperature", 1.0, "at which policies are served; above 1 they explore more", lower_bound=1e-3
+  )
 
 
 def main() -> None:
@@ -48,4 +44,4 @@ def main() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, {"The loop": tuple(_OWN_FLAGS)})
+  launch_config.run_command(main, preset="loop")

@@ -17,15 +17,11 @@ from absl import flags
 from launch import config as launch_config
 from tf_twostage.errors import InputError
 
-_OWN_FLAGS = {
-  "model": "directory of versions, whose newest is tested; or one version",
-  "repeats": "how often each call is timed",
-}
-
 
 def define_flags() -> None:
-  flags.DEFINE_string("model", None, _OWN_FLAGS["model"])
-  flags.DEFINE_integer("repeats", 200, _OWN_FLAGS["repeats"], lower_bound=1)
+  text = "directory of versions, whose newest is tested; or one version"
+  flags.DEFINE_string("model", None, text)
+  flags.DEFINE_integer("repeats", 200, "how often each call is timed", lower_bound=1)
 
 
 def main() -> int:
@@ -43,4 +39,4 @@ def main() -> int:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, {"The check": tuple(_OWN_FLAGS)})
+  launch_config.run_command(main)

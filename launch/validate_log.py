@@ -10,32 +10,25 @@ import pathlib
 
 from absl import flags
 
-from launch import log_flags
+from launch import config as launch_config
 from tf_twostage.data import splits
-
-_SHARED = ("log", "schema", "items", "users", "on_bad_rows")
-_OWN_FLAGS = {
-  "output": "directory for report.json and report.png; without it the report is printed only",
-  "policy": "another policy to judge by this log: CSV or Parquet with item_id, probability and"
-  " perhaps position",
-  "split": "auto, " + ", ".join(f"{name} ({what})" for name, what in splits.METHODS.items()),
-  "validation_share": "share of rows (by user: of users) that validates",
-  "test_share": "share that tests",
-  "split_seed": "of what is drawn",
-}
 
 
 def define_flags() -> None:
-  flags.DEFINE_string("output", None, _OWN_FLAGS["output"])
-  flags.DEFINE_string("policy", None, _OWN_FLAGS["policy"])
-  flags.DEFINE_enum("split", "auto", ["auto", *splits.METHODS], _OWN_FLAGS["split"])
-  flags.DEFINE_float("validation_share", 0.1, _OWN_FLAGS["validation_share"])
-  flags.DEFINE_float("test_share", 0.1, _OWN_FLAGS["test_share"])
-  flags.DEFINE_integer("split_seed", 0, _OWN_FLAGS["split_seed"])
+  launch_config.define_flags("log", "schema", "items", "users", "on_bad_rows")
+  text = "directory for report.json and report.png; without it the report is printed only"
+  flags.DEFINE_string("output", None, text)
+  text = "another policy to compare with: CSV or Parquet (item_id, probability, perhaps position)"
+  flags.DEFINE_string("policy", None, text)
+  methods = ", ".join(f"{name} ({what})" for name, what in splits.METHODS.items())
+  flags.DEFINE_enum("split", "auto", ["auto", *splits.METHODS], f"auto, {methods}")
+  flags.DEFINE_float("validation_share", 0.15, "share of rows (by user: of users) that validate")
+  flags.DEFINE_float("test_share", 0.15, "share of rows (by user: of users) that test")
+  flags.DEFINE_integer("split_seed", 0, "seed of random splits")
 
 
 def main() -> int:
-  log, schema = log_flags.required("log", "schema")
+  log, schema = launch_config.required("log", "schema")
   values = flags.FLAGS
 
   from tf_twostage.data.check import validate
@@ -61,4 +54,4 @@ def main() -> int:
 
 if __name__ == "__main__":
   define_flags()
-  log_flags.run(main, _SHARED, tuple(_OWN_FLAGS))
+  launch_config.run_command(main)

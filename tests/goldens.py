@@ -20,13 +20,12 @@ FILE = pathlib.Path(__file__).with_suffix(".json")
 VARIANTS = {
   "cross_entropy": ["--loss=cross_entropy"],
   "ips": ["--loss=ips"],
-  "two_stage_ips": ["--loss=two_stage_ips", "--sampling=systematic"],
+  "two_stage_ips": ["--loss=two_stage_ips:sampling=systematic:num_slates=20"],
 }
 _SYNTHETIC = [
   "--flagfile=launch/synthetic.flags",
   "--epochs=3",
   "--simulator_epochs=2",
-  "--num_slates=20",
 ]
 _SLICE = [
   "--flagfile=launch/ml1m.flags",
@@ -35,7 +34,6 @@ _SLICE = [
   "--behavior_epochs=3",
   "--ranker_epochs=3",
   "--epochs=2",
-  "--num_slates=20",
 ]
 _SLICE_USERS = 300
 _ASKED_USERS = 3

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from tf_twostage.config import Config, DataConfig, GeneratorConfig
+from tf_twostage.config import Config, DataConfig, EncoderConfig, GeneratorConfig
 from tf_twostage.data.sets import make_synthetic
 
 DATA = make_synthetic(num_users=20, num_items=15, num_ratings=200)
@@ -54,6 +54,8 @@ def config(directory, **generator):
   """Settings under which `directory` is the environment; two epochs unless told otherwise."""
   return Config(
     slate_size=SLATE,
-    data=DataConfig(environment=str(directory), validation_users=VALIDATION),
-    generator=GeneratorConfig(**{"epochs": 2, "batch_size": 16, **generator}),
+    loss="two_stage_ips",
+    encoder=EncoderConfig(embedding_stddev=1.0),
+    data=DataConfig("synthetic", environment=str(directory), validation_users=VALIDATION),
+    generator=GeneratorConfig(**{"epochs": 2, "batch_size": 16, "item_bias": False, **generator}),
   )

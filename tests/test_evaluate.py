@@ -14,9 +14,9 @@ from tf_twostage import environment as environments
 from tf_twostage.config import (
   Config,
   DataConfig,
+  EncoderConfig,
   FitConfig,
   GeneratorConfig,
-  LossConfig,
   SimulationConfig,
 )
 from tf_twostage.errors import InputError
@@ -36,20 +36,18 @@ FLAGS = (
 )
 CONFIG = Config(
   slate_size=20,
-  data=DataConfig(validation_users=130),
+  data=DataConfig(dataset="synthetic", validation_users=130),
+  encoder=EncoderConfig(embedding_stddev=1.0),
   simulation=SimulationConfig(behavior_pairs=1000, items_per_user=20),
   simulator=FitConfig(epochs=1, batch_size=256, l2=1e-6),
   behavior=FitConfig(epochs=2),
   ranker=FitConfig(epochs=2, batch_size=512),
-  generator=GeneratorConfig(epochs=2),
-  loss=LossConfig(num_slates=50),
+  generator=GeneratorConfig(epochs=2, item_bias=False),
+  loss="two_stage_ips:num_slates=50",
 )
-LOSSES = {
-  "cross_entropy": LossConfig("cross_entropy", num_slates=50),
-  "ips:baseline=0.2": LossConfig("ips", num_slates=50, baseline=0.2),
-}
+LOSSES = ("cross_entropy", "ips:baseline=0.2")
 GENERATORS = [
-  Generator(label, dataclasses.replace(CONFIG, loss=loss)) for label, loss in LOSSES.items()
+  Generator(loss, dataclasses.replace(CONFIG, loss=loss, loss_options={})) for loss in LOSSES
 ]
 ITEMS, USERS, ROWS = 300, 400, 8000
 
@@ -217,7 +215,7 @@ def test_showing_anything_is_worth_the_mean_of_all_rewards(evaluated, evaluation
 
 
 def test_what_has_not_finished_is_named_with_the_command_that_trains_it(environment, workdir):
-  longer = dataclasses.replace(CONFIG, generator=GeneratorConfig(epochs=3))
+  longer = dataclasses.replace(CONFIG, generator=GeneratorConfig(epochs=3, item_bias=False))
   generators = [*GENERATORS, Generator("longer", longer), Generator("again", longer)]
   with pytest.raises(InputError) as error:
     evaluate.run(CONFIG, generators, workdir, training_command="the command")

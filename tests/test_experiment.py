@@ -10,7 +10,7 @@ import pytest
 from tests import prepared_environment as ready
 from tests.histories import history, scores
 from tf_twostage import TwoStageRecommender, environment, experiment
-from tf_twostage.config import LossConfig, SupportConfig
+from tf_twostage.config import SupportConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
 from tf_twostage.experiment import Variant
@@ -45,8 +45,8 @@ def config(monkeypatch, tmp_path):
 
 def variant(config, label, family=None, **loss):
   """A variant of the loss that its label starts with."""
-  settings = LossConfig(loss=label.split(":")[0], **loss)
-  return Variant(label, dataclasses.replace(config, loss=settings), family or label)
+  settings = dataclasses.replace(config, loss=label.split(":")[0], loss_options=loss)
+  return Variant(label, settings, family or label)
 
 
 @pytest.fixture
@@ -149,7 +149,11 @@ def test_the_order_of_finishing_does_not_show(config, fitted, tmp_path):
     (["ips", "ips:weight_cap=-1"], [{}, {"weight_cap": -1}], "need 0 <= floor <= cap"),
     (["ips", "ips"], [{}, {}], "needs different variants"),
     (["ips", "ips:policy=softmax"], [{}, {"policy": "softmax"}], "ips and ips:policy=softmax are"),
-    (["ips:alpha=1e-2", "ips:alpha=0.01"], [{"alpha": 1e-2}, {"alpha": 0.01}], "the same settings"),
+    (
+      ["ips:baseline=1", "ips:baseline=1.0"],
+      [{"baseline": 1}, {"baseline": 1.0}],
+      "the same settings",
+    ),
   ],
 )
 def test_variants_that_make_no_sense_are_refused(config, tmp_path, labels, options, words):
@@ -189,7 +193,7 @@ def test_an_experiment_leaves_its_files(config, finish, tmp_path, monkeypatch):
   settings = json.loads(read(tmp_path, "experiment.json"))
   assert list(settings) == ["cross_entropy", "ips"]
   assert settings["ips"]["family"] == "ips"
-  assert settings["ips"]["loss"]["loss"] == "ips"
+  assert settings["ips"]["loss"] == "ips"
   assert settings["ips"]["generator"]["epochs"] == 2
 
 

@@ -8,16 +8,25 @@ import pytest
 from tests import prepared_environment
 from tf_twostage import online_loop as loop
 from tf_twostage import serving
-from tf_twostage.config import Config, DataConfig, GeneratorConfig, LossConfig, SimulationConfig
+from tf_twostage.config import (
+  Config,
+  DataConfig,
+  EncoderConfig,
+  FitConfig,
+  GeneratorConfig,
+  SimulationConfig,
+)
 from tf_twostage.errors import InputError
 
 # As in launch/loop.flags, but for draws of slates that take less time.
 CONFIG = Config(
   slate_size=20,
-  data=DataConfig(validation_users=130),
+  data=DataConfig(dataset="synthetic", validation_users=130),
+  encoder=EncoderConfig(embedding_stddev=1.0),
+  ranker=FitConfig(epochs=20),
   simulation=SimulationConfig(behavior_pairs=1000, items_per_user=2),
-  generator=GeneratorConfig(epochs=10),
-  loss=LossConfig(sampling="systematic", num_slates=50),
+  generator=GeneratorConfig(epochs=10, item_bias=False),
+  loss="two_stage_ips:sampling=systematic:num_slates=50",
 )
 ROUNDS = 3
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from tests import prepared_environment as prepared
 from tests.serving import small
 from tf_twostage import BanditLog, TwoStageRecommender, environment, losses
-from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, LossConfig
+from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
 from tf_twostage.training import loop
@@ -351,7 +351,7 @@ def test_towers_that_do_not_fit_are_refused(parts):
 def config(monkeypatch, tmp_path):
   monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: prepared.DATA)
   config = prepared.config(prepared.contents().write(tmp_path / "environment"))
-  return dataclasses.replace(config, loss=LossConfig(loss="cross_entropy"))
+  return dataclasses.replace(config, loss="cross_entropy")
 
 
 def changed(config, section, **values):
@@ -449,16 +449,16 @@ def test_a_ranker_beside_an_environment_is_refused(config, tmp_path):
 CHANGES = [
   {"seed": 1},
   {"slate_size": 11},
-  ("loss", {"alpha": 0.5}),
-  ("loss", {"loss": "ips"}),
+  {"loss_options": {"alpha": 0.5}},
+  {"loss": "ips"},
   ("generator", {"epochs": 3}),
   ("generator", {"positives_only": False}),
   ("generator", {"item_bias": True}),
   ("generator", {"sparse_l2": True}),
   ("support", {"support_size": 512}),
-  ("support", {"support_draws": "popularity"}),
-  ("support", {"hard_candidates": 8}),
-  ("support", {"hard_refresh_steps": 8}),
+  ("support", {"support_size": 512, "support_draws": "popularity"}),
+  ("support", {"support_size": 512, "hard_candidates": 8}),
+  ("support", {"support_size": 512, "hard_refresh_steps": 8}),
   ("encoder", {"id_width": 11}),
   ("encoder", {"id_buckets": 100}),
   ("generator", {"precision": "mixed_bfloat16"}),
@@ -468,7 +468,7 @@ CHANGES = [
 
 def test_different_settings_never_share_a_directory(config, tmp_path):
   config = changed(config, "generator", item_bias=False, epochs=2)
-  config = dataclasses.replace(config, loss=LossConfig(loss="two_stage_ips"))
+  config = dataclasses.replace(config, loss="two_stage_ips")
   variants = [
     dataclasses.replace(config, **c) if isinstance(c, dict) else changed(config, c[0], **c[1])
     for c in CHANGES
@@ -486,17 +486,12 @@ def test_different_settings_never_share_a_directory(config, tmp_path):
 
 
 def test_an_objective_takes_its_settings(config):
-  config = changed(
-    dataclasses.replace(config, slate_size=12, seed=3),
-    "loss",
-    loss="two_stage_ips",
-    weight_cap=5.0,
-    weight_floor=0.5,
-    self_normalize=False,
-    alpha=0.25,
-    num_slates=7,
-    sampling="systematic",
-    sampling_temperature=1.5,
+  config = dataclasses.replace(
+    config,
+    slate_size=12,
+    seed=3,
+    loss="two_stage_ips:weight_cap=5:weight_floor=0.5:self_normalize=false:alpha=0.25",
+    loss_options={"num_slates": 7, "sampling": "systematic", "sampling_temperature": 1.5},
   )
   objective = TwoStageRecommender.from_config(config).objective()
   assert (objective.importance.cap, objective.importance.floor) == (5.0, 0.5)

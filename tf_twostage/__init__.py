@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     EncoderConfig,
     FitConfig,
     GeneratorConfig,
-    LossConfig,
     SupportConfig,
   )
   from tf_twostage.data.log import BanditLog
@@ -52,7 +51,7 @@ def _check_keras() -> None:
 
 _check_keras()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
   "BanditLog",
@@ -61,7 +60,6 @@ __all__ = [
   "FitConfig",
   "GeneratorConfig",
   "InputError",
-  "LossConfig",
   "RatingsData",
   "RunError",
   "SupportConfig",

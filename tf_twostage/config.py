@@ -1,308 +1,303 @@
-"""Every hyper-parameter, once: its name, default, meaning. Commands turn these into flags.
+"""Every setting once: its name, default, meaning and limits. Commands make flags of them.
 
-Defaults are the published MovieLens-1M settings [Ma20]; where the paper and its released code
-differ, the paper's value stands (see README, "Settings").
+The defaults suit a log of your own. The settings of published experiments are in launch/*.flags.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Mapping
 from typing import Any
 
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, checked_type
 
 DRAWS = ("uniform", "log_uniform", "popularity")
 PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "parameter_server")
+# Generators of one environment may differ in these fields of Config, in slate size and in seed.
+GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
 
 
-def _option(default: Any, help: str) -> Any:
-  return dataclasses.field(default=default, metadata={"help": help})
-
-
-def _at_least(config, bound, *names):
-  for name in names:
-    if getattr(config, name) < bound:
-      raise InputError(f"{name} must be at least {bound}, got {getattr(config, name)}")
+def _option(default: Any, help: str, **limits: Any) -> Any:
+  """A field with its help text and limits: choices, at_least, above or below."""
+  return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-  """Where ratings, or labels, come from and who is evaluated."""
+class Section:
+  """Settings that are checked against the limits of their fields."""
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      value, limits = getattr(self, field.name), field.metadata
+      if "help" not in limits or value is None:
+        continue
+      kind = str if field.default is None else type(field.default)
+      value = checked_type(field.name, value, kind)
+      object.__setattr__(self, field.name, value)
+      if value not in limits.get("choices", [value]):
+        wanted = f"one of {', '.join(limits['choices'])}"
+      elif "at_least" in limits and not value >= limits["at_least"]:
+        wanted = f"at least {limits['at_least']}"
+      elif "above" in limits and not value > limits["above"]:
+        wanted = f"above {limits['above']}"
+      elif "below" in limits and not value < limits["below"]:
+        wanted = f"below {limits['below']}"
+      else:
+        continue
+      raise InputError(f"{field.name} must be {wanted}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+  """Data."""
 
   dataset: str = _option(
-    "synthetic",
-    "synthetic, movielens_1m, wiki10, delicious, wiki10_shape (invented), or user_log (see --log)",
+    "user_log",
+    "user_log (the file in the setting log), synthetic, movielens_1m, wiki10, delicious, or"
+    " wiki10_shape (random data of that size)",
   )
   data_dir: str | None = _option(
-    None, "directory with the raw files (or their zip); unset: tensorflow-datasets"
+    None, "directory of the raw files or of their zip; unset: tensorflow-datasets"
   )
   environment: str | None = _option(
     None,
-    "directory of a ready environment (full_information.npz, bandit_log.csv, ranker.npz); nothing"
-    " is simulated then",
+    "directory of a prepared environment (full_information.npz, bandit_log.csv, ranker.npz), which"
+    " replaces the simulation",
   )
   positive_above: float = _option(3.0, "ratings above this are positive")
   max_features: int = _option(
-    1024, "documents: of one with more words, this many with the largest weights are read"
+    1024, "documents: number of words read per document, largest weights first", at_least=1
   )
   validation_users: int = _option(
-    2000, "the first this many users (test documents) choose the epoch; all others test"
+    2000, "simulated users (or test documents) that choose the epoch; the others test"
   )
-
-  def __post_init__(self):
-    _at_least(self, 1, "max_features")
 
 
 @dataclasses.dataclass(frozen=True)
-class UserLogConfig:
-  """A log of one's own: its files, which of its rows are held out, the ranker behind it."""
+class UserLogConfig(Section):
+  """A log of your own."""
 
   log: str | None = _option(
-    None, "file, directory or pattern of a bandit log (CSV, Parquet, TFRecord); makes it the data"
+    None, "file, directory or pattern of the bandit log: CSV, Parquet or TFRecord"
   )
   items: str | None = _option(
-    None, "file with a row for each item of the catalogue; unset: the items that were logged"
+    None, "file with one row per item of the catalogue; unset: the items in the log"
   )
   users: str | None = _option(
-    None, "file with a row for each user; unset: user features are columns of the log"
+    None, "file with one row per user; unset: user features are columns of the log"
   )
   schema: str = _option(
-    "native", "which column is what: a YAML or JSON file, or a preset, native or open_bandit"
+    "native", "meaning of the columns: a YAML or JSON file, or a preset: native or open_bandit"
   )
   ranker: str | None = _option(
     None,
-    "SavedModel directory or Keras file that scores pairs of users and items; unset: fitted to the"
-    " log's ranker scores if it has any, else to its rewards",
+    "SavedModel directory or Keras file that scores pairs of users and items; unset: a ranker is"
+    " fitted to the ranker scores in the log or, without them, to the rewards",
   )
   split: str = _option(
-    "auto", "how rows are held out: time, user, random, column, or auto (column, time, random)"
+    "auto", "how to split the rows: time, user, random, column, or auto (column, time, random)"
   )
-  validation_share: float = _option(0.1, "share held out that chooses the epoch")
-  test_share: float = _option(0.1, "share held out that is reported")
-  on_bad_rows: str = _option("fail", "rows that break the contract: fail, or skip")
+  validation_share: float = _option(0.15, "share of the rows that choose the epoch")
+  test_share: float = _option(0.15, "share of the rows that are reported")
+  on_bad_rows: str = _option(
+    "fail", "what to do about invalid rows: fail or skip", choices=("fail", "skip")
+  )
   stream: bool = _option(
-    False, "keep training rows in files and read them while training: for logs beyond memory"
+    False, "read the training rows from files during training: for logs larger than memory"
   )
   held_out_rows: int = _option(
-    200_000, "with --stream: of validation and of test rows keep this many, drawn at random"
+    200_000, "stream: validation and test rows kept of each, a random sample", at_least=1
   )
   data_service: str | None = _option(
-    None, "with --stream: grpc://HOST:PORT of a tf.data service that reads the files"
+    None, "stream: grpc://HOST:PORT of a tf.data service that reads the files"
   )
 
-  def __post_init__(self):
-    _at_least(self, 1, "held_out_rows")
+  def __post_init__(self) -> None:
+    super().__post_init__()
     if self.data_service and not self.stream:
-      raise InputError(f"data_service={self.data_service} reads files: add --stream")
+      raise InputError(f"data_service={self.data_service} needs stream=true")
 
 
 @dataclasses.dataclass(frozen=True)
-class EncoderConfig:
-  """How features become vectors; the same for every model."""
+class EncoderConfig(Section):
+  """Feature encoders (all models)."""
 
   id_width: int = _option(10, "embedding width of user and item ids")
   feature_width: int = _option(5, "embedding width of every other feature")
-  embedding_stddev: float = _option(1.0, "embeddings start as N(0, stddev^2)")
+  embedding_stddev: float = _option(0.1, "embeddings start as N(0, stddev^2)")
   id_buckets: int = _option(
-    0, "rows that the ids of a side share at most, by place modulo this; 0: each has its own"
+    0, "hash ids into at most this many embedding rows per side; 0: one row per id", at_least=0
   )
-
-  def __post_init__(self):
-    _at_least(self, 0, "id_buckets")
 
 
 @dataclasses.dataclass(frozen=True)
-class FitConfig:
+class FitConfig(Section):
   """How one model is fitted: mini-batches, Adagrad, L2 on all weights."""
 
-  epochs: int = _option(20, "passes over its rows")
-  batch_size: int = _option(128, "rows a step")
-  learning_rate: float = _option(0.05, "Adagrad's learning rate")
-  adagrad_accumulator: float = _option(0.0, "Adagrad's initial accumulator (Keras: 0.1)")
-  l2: float = _option(1e-4, "adds l2/2 * sum of squared weights to the loss")
-  sparse_l2: bool = _option(
-    False, "of embeddings, l2 takes those that a batch reads, each once, instead of whole tables"
+  epochs: int = _option(20, "passes over the rows", at_least=1)
+  batch_size: int = _option(128, "rows per step", at_least=1)
+  learning_rate: float = _option(0.05, "learning rate of Adagrad", above=0)
+  adagrad_accumulator: float = _option(
+    0.0, "initial accumulator of Adagrad (Keras: 0.1)", at_least=0
   )
-
-  def __post_init__(self):
-    _at_least(self, 1, "epochs", "batch_size")
-    _at_least(self, 0, "adagrad_accumulator", "l2")
-    if not self.learning_rate > 0:
-      raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+  l2: float = _option(1e-4, "adds l2/2 * sum of squared weights to the loss", at_least=0)
+  sparse_l2: bool = _option(
+    False, "apply l2 only to the embedding rows that a batch reads, instead of to whole tables"
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratorConfig(FitConfig):
-  """What only the candidate generator has."""
+  """Candidate generator (first stage)."""
 
-  positives_only: bool = _option(True, "learn from rewarded rows of the log only")
+  positives_only: bool = _option(True, "learn from the rewarded rows only")
   precision: str = _option(
     "float32",
-    "of the product of users with items in training: float32, or mixed_bfloat16 (weights, losses"
-    " and all else stay float32)",
+    "float32, or mixed_bfloat16 for the product of users and items in training (everything else"
+    " stays float32)",
+    choices=PRECISIONS,
   )
-  item_bias: bool = _option(False, "add a learned number for each item to the logits")
+  item_bias: bool = _option(True, "add a learned bias per item to the logits")
   selection: str = _option(
     "two_stage",
-    "whose score on validation data chooses the epoch: two_stage, one_stage or both (mean)",
+    "validation score that chooses the epoch: two_stage, one_stage, or both (their mean)",
+    choices=SELECTIONS,
   )
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.selection not in SELECTIONS:
-      raise InputError(f"selection must be one of {', '.join(SELECTIONS)}, got {self.selection!r}")
-    if self.precision not in PRECISIONS:
-      raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 @dataclasses.dataclass(frozen=True)
-class SupportConfig:
-  """What stands for a large catalogue in the generator's training; see docs/large_catalogues.md."""
+class SupportConfig(Section):
+  """Large catalogues: sampled items that replace the catalogue in training."""
 
   support_size: int = _option(
-    0, "items that a batch is trained against, its own counted; 0: the whole catalogue"
+    0, "items per batch, logged items included; 0: the whole catalogue", at_least=0
   )
   support_draws: str = _option(
-    "uniform", "those that are drawn: uniform, log_uniform (1/rank by log counts) or popularity"
+    "uniform",
+    "distribution of sampled items: uniform, log_uniform (1/rank by log counts) or popularity",
+    choices=DRAWS,
   )
   hard_candidates: int = _option(
-    0, "items that the current policy prefers, in each support beside those drawn"
+    0, "items with high scores under the current policy, added to every batch", at_least=0
   )
-  hard_refresh_steps: int = _option(100, "choose hard candidates anew every so many steps")
+  hard_refresh_steps: int = _option(100, "steps between two choices of hard candidates", at_least=1)
 
-  def __post_init__(self):
-    _at_least(self, 0, "support_size", "hard_candidates")
-    _at_least(self, 1, "hard_refresh_steps")
-    if self.support_draws not in DRAWS:
-      raise InputError(
-        f"support_draws must be one of {', '.join(DRAWS)}, got {self.support_draws!r}"
-      )
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    for name in ("support_draws", "hard_candidates"):
+      value = getattr(self, name)
+      if not self.support_size and value != type(self).__dataclass_fields__[name].default:
+        raise InputError(
+          f"{name}={value} changes nothing without a support: set support_size, or leave it out"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-  """When the generator's training is saved between the ends of its epochs."""
+class CheckpointConfig(Section):
+  """Checkpoints of the generator, in addition to one per epoch."""
 
-  checkpoint_every_steps: int = _option(0, "save after each so many steps; 0: by time alone")
+  checkpoint_every_steps: int = _option(0, "steps between checkpoints; 0: by time only", at_least=0)
   checkpoint_every_minutes: float = _option(
-    5.0, "save where the last checkpoint is this old; 0: by steps alone"
+    5.0, "minutes between checkpoints; 0: by steps only", at_least=0
   )
-
-  def __post_init__(self):
-    _at_least(self, 0, "checkpoint_every_steps", "checkpoint_every_minutes")
 
 
 @dataclasses.dataclass(frozen=True)
-class DistributionConfig:
-  """Who trains the generator; changes nothing that synchronous training comes to."""
+class DistributionConfig(Section):
+  """Distributed training of the generator."""
 
   distribution: str = _option(
     "none",
-    "none, mirrored (devices of this machine), or processes as TF_CONFIG says: multi_worker (in"
-    " step), parameter_server (not in step)",
+    "none, mirrored (devices of this machine), or the processes in TF_CONFIG: multi_worker"
+    " (synchronous) or parameter_server (asynchronous)",
+    choices=DISTRIBUTIONS,
   )
   replicas: int = _option(
-    0, "mirrored: GPUs to use, or, where there is none, parts to split the CPU into; 0: all GPUs"
+    0, "mirrored: number of GPUs, or of virtual CPU devices without a GPU; 0: all GPUs", at_least=0
   )
 
-  def __post_init__(self):
-    _at_least(self, 0, "replicas")
-    if self.distribution not in DISTRIBUTIONS:
-      raise InputError(
-        f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {self.distribution!r}"
-      )
+  def __post_init__(self) -> None:
+    super().__post_init__()
     if self.replicas and self.distribution != "mirrored":
       raise InputError(
-        f"replicas is {self.replicas}, which --distribution=mirrored alone reads; leave it out"
+        f"replicas={self.replicas} changes nothing unless distribution=mirrored; leave it out"
       )
 
 
 @dataclasses.dataclass(frozen=True)
-class SimulationConfig:
-  """From ratings to full information, or from labels, to a bandit log."""
+class SimulationConfig(Section):
+  """Simulated environment."""
 
   positive_rate: float = _option(
-    0.144, "share of all pairs labelled positive; fixes the simulator's threshold"
+    0.144, "share of all pairs labelled positive; fixes the simulator's threshold", above=0, below=1
   )
-  holdout: float = _option(0.1, "share of ratings kept from the simulator to measure its AUC")
-  behavior_pairs: int = _option(10_000, "labelled pairs that fit the behavior policy")
+  holdout: float = _option(
+    0.1, "share of the ratings held out to measure the simulator's AUC", above=0, below=1
+  )
+  behavior_pairs: int = _option(
+    10_000, "labelled pairs that the behavior policy is fitted to", at_least=1
+  )
   supervised_documents: int = _option(
-    1000, "documents: training documents whose labels fit the behavior policy"
+    1000, "documents: labelled documents that the behavior policy is fitted to", at_least=1
   )
-  items_per_user: int = _option(5, "logged items a user")
+  items_per_user: int = _option(5, "logged items per user", at_least=1)
   replacement: bool = _option(
-    True, "draw a user's items with replacement (else propensities are single-draw only)"
+    True, "draw the items of a user with replacement; without it propensities are approximate"
   )
 
-  def __post_init__(self):
-    for name in ("positive_rate", "holdout"):
-      if not 0 < getattr(self, name) < 1:
-        raise InputError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-    _at_least(self, 1, "behavior_pairs", "supervised_documents", "items_per_user")
+
+def parse_loss(text: str) -> tuple[str, dict[str, Any]]:
+  """Name and options of a loss written as "NAME:option=value:option=value"."""
+  name, *pairs = text.split(":")
+  options = {}
+  for pair in pairs:
+    option, equals, value = pair.partition("=")
+    if not equals:
+      raise InputError(f"{pair!r} in {text!r}: write option=value")
+    options[option] = literal(value)
+  return name, options
 
 
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-  """The generator's objective and its options; options a loss has no use for are not passed."""
-
-  loss: str = _option("two_stage_ips", "name of a loss, see tf_twostage.losses.LOSSES")
-  policy: str = _option(
-    "softmax", "estimators: softmax (the generator alone) or two_stage (with the ranker, exact)"
-  )
-  baseline: float = _option(0.0, "subtracted from every reward")
-  weight_method: str = _option(
-    "clip", "how importance weights are corrected: clip, shrink or none (all weights 1)"
-  )
-  weight_cap: float = _option(10.0, "clip: importance weights are at most this (c1)")
-  weight_floor: float = _option(0.01, "clip: importance weights are at least this (c2)")
-  weight_shrinkage: float = _option(100.0, "shrink: lambda; weights peak at half its root")
-  self_normalize: bool = _option(True, "divide corrected weights by their batch mean")
-  normalize_shares: bool = _option(
-    False, "2-IPS: that mean is of weights times the ranker's share of the logged item"
-  )
-  alpha: float = _option(1e-2, "two_stage_ips: weight of the other items of a slate")
-  num_slates: int = _option(100, "two_stage_ips: slates drawn for each row (tau)")
-  sampling_temperature: float = _option(
-    math.e, "two_stage_ips: slates are drawn from logits / this"
-  )
-  sampling: str = _option(
-    "categorical",
-    "two_stage_ips: categorical or systematic (less variance, faster) draws, or exact (none)",
-  )
-  distillation: float = _option(
-    0.0, "binary_cross_entropy: share of the ranker's prediction in the labels"
-  )
-  variance_penalty: float = _option(1.0, "poem: lambda, standard errors added to the risk")
-  reward_model: str = _option(
-    "sigmoid", "doubly_robust: ranker logits to rewards, sigmoid or linear"
-  )
+def literal(text: str) -> Any:
+  """The integer, number, true or false that a text stands for, or else the text."""
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      continue
+  return {"true": True, "false": False}.get(text.lower(), text)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """One run of the pipeline."""
+class Config(Section):
+  """The run."""
 
-  name: str = _option("synthetic", "names the default --workdir and --export_dir")
-  seed: int = _option(0, "fixes the generator's training")
-  environment_seed: int = _option(0, "fixes simulator, labels, log and ranker")
+  name: str = _option("user_log", "name of the default work and export directories")
+  seed: int = _option(0, "seed of the generator's training")
+  environment_seed: int = _option(0, "seed of everything before: splits, simulation and ranker")
   slate_size: int = _option(
-    30, "K: items the generator hands to the ranker, the logged one counted"
+    10, "K: items that the generator hands to the ranker, the logged one included", at_least=1
   )
+  # NAME[:option=value...]; after construction the name alone.
+  loss: str = "ips:policy=two_stage"
+  # Options that differ from the loss's defaults.
+  loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   data: DataConfig = DataConfig()
   user_log: UserLogConfig = UserLogConfig()
   encoder: EncoderConfig = EncoderConfig()
   simulation: SimulationConfig = SimulationConfig()
   simulator: FitConfig = FitConfig(epochs=5, batch_size=1024, l2=1e-6)
   behavior: FitConfig = FitConfig()
-  ranker: FitConfig = FitConfig()
+  ranker: FitConfig = FitConfig(epochs=5)
   generator: GeneratorConfig = GeneratorConfig()
   support: SupportConfig = SupportConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   distribution: DistributionConfig = DistributionConfig()
-  loss: LossConfig = LossConfig()
 
-  def __post_init__(self):
-    _at_least(self, 1, "slate_size")
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    name, options = parse_loss(self.loss)
+    object.__setattr__(self, "loss", name)
+    object.__setattr__(self, "loss_options", {**options, **self.loss_options})

@@ -1,5 +1,6 @@
 """Exceptions that end a command in one message, without a stack trace."""
 
+import numbers
 import re
 from typing import Any
 
@@ -71,3 +72,15 @@ def reason(error: Exception) -> str:
   # TensorFlow puts "{{function_node ...}}" before and "[Op:...]" behind what happened.
   text = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*", "", text).strip()
   return text.splitlines()[0] if text else type(error).__name__
+
+
+def checked_type(name: str, value: Any, kind: type) -> Any:
+  """The value of a setting in its type: bool, int, float or str.
+
+  Raises:
+    InputError: the value has another type.
+  """
+  accepted = {bool: bool, int: numbers.Integral, float: numbers.Real}.get(kind, object)
+  if not isinstance(value, accepted) or (isinstance(value, bool) and kind in (int, float)):
+    raise InputError(f"{name} must be of type {kind.__name__}, got {value!r}")
+  return kind(value)

@@ -20,7 +20,8 @@ import tensorflow as tf
 from tqdm.auto import tqdm
 
 from tf_twostage import environment as environments
-from tf_twostage.config import Config
+from tf_twostage import losses
+from tf_twostage.config import GENERATOR_FIELDS, Config
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.metrics import STAGES, Metrics
@@ -34,7 +35,6 @@ from tf_twostage.workspace import Workspace, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
-_SECTIONS = ("loss", "generator", "support", "encoder")  # generators may differ in these
 _MEMORY_PER_PROCESS = 2 * 1024**3
 
 
@@ -83,12 +83,14 @@ def run(
   labels = [v.label for v in variants]
   if not variants or len(set(labels)) < len(labels) or seeds < 1:
     raise InputError(f"an experiment needs different variants and a seed, got {labels}, {seeds}")
+  models = [TwoStageRecommender.from_config(variant.config) for variant in variants]
   label_of: dict[Config, str] = {}
-  for variant in variants:  # these would share one directory
-    twin = label_of.setdefault(variant.config, variant.label)
+  for variant in variants:  # with every option written out
+    options = losses.resolve(variant.config.loss, variant.config.loss_options)
+    resolved = dataclasses.replace(variant.config, loss_options=options)
+    twin = label_of.setdefault(resolved, variant.label)
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
-  models = [TwoStageRecommender.from_config(variant.config) for variant in variants]
   only_here(config, "launch.experiment")
   workspace = Workspace(workdir / "stages")
   environment = environments.make(config, workspace)
@@ -117,7 +119,7 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
     if stored is None:
       others += 1
       continue
-    own = {name: getattr(stored, name) for name in (*_SECTIONS, "slate_size", "seed")}
+    own = {name: getattr(stored, name) for name in (*GENERATOR_FIELDS, "slate_size", "seed")}
     model = TwoStageRecommender.from_config(dataclasses.replace(config, **own))
     if model.directory(environment, workdir).name != file.parent.name:
       others += 1
@@ -134,26 +136,34 @@ def stored_config(file: pathlib.Path) -> Config | None:
   defaults = Config()
   try:
     values = json.loads(file.read_text(encoding="utf-8"))
-    return Config(
+    config = Config(
       **{
         name: type(getattr(defaults, name))(**value) if isinstance(value, dict) else value
         for name, value in values.items()
       }
     )
+    losses.resolve(config.loss, config.loss_options)
+    return config
   except (ValueError, TypeError, AttributeError, InputError):
     return None
 
 
 def _label(config: Config, usual: Config) -> str:
   """The loss, and "name=value" of every setting that differs from the usual one."""
-  pairs = [("slate_size", config.slate_size, usual.slate_size)] + [
-    (field.name, getattr(getattr(config, name), field.name), getattr(section, field.name))
-    for name in _SECTIONS
-    for section in [getattr(usual, name)]
-    for field in dataclasses.fields(section)
-    if field.name != "loss"
-  ]
-  return ":".join([config.loss.loss, *(f"{n}={own}" for n, own, theirs in pairs if own != theirs)])
+  own, theirs = _flat(config), _flat(usual)
+  if config.loss != usual.loss:
+    theirs |= losses.resolve(config.loss, {})
+  pairs = [f"{name}={value}" for name, value in own.items() if theirs[name] != value]
+  return ":".join([config.loss, *pairs])
+
+
+def _flat(config: Config) -> dict[str, Any]:
+  """Every setting that generators of one environment may differ in, except loss and seed."""
+  flat = {"slate_size": config.slate_size, **losses.resolve(config.loss, config.loss_options)}
+  for name in GENERATOR_FIELDS:
+    if name not in ("loss", "loss_options"):
+      flat |= dataclasses.asdict(getattr(config, name))
+  return flat
 
 
 def _fit_cells(

@@ -69,8 +69,8 @@ class TwoStageRecommender:
     seed: int = 0,
   ):
     """Args:
-      loss: the objective, an `OffPolicyLoss` or the name of one in `losses.LOSSES`. None: IPS on
-        the two-stage policy, that is exact 2-IPS.
+      loss: the objective: an `OffPolicyLoss`, or the name of one, which may carry options:
+        "two_stage_ips:num_slates=50". None: IPS on the two-stage policy, that is exact 2-IPS.
       ranker: orders the candidates. A `tf.keras.Model`, or the path of a SavedModel or Keras file,
         whose inputs are raw features by name; or a function of two dicts of tensors, user features
         and item features ([B, ...] each), that returns scores [B]. None: fitted to the log's
@@ -102,7 +102,7 @@ class TwoStageRecommender:
       generator=training,
       ranker=ranker_training,
       support=support,
-      loss=type(_DEFAULTS.loss)(loss=loss) if isinstance(loss, str) else _DEFAULTS.loss,
+      loss=loss if isinstance(loss, str) else Config.loss,
       user_log=dataclasses.replace(_DEFAULTS.user_log, test_share=0.0),
     )
     self._loss = loss if isinstance(loss, OffPolicyLoss) else None
@@ -444,13 +444,13 @@ class TwoStageRecommender:
   @property
   def loss_name(self) -> str:
     """The name of the objective."""
-    return self.config.loss.loss if self._loss is None else type(self._loss).__name__
+    return self.config.loss if self._loss is None else type(self._loss).__name__
 
   def objective(self) -> OffPolicyLoss:
     """The loss of this model's slate size."""
     if self._loss is None:
       return make_objective(self.config)
-    if "slate_size" not in self._loss.options():
+    if "slate_size" not in self._loss.parameters():
       return self._loss
     return type(self._loss)(**{**_options(self._loss), "slate_size": self.slate_size})
 
@@ -657,26 +657,20 @@ def rows_to_learn(config: Config, log: TrainingRows) -> TrainingRows:
 
 
 def make_objective(config: Config) -> OffPolicyLoss:
-  """The configured loss, with the settings that it takes."""
-  settings = config.loss
-  options = {
-    **dataclasses.asdict(settings),
-    "importance": losses.ImportanceWeights(
-      method=settings.weight_method,
-      cap=settings.weight_cap,
-      floor=settings.weight_floor,
-      shrinkage=settings.weight_shrinkage,
-      self_normalize=settings.self_normalize,
-    ),
-    "slate_size": config.slate_size,
-    "seed": config.seed,
-  }
-  taken = losses.options(settings.loss)
-  return losses.get(settings.loss, **{k: v for k, v in options.items() if k in taken})
+  """The configured loss.
+
+  Raises:
+    InputError: the loss does not have one of the options, or a value does not fit.
+  """
+  run = {"slate_size": config.slate_size, "seed": config.seed}
+  taken = losses.find(config.loss).parameters()
+  return losses.get(
+    config.loss, **config.loss_options, **{k: v for k, v in run.items() if k in taken}
+  )
 
 
 def _options(loss: OffPolicyLoss) -> dict[str, Any]:
-  return {name: getattr(loss, name) for name in loss.options()}
+  return {name: getattr(loss, name) for name in loss.parameters()}
 
 
 def _flat_options(loss: OffPolicyLoss) -> dict[str, Any]:

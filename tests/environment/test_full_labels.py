@@ -15,7 +15,6 @@ from tf_twostage.config import (
   EncoderConfig,
   FitConfig,
   GeneratorConfig,
-  LossConfig,
   SimulationConfig,
 )
 from tf_twostage.data import sets
@@ -34,8 +33,8 @@ CONFIG = Config(
   simulation=SimulationConfig(supervised_documents=30),
   behavior=FitConfig(epochs=10, batch_size=16),
   ranker=FitConfig(epochs=3, batch_size=32),
-  generator=GeneratorConfig(epochs=2, batch_size=16),
-  loss=LossConfig(num_slates=3),
+  generator=GeneratorConfig(epochs=2, batch_size=16, item_bias=False),
+  loss="two_stage_ips:num_slates=3",
 )
 
 

@@ -17,7 +17,6 @@ from tf_twostage.config import (
   EncoderConfig,
   FitConfig,
   GeneratorConfig,
-  LossConfig,
   UserLogConfig,
 )
 from tf_twostage.errors import InputError
@@ -34,14 +33,13 @@ CONFIG = Config(
   ranker=FitConfig(epochs=4, batch_size=64),
   behavior=FitConfig(epochs=3, batch_size=64),
   generator=GeneratorConfig(epochs=3, batch_size=64, item_bias=True),
-  loss=LossConfig(loss="ips", policy="two_stage"),
 )
 
 
 def settings(directory, **changes):
   own = {f: str(directory / f"{f}.csv") for f in ("log", "items", "users")}
-  own |= {"schema": str(directory / "schema.yaml"), **changes}
-  return dataclasses.replace(CONFIG, user_log=UserLogConfig(**own))
+  own |= {"schema": str(directory / "schema.yaml"), "validation_share": 0.1, "test_share": 0.1}
+  return dataclasses.replace(CONFIG, user_log=UserLogConfig(**{**own, **changes}))
 
 
 def make(config, directory):
@@ -208,7 +206,7 @@ def test_experiments_compare_values(written, made, monkeypatch):
     settings(written), generator=dataclasses.replace(CONFIG.generator, epochs=1)
   )
   variants = [
-    experiment.Variant(name, dataclasses.replace(config, loss=LossConfig(loss=name)), name)
+    experiment.Variant(name, dataclasses.replace(config, loss=name, loss_options={}), name)
     for name in ("cross_entropy", "ips")
   ]
   text = experiment.run(config, variants, seeds=2, workdir=written)
@@ -253,7 +251,6 @@ REFUSED = {
   "no rewards": (without_rewards, {}, "none of the 48 training rows has a reward above 0"),
   "no file": (nothing, {"log": "nowhere.csv"}, "nowhere.csv"),
   "no schema": (nothing, {"schema": "nowhere.yaml"}, "nowhere.yaml: the schema cannot be read"),
-  "bad rows": (nothing, {"on_bad_rows": "maybe"}, "on_bad_rows must be one of fail, skip"),
   "no ranker": (nothing, {"ranker": "nowhere"}, "ranker nowhere: there is no such file"),
 }
 

@@ -6,8 +6,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -15,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from tests import commands, prepared_environment
-from tests.commands import ROOT, run
+from tests.commands import run
 
 # Everything as in the embedded default, only shorter.
 SHORT = (
@@ -24,7 +22,7 @@ SHORT = (
   "--simulator_epochs=1",
   "--behavior_epochs=2",
   "--ranker_epochs=2",
-  "--num_slates=5",
+  "--loss=two_stage_ips:num_slates=5",
 )
 
 
@@ -86,7 +84,8 @@ def test_the_config_says_what_was_asked(finished):
   config = json.loads((root / "run" / "config.json").read_text())
   assert config["generator"]["epochs"] == 2
   assert config["ranker"]["epochs"] == 2
-  assert config["loss"]["num_slates"] == 5
+  assert config["loss"] == "two_stage_ips"
+  assert config["loss_options"] == {"num_slates": 5}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +156,11 @@ def test_overwrite_starts_anew(finished, tmp_path):
     (["--validation_users=400"], "validation_users is 400"),
     (["--dataset=movielens_1m", "--data_dir=/does/not/exist"], "/does/not/exist"),
     (["--environment=/does/not/exist"], "--environment=/does/not/exist: no full_information.npz"),
-    (["--flagfile=/does/not/exist"], "/does/not/exist"),
+    (["--flagfile=/does/not/exist"], "no flag file /does/not/exist; presets are delicious, loop"),
+    (["--loss=ips", "--alpha=1"], "loss 'ips' has no option alpha, so it would change nothing"),
+    (["--loss=ips:policy"], "'policy' in 'ips:policy': write option=value"),
+    (["--loss=ips:baseline=low"], "loss 'ips': baseline must be of type float, got 'low'"),
+    (["--hard_candidates=8"], "hard_candidates=8 changes nothing without a support"),
   ],
 )
 def test_wrong_input_ends_in_one_message(tmp_path, arguments, words):
@@ -184,7 +187,7 @@ def test_help_groups_all_flags(name):
   assert done.returncode == 0
   for words in ("The run:", "--workdir", "--seed", "Ranker (second stage):", "--ranker_epochs"):
     assert words in done.stdout
-  own = ("The experiment:", "--losses", "--seeds", "--sweep", "--processes")
+  own = ("This command:", "--losses", "--seeds", "--sweep", "--processes")
   assert [words in done.stdout for words in own] == [name == "experiment"] * len(own)
   assert ("\n  --export_dir" in done.stdout) == (name == "train")
 
@@ -441,15 +444,18 @@ def is_alive(process_id):
   ("arguments", "words"),
   [
     (["--losses=nonsense"], "unknown loss 'nonsense'"),
-    (["--losses=ips:nonsense=1"], "'nonsense' is no setting that variants can differ in"),
-    (["--losses=ips:environment_seed=1"], "'environment_seed' is no setting"),
-    (["--losses=ips:alpha"], "'alpha': write flag=value"),
-    (["--losses=ips:alpha=high"], "alpha=high: "),
+    (["--losses=ips:nonsense=1"], "'nonsense' is no option of the loss 'ips'"),
+    (["--losses=ips:environment_seed=1"], "'environment_seed' is no option of the loss"),
+    (["--losses=ips:alpha=1"], "'alpha' is no option of the loss 'ips' (weight_method, "),
+    (["--losses=ips:baseline"], "'baseline' in 'ips:baseline': write option=value"),
+    (["--losses=ips:baseline=high"], "baseline must be of type float, got 'high'"),
+    (["--losses=ips:hard_candidates=4"], "hard_candidates=4 changes nothing without a support"),
+    (["--losses=ips", "--distillation=0.5"], "none of the losses has an option distillation"),
     (["--losses=ips:batch_size=0"], "batch_size must be at least 1"),
-    (["--sweep=alpha"], "write flag=value"),
-    (["--sweep=nonsense=1,2"], "'nonsense' is no setting"),
-    (["--sweep=ranker_epochs=1,2"], "'ranker_epochs' is no setting"),
-    (["--sweep=alpha=1,high"], "alpha=high: "),
+    (["--sweep=alpha"], "write setting=value"),
+    (["--sweep=nonsense=1,2"], "'nonsense' is no option"),
+    (["--sweep=ranker_epochs=1,2"], "'ranker_epochs' is no option"),
+    (["--sweep=baseline=1,high"], "baseline must be of type float, got 'high'"),
     (["--seeds=0"], "--seeds=0"),
     (["--processes=-1"], "--processes=-1"),
     (["--export_dir=x"], "Unknown command line flag 'export_dir'"),
@@ -462,44 +468,3 @@ def test_a_wrong_experiment_ends_in_one_message(tmp_path, arguments, words):
   assert done.stderr.count("error:") == 1
   assert "Traceback" not in done.stderr
   assert not list(tmp_path.iterdir())
-
-
-PLAN = """
-import json
-from absl import flags
-from launch import config, experiment
-experiment.define_flags()
-flags.FLAGS(["experiment", *{arguments}])
-plan = config.plan_variants(
-  config.config_from_flags(), flags.FLAGS.losses, flags.FLAGS.sweep
-)
-print(json.dumps([
-  (label, family, c.loss.loss, c.loss.policy, c.loss.alpha, c.generator.l2, c.encoder.id_width)
-  for label, c, family in plan
-]))
-"""
-
-
-def test_losses_and_sweeps_plan_all_combinations():
-  arguments = [
-    "--alpha=7",
-    "--losses=cross_entropy, ips:policy=two_stage:l2=0, bold=ips:l2=1",
-    "--sweep=alpha=1,2,id_width=3,alpha=4",
-  ]
-  done = subprocess.run(
-    [sys.executable, "-c", PLAN.format(arguments=arguments)],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
-  own = "ips:policy=two_stage:l2=0"
-  assert json.loads(done.stdout) == [
-    [f"{loss}:alpha={alpha}:id_width=3", loss, *settings[:2], alpha, settings[2], 3]
-    for loss, settings in {
-      "cross_entropy": ("cross_entropy", "softmax", 1e-4),
-      own: ("ips", "two_stage", 0.0),
-      "bold": ("ips", "softmax", 1.0),
-    }.items()
-    for alpha in (1, 2, 4)
-  ]

@@ -24,7 +24,7 @@ VARIANTS = {name: (name, SMALL.get(name, {})) for name in sorted(losses.LOSSES)}
 VARIANTS |= {
   f"{name}, two_stage": (name, {"policy": "two_stage", "slate_size": 3})
   for name in sorted(losses.LOSSES)
-  if "policy" in losses.options(name)
+  if "policy" in losses.LOSSES[name].parameters()
 }
 VARIANTS |= {
   "two_stage_ips, systematic": (
@@ -57,7 +57,7 @@ def every_variant(*, without: tuple[str, ...] = (), having: str = ""):
   chosen = [
     variant
     for variant, (name, _) in VARIANTS.items()
-    if name not in without and (not having or having in losses.options(name))
+    if name not in without and (not having or having in losses.LOSSES[name].parameters())
   ]
   return pytest.mark.parametrize("variant", chosen)
 

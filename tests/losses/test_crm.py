@@ -20,7 +20,7 @@ from tests.losses.helpers import (
 from tests.policy_oracle import enumerate_slates
 from tf_twostage.errors import InputError
 from tf_twostage.losses import IPS, POEM, SNIPS, ImportanceWeights
-from tf_twostage.losses.crm import poem, risk
+from tf_twostage.losses.crm import poem
 
 CLIP = ImportanceWeights(cap=10.0, floor=0.01, self_normalize=False)
 
@@ -67,10 +67,6 @@ def test_batch_mean_is_the_estimate(kind, importance):
   weights = oracle.importance_weights(ratio, **dataclasses.asdict(importance))
   total = weights.sum() if kind is SNIPS else 5
   np.testing.assert_allclose(loss, -(weights @ x["rewards"]) / total, rtol=1e-12)
-
-
-def test_risk_is_minus_weight_times_reward():
-  np.testing.assert_array_equal(risk(tf.constant([2.0, 0.5]), tf.constant([3.0, 1.0])), [-6, -0.5])
 
 
 @pytest.mark.parametrize("loss", [SNIPS(CLIP, dtype="float64"), POEM(CLIP, 0.0, dtype="float64")])

@@ -268,7 +268,9 @@ def test_a_baseline_must_be_finite(variant, baseline):
 @every_variant(without=("snips", "poem", "two_stage_ips"))
 def test_rows_are_apart_unless_weights_are_normalised(variant):
   x = batch()
-  options = {"importance": RAW} if "importance" in losses.options(VARIANTS[variant][0]) else {}
+  options = (
+    {"importance": RAW} if "importance" in losses.LOSSES[VARIANTS[variant][0]].parameters() else {}
+  )
   loss = make(variant, dtype="float64", **options)
   one_by_one = [loss(**{name: v[i : i + 1] for name, v in x.items()})[0] for i in range(6)]
   np.testing.assert_allclose(loss(**x), one_by_one, rtol=1e-9)
@@ -321,7 +323,7 @@ every_loss = pytest.mark.parametrize("name", sorted(losses.LOSSES))
 
 @every_loss
 def test_config_round_trip_through_json(name):
-  options = {option: CHANGED[option] for option in losses.options(name)}
+  options = {option: CHANGED[option] for option in losses.LOSSES[name].parameters()}
   loss = losses.LOSSES[name](name="mine", dtype="float64", **options)
   config = json.loads(json.dumps(loss.get_config()))
   again = type(loss).from_config(config)
@@ -333,7 +335,7 @@ def test_config_round_trip_through_json(name):
 
 @every_loss
 def test_configs_of_defaults_and_without_a_cap_survive_json(name):
-  options = {"importance": RAW} if "importance" in losses.options(name) else {}
+  options = {"importance": RAW} if "importance" in losses.LOSSES[name].parameters() else {}
   for loss in (losses.get(name), losses.get(name, **options)):
     again = type(loss).from_config(json.loads(json.dumps(loss.get_config())))
     assert again.get_config() == loss.get_config()
@@ -405,7 +407,7 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
   assert loss.uses_ranker_probability == ("two_stage" in variant)
-  assert loss.uses_weights == ("importance" in losses.options(VARIANTS[variant][0]))
+  assert loss.uses_weights == ("importance" in losses.LOSSES[VARIANTS[variant][0]].parameters())
 
 
 @every_variant()
@@ -448,12 +450,12 @@ def test_ranker_logits_are_read_where_the_loss_says_so(variant):
 
 
 estimators = pytest.mark.parametrize(
-  "name", [name for name in sorted(losses.LOSSES) if "policy" in losses.options(name)]
+  "name", [name for name in sorted(losses.LOSSES) if "policy" in losses.LOSSES[name].parameters()]
 )
 
 
 def test_every_estimator_runs_on_either_policy():
-  names = [name for name in losses.LOSSES if "policy" in losses.options(name)]
+  names = [name for name in losses.LOSSES if "policy" in losses.LOSSES[name].parameters()]
   assert names == ["cross_entropy", "ips", "snips", "poem", "doubly_robust"]
 
 

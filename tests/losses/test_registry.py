@@ -41,15 +41,32 @@ def test_an_unknown_name_lists_the_known():
 
 
 def test_an_unknown_option_lists_the_options_of_that_loss():
-  message = "'ips' has no option alpha; it has: importance, policy, slate_size, baseline"
-  with pytest.raises(InputError, match=re.escape(message)):
-    losses.get("ips", alpha=0.1)
+  message = "'cross_entropy' has no option alpha, so it would change nothing; it has: policy, base"
+  for look_up in (losses.get, lambda name, **given: losses.resolve(name, given)):
+    with pytest.raises(InputError, match=re.escape(message)):
+      look_up("cross_entropy", alpha=0.1)
 
 
-def test_options_are_attributes():
+@pytest.mark.parametrize(
+  ("option", "value"), [("num_slates", 2.5), ("alpha", "1"), ("alpha", True)]
+)
+def test_an_option_of_another_type_is_refused(option, value):
+  with pytest.raises(InputError, match=f"loss 'two_stage_ips': {option} must be of type"):
+    losses.get("two_stage_ips", **{option: value})
+
+
+def test_the_fields_of_importance_are_options_with_the_defaults_of_the_loss():
+  assert losses.get("poem").importance == losses.get("poem", weight_cap=10).importance
+  assert losses.resolve("poem", {})["weight_floor"] == 0.0
+  given = losses.ImportanceWeights(floor=0.5)
+  made = losses.get("ips", importance=given, weight_cap=5).importance
+  assert made == losses.ImportanceWeights(cap=5.0, floor=0.5)
+
+
+def test_parameters_are_attributes():
   for name in losses.LOSSES:
     loss = losses.get(name)
-    assert all(hasattr(loss, option) for option in losses.options(name))
+    assert all(hasattr(loss, parameter) for parameter in losses.LOSSES[name].parameters())
 
 
 def test_only_losses_that_read_the_ranker_ask_for_it():
@@ -62,16 +79,33 @@ def test_a_loss_must_write_evaluate():
     losses.OffPolicyLoss().terms(**batch())
 
 
-def test_a_new_loss_writes_evaluate_alone():
-  class Square(losses.OffPolicyLoss):
-    def __init__(self, scale: float = 2.0, **kwargs):
-      super().__init__(**kwargs)
-      self.scale = scale
+OUTSIDE = "tests.losses.outside.Scaled"
 
-    def evaluate(self, x):
-      return losses.LossTerms(self.scale * x.rewards**2)
 
+def test_a_loss_from_outside_is_found_by_its_import_path():
+  assert losses.options(OUTSIDE) == {"scale": losses.Option(float, 2.0, "factor of the loss.")}
+  loss = losses.get(OUTSIDE, scale=3)
+  assert type(loss).from_config(loss.get_config()).scale == 3.0
   x = batch()
-  assert Square.options() == ("scale",)
-  assert Square.from_config(Square(scale=3.0).get_config()).scale == 3.0
-  np.testing.assert_allclose(Square(scale=3.0)(**x), 3 * x["rewards"] ** 2)
+  np.testing.assert_allclose(loss(**x), 3 * losses.get("cross_entropy")(**x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("tests.nowhere.Loss", "cannot import the loss 'tests.nowhere.Loss': No module named"),
+    ("tests.losses.outside.Other", "cannot import the loss"),
+    ("tf_twostage.config.Config", "is not a subclass of tf_twostage.losses.OffPolicyLoss"),
+  ],
+)
+def test_a_path_without_a_loss_is_refused(name, message):
+  with pytest.raises(InputError, match=message):
+    losses.find(name)
+
+
+def test_a_registered_loss_is_found_by_its_name(monkeypatch):
+  monkeypatch.setattr(losses, "LOSSES", dict(losses.LOSSES))
+  scaled = losses.register("scaled")(losses.find(OUTSIDE))
+  assert type(losses.get("scaled")) is scaled
+  with pytest.raises(InputError, match="there is a loss 'scaled' already: Scaled"):
+    losses.register("scaled")(losses.IPS)

@@ -93,7 +93,7 @@ class TestSampleSupport:
 
   @pytest.mark.parametrize(("size", "hard"), [(3, None), (4, [1]), (2, None)])
   def test_a_size_without_room_for_draws_is_refused(self, size, hard):
-    with pytest.raises(InputError, match="raise --support_size, or lower --batch_size"):
+    with pytest.raises(InputError, match="raise support_size, or lower batch_size"):
       support_of([1, 2, 3], given(0), size=size, hard=hard)
 
   def test_a_batch_of_unknown_size_is_refused(self):

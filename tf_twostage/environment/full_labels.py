@@ -18,7 +18,7 @@ from tf_twostage.environment.simulated_log import LoggedPolicy, evaluation_log, 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
-from tf_twostage.losses.cross_entropy import CrossEntropy
+from tf_twostage.losses import CrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.ranker import usual_logit
 from tf_twostage.models.slate_ranker import TowerRanker

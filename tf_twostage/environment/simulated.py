@@ -22,7 +22,7 @@ from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
-from tf_twostage.losses.binary_cross_entropy import BinaryCrossEntropy
+from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
 from tf_twostage.models.slate_ranker import TowerRanker

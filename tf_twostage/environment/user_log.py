@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_twostage.config import Config, DataConfig
+from tf_twostage.config import Config
 from tf_twostage.data import load as files
 from tf_twostage.data import splits
 from tf_twostage.data.log import BanditLog
@@ -228,7 +228,7 @@ def _policies(config: Config, parts: LogParts, ranker_logits: Scorer) -> dict[st
 def _check_settings(config: Config) -> None:
   if config.user_log.log is None:
     raise InputError(f"dataset {DATASET} needs a log: set `log` to the file to learn from")
-  if config.data.dataset not in (DATASET, DataConfig().dataset):
+  if config.data.dataset != DATASET:
     raise InputError(
       f"dataset {config.data.dataset} and log {config.user_log.log} are two data sets; leave one"
       " out"

@@ -1,8 +1,9 @@
-"""What a loss is: logits and logged columns in, one value per row out, and what made it."""
+"""The interface of losses: logits and logged columns in, one value per row out."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ POLICIES = ("softmax", "two_stage")
 
 
 class LossTerms(NamedTuple):
-  """A loss and what it was made of; a part that the loss has no use for is None.
+  """A loss and its parts; a part that the loss does not use is None.
 
   Attributes:
     loss: [B].
@@ -31,12 +32,12 @@ class LossTerms(NamedTuple):
 
 
 class LossInputs(NamedTuple):
-  """What a loss reads, checked: floating tensors of the dtype of the logits, int64 actions.
+  """Checked arguments of a loss: floating tensors of the dtype of the logits, int64 actions.
 
   Attributes:
     logits: [B, N], whose softmax is the generator's policy: scores - log_q.
-    scores: [B, N], the generator's scores of the items, as given; without `log_q` the logits.
-    log_q: [N] where the items stand for a catalogue, see `losses.Support`; else None.
+    scores: [B, N], the generator's scores of the items; without `log_q` the logits.
+    log_q: [N] if the items are a `losses.Support`; else None.
   """
 
   logits: tf.Tensor
@@ -59,29 +60,28 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
-  uses_ranker_probability: bool = False  # whether `evaluate` returns the ranker's share
+  uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
 
   def evaluate(self, x: LossInputs) -> LossTerms:
-    """`terms` of arguments that fit each other."""
+    """The loss of each row and its parts, from checked arguments."""
     raise NotImplementedError(f"{type(self).__name__} must write evaluate()")
 
   def terms(
     self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
   ) -> LossTerms:
-    """The loss of each row and what it was made of.
+    """The loss of each row and its parts.
 
     Args:
       logits: [B, N] floating, the generator's scores of the catalogue.
       actions: [B] integer, catalogue index of the logged item.
       propensities: [B] floating in (0, 1], probability of the logged item under its policy.
       rewards: [B] floating, at least 0.
-      ranker_logits: [B, N] floating, the ranker's scores; only where `needs_ranker`. They
-        receive no gradient.
-      log_q: [N] floating, where the N items are a `Support` of a larger catalogue: its log_q, and
-        `actions` its positions.
+      ranker_logits: [B, N] floating, the ranker's scores, without gradient; if `needs_ranker`.
+      log_q: [N] floating, if the N items are a `Support` of a larger catalogue: its log_q;
+        `actions` are its positions then.
 
     Raises:
       ValueError: rank, dtype or batch sizes do not fit, or ranker_logits are missing.
@@ -93,21 +93,22 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   def call(
     self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
   ) -> tf.Tensor:
-    """The loss of each row, [B]; see `terms`. The mean is the model's to take."""
+    """The loss of each row, [B]; see `terms`. The model takes the mean."""
     return self.terms(logits, actions, propensities, rewards, ranker_logits, log_q).loss
 
   @classmethod
-  def options(cls) -> tuple[str, ...]:
-    """Names of the constructor's options, those that every Keras layer has left out."""
-    names: dict[str, None] = {}
-    for kind in cls.__mro__[: cls.__mro__.index(OffPolicyLoss)]:
-      if "__init__" in vars(kind):
-        _, *parameters = inspect.signature(vars(kind)["__init__"]).parameters.values()
-        names |= dict.fromkeys(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
-    return tuple(names)
+  def parameters(cls) -> dict[str, tuple[inspect.Parameter, Callable[..., None]]]:
+    """Parameters of the constructors up to this class, and the constructor that declares each."""
+    found: dict[str, tuple[inspect.Parameter, Callable[..., None]]] = {}
+    for kind in reversed(cls.__mro__[: cls.__mro__.index(OffPolicyLoss)]):
+      if constructor := vars(kind).get("__init__"):
+        _, *parameters = inspect.signature(constructor).parameters.values()
+        own = {p.name: (p, constructor) for p in parameters if p.kind is not p.VAR_KEYWORD}
+        found = {**own, **{n: p for n, p in found.items() if n not in own}}
+    return found
 
   def get_config(self):
-    return {**super().get_config(), **{name: getattr(self, name) for name in self.options()}}
+    return {**super().get_config(), **{name: getattr(self, name) for name in self.parameters()}}
 
   def _checked(
     self, logits, actions, propensities, rewards, ranker_logits: Any, log_q: Any
@@ -131,7 +132,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     _check(type(self).__name__, tensors)
     half = tensors["logits"].dtype.size < 4
     dtype = tf.float32 if half else tensors["logits"].dtype
-    # Some kernels know no indices but those of 32 and 64 bits.
+    # Some kernels accept indices of 32 and 64 bits only.
     cast = {
       name: tf.cast(t, dtype if t.dtype.is_floating else tf.int64) for name, t in tensors.items()
     }
@@ -142,12 +143,11 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
 
 class RewardLoss(OffPolicyLoss):
-  """A loss that seeks reward, and so may measure it from a baseline."""
+  """A loss that maximises reward, which may be measured from a baseline."""
 
   def __init__(self, baseline: float = 0.0, **kwargs):
     """Args:
-    baseline: b; r_i - b takes the place of r_i, so that rows with less than b push their item
-      down.
+    baseline: b, subtracted from every reward, so that rows with less push their item down.
     """
     super().__init__(**kwargs)
     if not np.isfinite(baseline):
@@ -162,11 +162,11 @@ class RewardLoss(OffPolicyLoss):
 
 
 class PolicyTerms(NamedTuple):
-  """What a policy π says of the logged actions.
+  """A policy π at the logged actions.
 
   Attributes:
     log_prob: [B] log π(a_i).
-    ranker_probability: [B] qbar(a_i), where π has a ranker.
+    ranker_probability: [B] qbar(a_i), if π has a ranker.
   """
 
   log_prob: tf.Tensor
@@ -174,7 +174,7 @@ class PolicyTerms(NamedTuple):
 
 
 class EstimatorLoss(RewardLoss):
-  """An estimator, which may be applied to either policy.
+  """An estimator, applied to one of two policies.
 
   The generator alone is π = softmax(logits); the two stages together are π = K p qbar, exact and
   differentiable (`tf_twostage.policies`).
@@ -182,8 +182,8 @@ class EstimatorLoss(RewardLoss):
 
   def __init__(self, policy: str = "softmax", slate_size: int = 30, **kwargs):
     """Args:
-    policy: "softmax", the generator alone, or "two_stage", generator and ranker.
-    slate_size: K, items of a slate; "two_stage" only.
+    policy: softmax (the generator alone) or two_stage (generator and ranker together).
+    slate_size: K, items of a slate; for two_stage.
     """
     super().__init__(**kwargs)
     name = type(self).__name__
@@ -211,7 +211,7 @@ class EstimatorLoss(RewardLoss):
 
 
 def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:
-  """Static ranks, sizes and dtypes; what is unknown while tracing passes."""
+  """Checks static ranks, sizes and dtypes; unknown sizes pass."""
   sizes = [t.shape[0] for name, t in tensors.items() if t.shape.rank and name != "log_q"]
   rows = next((size for size in sizes if size is not None), None)
   items = tensors["logits"].shape[1] if tensors["logits"].shape.rank == 2 else None

@@ -1,8 +1,8 @@
 """Counterfactual risk minimization: losses whose batch mean is an estimate of -E[r] under π.
 
 A risk -ω_i r_i carries its gradient in ω = π/β itself. Since dω = ω d log π, that gradient is
-the one of -sg(ω_i) r_i log π(a_i) (`ips`), with one difference: where ω is clipped, the risk is
-flat and the row learns nothing, while `ips` goes on with the clipped weight.
+that of -sg(ω_i) r_i log π(a_i) (`ips`), with one difference: where ω is clipped, the risk is
+flat and the row learns nothing, while `ips` still learns with the clipped weight.
 """
 
 from __future__ import annotations
@@ -17,21 +17,8 @@ from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
 from tf_twostage.losses.replicas import batch_sum
 
-# Clipped from above alone, and not normalised.
+# Clipped from above only, and not normalised.
 PUBLISHED_WEIGHTS = ImportanceWeights(floor=0.0, self_normalize=False)
-
-
-def risk(weights: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
-  """-ω_i r_i: its mean is the IPS estimate of -E[r] under π, and SNIPS where ω averages 1.
-
-  Args:
-    weights: [B], ω_i, differentiable.
-    rewards: [B].
-
-  Returns:
-    [B].
-  """
-  return -weights * rewards
 
 
 def poem(
@@ -49,20 +36,20 @@ def poem(
     self_normalized: whether weights were divided by their batch mean.
 
   Returns:
-    [B]; every row bears the batch's penalty, so that the batch mean is the objective and has its
-    gradient. n is the global batch.
+    [B]; every row has the penalty of the global batch, of n rows, so that the batch mean is the
+    objective and has its gradient.
 
   References:
     [SJ15] Swaminathan, Joachims, Batch Learning from Logged Bandit Feedback through Counterfactual
       Risk Minimization, JMLR 16, 2015, section 5; [SJ15b], section 5, where self-normalised.
   """
-  per_row = risk(weights, rewards)
-  total, rows = batch_sum(per_row)
+  risk = -weights * rewards
+  total, rows = batch_sum(risk)
   mean = tf.math.divide_no_nan(total, rows)
-  squares, _ = batch_sum(tf.square(per_row - mean * (weights if self_normalized else 1.0)))
+  squares, _ = batch_sum(tf.square(risk - mean * (weights if self_normalized else 1.0)))
   squared_error = tf.math.divide_no_nan(squares, rows * (rows - 1))
   varies = squared_error > 0  # the slope of sqrt at 0 is infinite
-  return per_row + penalty * tf.where(varies, tf.sqrt(tf.where(varies, squared_error, 1.0)), 0.0)
+  return risk + penalty * tf.where(varies, tf.sqrt(tf.where(varies, squared_error, 1.0)), 0.0)
 
 
 class RiskLoss(WeightedLoss, EstimatorLoss):
@@ -75,16 +62,16 @@ class RiskLoss(WeightedLoss, EstimatorLoss):
     super().__init__(importance, **kwargs)
     if importance.method == "none":
       raise InputError(
-        f"{type(self).__name__} learns through its importance weights, and method 'none' makes"
-        " constants of them: use clip or shrink"
+        f"{type(self).__name__} learns through its importance weights, which method 'none' makes"
+        " constant: use clip or shrink"
       )
 
 
 class SNIPS(RiskLoss):
   """-ω_i r_i / mean(ω): the batch mean is the ratio -Σ ω r / Σ ω, and so is its gradient.
 
-  The mean is taken over the global batch and differentiated. Weights are normalised whatever
-  `importance` says. The ratio shifts with a baseline, and its gradient does not change.
+  The mean is that of the global batch and is differentiated. Weights are normalised even if
+  `importance` does not ask for it. A baseline shifts the ratio and leaves its gradient.
 
   References:
     [SJ15b] Swaminathan, Joachims, The Self-Normalized Estimator for Counterfactual Learning,
@@ -95,14 +82,14 @@ class SNIPS(RiskLoss):
     log_prob, share = self.logged(x)
     importance = dataclasses.replace(self.importance, self_normalize=True)
     ratio, weights = importance(log_prob, x.propensities, differentiable=True)
-    return LossTerms(risk(weights, x.rewards), ratio, weights, share)
+    return LossTerms(-weights * x.rewards, ratio, weights, share)
 
 
 class POEM(RiskLoss):
-  """-ω_i r_i + λ sqrt(Var / n): clipped IPS, and a penalty on what the log cannot tell; see `poem`.
+  """-ω_i r_i + λ sqrt(Var / n): the risk of clipped IPS plus a penalty on its variance; see `poem`.
 
-  Variance and n are those of the batch: a batch of B rows out of n knows the standard error of B
-  rows, which is sqrt(n / B) times that of the log, so scale λ by sqrt(B / n) to mean the log's.
+  Variance and n are those of the batch. The standard error of a batch of B rows is sqrt(n / B)
+  times that of a log of n rows: scale λ by sqrt(B / n) to penalise the log's.
   """
 
   def __init__(
@@ -113,7 +100,7 @@ class POEM(RiskLoss):
   ):
     """Args:
     importance: how weights are made; with self_normalize this is Norm-POEM [SJ15b].
-    variance_penalty: λ; 0 leaves the IPS risk.
+    variance_penalty: λ, number of standard errors added to the risk; 0 leaves the IPS risk.
     """
     super().__init__(importance, **kwargs)
     if not 0 <= variance_penalty < math.inf:

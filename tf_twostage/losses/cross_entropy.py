@@ -1,28 +1,51 @@
-"""Cross-entropy over the catalogue: what a generator learns when nobody corrects the log."""
+"""Likelihood losses, which read no propensities."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
-
-
-def cross_entropy(log_prob_actions: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
-  """Reward-weighted negative log-likelihood, -r_i log π(a_i).
-
-  Args:
-    log_prob_actions: [B], log π(a_i).
-    rewards: [B].
-
-  Returns:
-    [B].
-  """
-  return -rewards * log_prob_actions
+from tf_twostage.errors import InputError
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, OffPolicyLoss
 
 
 class CrossEntropy(EstimatorLoss):
-  """-r_i log π(a_i); propensities are not read."""
+  """Reward-weighted negative log-likelihood, -r_i log π(a_i)."""
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
-    return LossTerms(cross_entropy(log_prob, x.rewards), ranker_probability=share)
+    return LossTerms(-x.rewards * log_prob, ranker_probability=share)
+
+
+class BinaryCrossEntropy(OffPolicyLoss):
+  """-r_i log sigmoid(z_i) - (1 - r_i) log sigmoid(-z_i), z_i the logged item's logit; no softmax.
+
+  Rows without reward push their item down; the logits of other items get no gradient. Rewards lie
+  in [0, 1]. Fits the behavior policy, and generators that estimate rewards.
+
+  With `distillation` λ the label is (1 - λ) r_i + λ sigmoid(g_i), g_i the ranker's logit. An item
+  that was always rewarded then stops at logit(1 - λ + λ sigmoid(g_i)), however often it was logged:
+  the log determines which items are candidates, the ranker their order.
+
+  References:
+    Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2: the
+      mixture of hard and soft labels.
+  """
+
+  def __init__(self, distillation: float = 0.0, **kwargs):
+    """Args:
+    distillation: λ in [0, 1], weight of the ranker's prediction in the label; needs a logistic
+      ranker.
+    """
+    super().__init__(**kwargs)
+    if not 0 <= distillation <= 1:
+      raise InputError(f"BinaryCrossEntropy: distillation must be in [0, 1], got {distillation}")
+    self.distillation = distillation
+    self.needs_ranker = distillation > 0
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    labels = x.rewards
+    if self.needs_ranker:
+      soft = tf.sigmoid(tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1))
+      labels += self.distillation * (soft - labels)
+    logits = tf.gather(x.logits, x.actions, batch_dims=1)
+    return LossTerms(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))

@@ -1,4 +1,4 @@
-"""Importance weights: the only place where they are made."""
+"""Importance weights."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ImportanceWeights:
   """ω_i from π(a_i) / β_i: corrected by `method`, then divided by the batch mean.
 
   Attributes:
-    cap: c1, the largest weight before normalising; `math.inf` for none. "clip" only.
-    floor: c2, the smallest weight before normalising; 0 for none. "clip" only.
-    self_normalize: whether to divide the weights by their mean over the global batch.
-    method: "clip" to [floor, cap]; "shrink" to λω / (ω² + λ), which is about ω below sqrt(λ),
-      where it peaks at sqrt(λ)/2, and falls to 0 beyond; "none" corrects nothing: weights of 1.
-    shrinkage: λ. "shrink" only.
+    cap: c1, largest weight before normalising, `math.inf` for none; of the method clip.
+    floor: c2, smallest weight before normalising, 0 for none; of the method clip.
+    self_normalize: divide the weights by their mean over the global batch.
+    method: clip to [floor, cap]; shrink to λω / (ω² + λ), which is about ω below sqrt(λ), peaks
+      there at sqrt(λ)/2 and falls to 0 beyond; or none: all weights are 1.
+    shrinkage: λ of the method shrink.
 
   References:
     clip: [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
@@ -69,14 +69,14 @@ class ImportanceWeights:
     Args:
       log_prob_actions: [B], log π(a_i).
       propensities: [B] in (0, 1], β_i.
-      differentiable: whether weights carry the gradient of log_prob_actions, as losses that are
-        risks need it: dω_i = ω_i d log π(a_i) inside the clip and 0 outside, so that a clipped
-        row learns nothing; the divisor of self-normalising is differentiated, too.
-      shares: [B], the ranker's shares that the loss multiplies weights with; where given,
-        self-normalising makes the mean of their products 1 instead of the weights'.
+      differentiable: whether weights carry the gradient of log_prob_actions, as risks need it:
+        dω_i = ω_i d log π(a_i) inside the clip and 0 outside, so that a clipped row learns
+        nothing. The divisor of self-normalising is differentiated as well.
+      shares: [B], ranker probabilities that the loss multiplies weights with; if given,
+        self-normalising makes the mean of the products 1.
 
     Returns:
-      ratio [B], before correcting (finite: at most exp(80)), without gradient; and weights [B].
+      ratio [B], before correction (finite: at most exp(80)), without gradient; and weights [B].
     """
     if not differentiable:
       log_prob_actions = tf.stop_gradient(log_prob_actions)

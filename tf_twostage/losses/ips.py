@@ -28,7 +28,7 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
 class IPS(WeightedLoss, EstimatorLoss):
   """-ω_i r_i log π(a_i), ω_i from sg(π(a_i)) / β_i, clipped and normalised.
 
-  A row at the cap still learns, with the cap for its weight; compare the risks in `crm`.
+  A row at the cap still learns, with the cap as its weight; compare the risks in `crm`.
   """
 
   def evaluate(self, x: LossInputs) -> LossTerms:

@@ -1,7 +1,4 @@
-"""The global batch: the rows of all replicas, each of which sees its own.
-
-Outside of tf.distribute, and in a context of one replica, the global batch is what was passed.
-"""
+"""The global batch: the rows of all replicas. With one replica it is what was passed."""
 
 from __future__ import annotations
 
@@ -26,26 +23,21 @@ def all_rows(values: tf.Tensor) -> tf.Tensor:
   """
 
   def gathered(context: tf.distribute.ReplicaContext) -> tf.Tensor:
-    # A batch as it came from its pipeline is on no device, which several processes do not take.
+    # Several processes need a tensor on a device; a batch from a pipeline is on none.
     rows = context.all_gather(tf.identity(values), axis=0)
     if rows.shape.is_fully_defined() or not values.shape.is_fully_defined():
       return rows
-    size, *width = values.shape  # which they forget, too
+    size, *width = values.shape  # all_gather loses the static shape
     return tf.reshape(rows, [size * context.num_replicas_in_sync, *width])
 
   return _across_replicas(values, gathered)
 
 
 def batch_sum(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Sum and number of rows of the global batch.
-
-  Differentiable, across replicas too.
+  """Sum and number of rows of the global batch: two scalars, differentiable across replicas.
 
   Args:
     values: [B], this replica's rows.
-
-  Returns:
-    Two scalars of the dtype of `values`.
   """
   sums = tf.stack([tf.reduce_sum(values), tf.cast(tf.size(values), values.dtype)])
   add = tf.distribute.ReduceOp.SUM

@@ -1,22 +1,20 @@
-"""A shared part of a large catalogue in place of the whole: every loss, at the cost of the part.
+"""A sampled part of a large catalogue, shared by a batch, in place of the whole.
 
   support = sample_support(actions, draws, size=S, seed=(seed, step))
-  logits = ...  # [B, S], scores of the items of the support alone
+  logits = ...  # [B, S], scores of the items of the support
   loss(logits, support.positions, propensities, rewards, ranker_logits, log_q=support.log_q)
 
-The support holds the items that the global batch logged, candidates that are hard to tell from
-them, and M draws. A drawn item b stands for others like itself: it comes out M p(b) times in the
-mean, so that each draw counts 1 / (M p(b)) = 1/Q times. Its logit gets -log Q, and with it the
-softmax's denominator Σ exp(logit - log Q) has exactly the expectation of the full one, whatever p
-is, the logged and the hard items given: these have Q = 1, which leaves numerators as they are, and
-are not counted again where they are drawn, too.
+The support holds the items that the global batch logged, hard candidates, and M draws. Item b is
+drawn M p(b) times on average, so each draw counts 1 / (M p(b)) = 1/Q times: its logit gets -log Q.
+Given the logged and hard items, the softmax's denominator Σ exp(logit - log Q) then has exactly
+the expectation of the full one, for any p. Logged and hard items have Q = 1, which leaves
+numerators as they are; draws of them are not counted again.
 
-What is biased: not the denominator, but what is not linear in it. E[log of the sum] lies below the
-log of the full sum and E[1 / sum] above its inverse (Jensen), so that probabilities, and with them
-importance weights, come out too large and cross-entropy too small, by about half the squared
-relative standard error of the sum, which falls like 1/M or faster. The same holds for slates, the
-two-stage policy and direct estimates: means under the generator become ratios of such sums.
-docs/large_catalogues.md has measured it.
+What is not linear in the denominator is biased: E[log of the sum] lies below the log of the full
+sum and E[1 / sum] above its inverse (Jensen). So probabilities and importance weights come out too
+large and cross-entropy too small, by about half the squared relative standard error of the sum,
+which falls like 1/M or faster. The same holds for slates, the two-stage policy and direct
+estimates. docs/large_catalogues.md has measurements.
 """
 
 from __future__ import annotations
@@ -32,14 +30,13 @@ from tf_twostage.losses.replicas import all_rows
 
 
 class Support(NamedTuple):
-  """Items that stand for the catalogue, and how.
+  """Sampled items and their weights.
 
   Attributes:
     items: [S] int32 catalogue indices, ascending.
-    log_q: [S] float32, an item stands for exp(-log_q) items like itself: 0 for logged and hard
-      items, log M p(b) less the log of how often it came out for drawn ones; infinite for a
-      repeat, which stands for none.
-    positions: [B] int32, where in the support the logged items are.
+    log_q: [S] float32, an item counts exp(-log_q) times: 0 for logged and hard items, log M p(b)
+      minus the log of the number of its draws for drawn ones, infinite for a repeat.
+    positions: [B] int32, positions of the logged items in the support.
   """
 
   items: tf.Tensor
@@ -52,11 +49,7 @@ Draws = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 def uniform(counts: np.ndarray) -> Draws:
-  """Every item as likely.
-
-  Args:
-    counts: [N], how often each item was logged; only N counts here.
-  """
+  """All N items are equally likely; counts are [N]."""
   num_items = len(counts)
 
   def draw(quantiles: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -67,11 +60,7 @@ def uniform(counts: np.ndarray) -> Draws:
 
 
 def log_uniform(counts: np.ndarray) -> Draws:
-  """p = log(1 + 1/rank) / log(N + 1), about 1/rank: the rank is by how often an item was logged.
-
-  Args:
-    counts: [N], how often each item was logged; ties rank in the order of the catalogue.
-  """
+  """p = log(1 + 1/rank) / log(N + 1), about 1/rank; ranks are by logged counts [N]."""
   num_items = len(counts)
   by_rank = tf.constant(np.argsort(-counts, kind="stable").astype(np.int32))
   scale = np.log(num_items + 1.0)
@@ -85,11 +74,7 @@ def log_uniform(counts: np.ndarray) -> Draws:
 
 
 def popularity(counts: np.ndarray) -> Draws:
-  """p = (count + 1) / (rows + N): as often as an item was logged, smoothed so that all can come.
-
-  Args:
-    counts: [N], how often each item was logged.
-  """
+  """p = (count + 1) / (rows + N): smoothed logged counts [N], so that every item can be drawn."""
   ends = np.cumsum(counts.astype(np.int64) + 1)
   total, table = int(ends[-1]), tf.constant(ends)
   log_p = tf.constant(np.log((counts + 1) / total).astype(np.float32))
@@ -102,7 +87,7 @@ def popularity(counts: np.ndarray) -> Draws:
   return draw
 
 
-# Each makes draws of the logged counts [N] once; a draw then costs the same whatever N is.
+# From logged counts [N] to a function that draws; a draw costs the same for any N.
 DRAWS: dict[str, Callable[[np.ndarray], Draws]] = {
   "uniform": uniform,
   "log_uniform": log_uniform,
@@ -118,22 +103,21 @@ def sample_support(
   seed: Any,
   hard: tf.Tensor | None = None,
 ) -> Support:
-  """The logged items of the global batch, hard candidates, and draws: S places in all.
+  """Samples a support: the logged items of the global batch, hard candidates, and draws.
 
-  The j-th of M draws sits at the quantile (j + u_j) / M, u_j uniform in [0, 1): each is spread
-  over a slice of its own, so that an item still comes out M p times in the mean, and less at
-  random than by independent draws.
+  The j-th of M draws is at the quantile (j + u_j) / M, u_j uniform in [0, 1): stratified, so that
+  an item is drawn M p times on average, with less variance than by independent draws.
 
   Args:
     actions: [B] integer catalogue indices, this replica's rows.
-    draws: what to draw from, see `DRAWS`.
-    size: S; above the rows of the global batch and the hard candidates together.
-    seed: two integers, the one thing that draws depend on: all replicas draw the same.
-    hard: [H] integer, catalogue indices that shall be in the support; repeats are allowed.
+    draws: the distribution, see `DRAWS`.
+    size: S, larger than the rows of the global batch and the hard candidates together.
+    seed: two integers, which determine the draws: all replicas draw the same.
+    hard: [H] integer catalogue indices to include; repeats are allowed.
 
   Raises:
-    InputError: there is no place left to draw for.
-    ValueError: while tracing, the number of rows is not known.
+    InputError: there is no place left for draws.
+    ValueError: the number of rows is unknown while tracing.
   """
   actions = tf.cast(actions, tf.int32)
   certain = all_rows(actions)
@@ -144,8 +128,8 @@ def sample_support(
     raise ValueError(f"a support needs batches of a known size, got actions {actions.shape}")
   if taken >= size:
     raise InputError(
-      f"a support of {size} items has no place left beside {taken} rows of the batch and hard"
-      " candidates; raise --support_size, or lower --batch_size or --hard_candidates"
+      f"a support of {size} items has no place left for draws beside {taken} rows of the batch and"
+      " hard candidates; raise support_size, or lower batch_size or hard_candidates"
     )
   count = size - taken
   spread = tf.random.stateless_uniform([count], seed, dtype=tf.float64)
@@ -153,7 +137,7 @@ def sample_support(
 
   items = tf.concat([certain, drawn], 0)
   log_q = tf.concat([tf.zeros([taken]), log_p + np.float32(np.log(count))], 0)
-  # Equal items in the order they came in: what is certain stands before what was drawn.
+  # The sort is stable: logged and hard items stand before draws of the same item.
   order = tf.argsort(items, stable=True)
   items, log_q = tf.gather(items, order), tf.gather(log_q, order)
   first = tf.concat([[True], items[1:] != items[:-1]], 0)

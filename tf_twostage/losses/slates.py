@@ -1,4 +1,4 @@
-"""Slates drawn from a generator, and what a ranker makes of them: the Monte Carlo of 2-IPS."""
+"""Slates drawn from a generator, and the ranker's probabilities in them: Monte Carlo of 2-IPS."""
 
 from __future__ import annotations
 
@@ -25,28 +25,26 @@ def sample_slates(
 ) -> tf.Tensor:
   """Slates around a logged item, without that item: draws from softmax(logits / temperature).
 
-  "categorical": independent draws. "systematic": a row's M = τ(K-1) draws sit at M equidistant
-  quantiles from a random start, so that every item comes out M p times, rounded up or down, and
-  are dealt to the slates at random. Each draw still has the law p, so that whatever is additive
-  over a slate keeps its expectation. Two draws of a slate are no longer quite independent: they
-  never share a quantile, and so repeat each other less often, by less than 1/(M-1). A slate of
-  the defaults has less than (K-2)/(2τ) = 0.14 repeats too few among its 29 draws.
+  "categorical": independent draws. "systematic": a row's M = τ(K-1) draws are at M equidistant
+  quantiles from a random start, so that every item is drawn M p times, rounded up or down, and
+  are dealt to the slates at random. Each draw still has distribution p, so expectations of sums
+  over a slate do not change. Two draws of a slate are not quite independent: they never share a
+  quantile, so repeats are rarer, by less than 1/(M-1). A slate of the defaults has less than
+  (K-2)/(2τ) = 0.14 repeats too few among its 29 draws.
 
   Args:
     logits: [B, N], the generator's scores. They receive no gradient.
-    num_slates: τ, how many slates a row.
-    slate_size: K, the logged item counted, so that K - 1 items are drawn.
+    num_slates: τ, slates per row.
+    slate_size: K, the logged item included: K - 1 items are drawn.
     temperature: above 1 explores more, below 1 less.
     sampling: "categorical" or "systematic".
     seed: operation seed, see `tf.random.set_seed`.
-    stateless_seed: [2] integer, the one thing that systematic slates then depend on. Categorical
-      ones depend on how often tf.random.categorical was called in this process: it counts where
-      no checkpoint reaches, and takes no seed that changes from step to step.
-    log_q: [N], where the items are a `Support`: draws are from softmax(logits / temperature -
-      log_q).
+    stateless_seed: [2] integer, which then determines systematic slates. Categorical ones depend
+      on the number of calls of tf.random.categorical in this process, which no checkpoint saves.
+    log_q: [N], if the items are a `Support`: draws are from softmax(logits / temperature - log_q).
 
   Returns:
-    [B, τ, K-1] int32 catalogue indices. Repeats stand next to each other.
+    [B, τ, K-1] int32 catalogue indices, with repeats next to each other.
   """
   rows, others = tf.shape(logits)[0], slate_size - 1
   draws = num_slates * others
@@ -60,8 +58,8 @@ def sample_slates(
   if stateless_seed is None:
     stateless_seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
   for_deal, for_quantiles = tf.unstack(tf.random.split(stateless_seed))
-  # All rows are dealt alike, each from a starting point of its own: its slates then differ from
-  # those of other rows. Quantiles of a slate in order, so that repeats are neighbors.
+  # All rows are dealt alike, but each starts at its own point, so that their slates differ.
+  # Quantiles of a slate are in order, so that repeats are neighbors.
   deal = tf.random.experimental.stateless_shuffle(tf.range(draws), for_deal)
   deal = tf.sort(tf.reshape(deal, [num_slates, others]))
   quantiles = systematic_draws(logits, draws, for_quantiles)
@@ -199,7 +197,7 @@ def expected_counts(
 
 
 def _tempered(logits: tf.Tensor, temperature: float, log_q: tf.Tensor | None) -> tf.Tensor:
-  """The temperature is the items' own, and how many others each stands for is not its business."""
+  """Logits of the draws: the temperature applies to the scores, not to log_q."""
   logits = logits * (1 / temperature)
   return logits if log_q is None else logits - log_q
 

@@ -1,4 +1,4 @@
-"""Top-K correction: the logged item only has to be among K independent draws."""
+"""Top-K correction: rewards count if the logged item is among K independent draws."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tf_twostage.policies import SoftmaxPolicy
 
 
 def top_k_multiplier(log_prob_actions: tf.Tensor, k: int) -> tf.Tensor:
-  """λ_K = sg(K (1 - π(a_i))^(K-1)): K for an unlikely item, 0 for a sure one.
+  """λ_K = sg(K (1 - π(a_i))^(K-1)): K for an unlikely item, 0 for a certain one.
 
-  The chance to be among K draws is 1 - (1 - π)^K, and λ_K is its derivative in π.
+  λ_K is the derivative in π of the probability of being among K draws, 1 - (1 - π)^K.
 
   Args:
     log_prob_actions: [B], log π(a_i).
@@ -32,7 +32,7 @@ def top_k_multiplier(log_prob_actions: tf.Tensor, k: int) -> tf.Tensor:
   if k == 1:
     return tf.ones_like(log_prob_actions)
   log_prob = tf.stop_gradient(log_prob_actions)
-  # log(1 - π): each form keeps its digits on its side of one half.
+  # log(1 - π): each form is accurate on its side of one half.
   log_others = tf.where(
     log_prob > -math.log(2.0),
     tf.math.log(-tf.math.expm1(log_prob)),

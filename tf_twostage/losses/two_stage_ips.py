@@ -17,7 +17,7 @@ class TwoStageIPS(WeightedLoss):
 
   A_t holds the distinct items of {a_i} and K - 1 draws from softmax(logits / temperature); q_t is
   the ranker's softmax over A_t, read at a_i; ω_i comes from sg(p(a_i)) / β_i. The gradient flows
-  through the logarithms alone: neither weights, nor slates, nor q_t carry any.
+  through the logarithms only: weights, slates and q_t carry none.
 
   References:
     [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020, Algorithm 1.
@@ -41,17 +41,17 @@ class TwoStageIPS(WeightedLoss):
     """Args:
     importance: how weights are made.
     alpha: α, weight of the other items of a slate.
-    num_slates: τ, slates drawn for each row.
-    slate_size: K, items of a slate, the logged one counted.
-    sampling_temperature: slates are drawn from softmax(logits / this).
-    sampling: "categorical", independent draws as published; "systematic", the same slates one by
-      one with less variance and in a fraction of the time (see `sample_slates`); or "exact", the
-      expectation over all slates, which keep their repeats: no variance at all.
-    normalize_shares: whether self-normalised weights are divided by the batch mean of ω q
-      instead of that of ω, which leaves the loss about K times as large.
-    seed: operation seed, see `tf.random.set_seed`. Systematic draws count their steps from
-      where it set out in a tf.random.Generator, which is in the checkpoints of a model, so that a
-      resumed run draws what an uninterrupted one would; categorical draws cannot.
+    num_slates: τ, slates drawn per row.
+    slate_size: K, items of a slate, the logged one included.
+    sampling_temperature: slates are drawn from softmax(logits / sampling_temperature).
+    sampling: categorical (independent draws, as published), systematic (slates of the same
+      distribution with less variance, in a fraction of the time, see `sample_slates`), or exact
+      (the expectation over all slates, with repeated items: no variance).
+    normalize_shares: divide self-normalised weights by the batch mean of ω q instead of that of
+      ω, which makes the loss about K times as large.
+    seed: operation seed, see `tf.random.set_seed`. Systematic draws count their steps in a
+      tf.random.Generator, which model checkpoints save, so that a resumed run draws what an
+      uninterrupted one would; categorical draws cannot.
     """
     super().__init__(importance, **kwargs)
     if num_slates < 1 or slate_size < 1:
