@@ -13,6 +13,7 @@ PLOT = ["matplotlib>=3.8"]
 SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
 DEV = [
   "hypothesis>=6.100",
+  "mutmut>=3.8",
   "mypy>=1.11",
   "pandas-stubs",
   "pytest>=8",
