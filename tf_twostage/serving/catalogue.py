@@ -17,43 +17,37 @@ import tensorflow as tf
 
 from tf_twostage.data import feature_tables
 from tf_twostage.data.log_schema import FeatureColumn
-from tf_twostage.data.schema import Bag, FeatureTable, Numeric, Schema, SparseVector, check_table
+from tf_twostage.data.schema import (
+  Bag,
+  Categorical,
+  FeatureTable,
+  Numeric,
+  Schema,
+  SparseVector,
+  check_table,
+)
 from tf_twostage.errors import InputError, require
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 
 _log = logging.getLogger(__name__)
 
-_TITLE = "title"
-
 
 class Pair(NamedTuple):
-  """Generator and ranker of one catalogue; the arguments of `ServableRecommender` but slate_size.
-
-  Attributes:
-    schema: the vocabulary of its item id is the catalogue.
-    generator: the first stage.
-    ranker: the second stage.
-    titles: [N].
-  """
+  """Both stages of one catalogue: the arguments of `ServableRecommender` except slate_size."""
 
   schema: Schema
   generator: Towers
   ranker: SlateRanker
-  titles: np.ndarray
+  titles: np.ndarray  # [N]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewItems:
-  """Items to add.
+  """Items to add."""
 
-  Attributes:
-    features: raw item features by name, [M, ...] each, including the id.
-    titles: [M].
-  """
-
-  features: FeatureTable
-  titles: np.ndarray
+  features: FeatureTable  # raw item features by name, [M, ...] each, including the id
+  titles: np.ndarray  # [M]
 
 
 def change(pair: Pair, *, removed: Sequence[str] = (), new: NewItems | None = None) -> Pair:
@@ -114,11 +108,7 @@ class _ChangedTowers:
   """Towers with another catalogue."""
 
   def __init__(self, towers: Towers, kept: np.ndarray, new: Codes | None):
-    """Args:
-    towers: of users and of the former catalogue.
-    kept: indices of the items that stay.
-    new: codes of items to append.
-    """
+    """Keeps the items with the indices `kept` and appends `new` ones, given as codes."""
     self._towers = towers
     self.variables = towers.variables
     self._items = tf.gather(towers.candidates(), kept)
@@ -145,10 +135,7 @@ class _ReducedRanker(tf.Module):
   """A ranker of a larger catalogue."""
 
   def __init__(self, ranker: SlateRanker, kept: np.ndarray):
-    """Args:
-    ranker: of the larger catalogue.
-    kept: [N], the index of each item there.
-    """
+    """kept: [N], the index of each item in the larger catalogue."""
     super().__init__()
     self._ranker = ranker
     self._kept = tf.Variable(kept, trainable=False, dtype=tf.int32)
@@ -169,20 +156,15 @@ def read_new(path: pathlib.Path, schema: Schema) -> NewItems:
   vectors = [f.name for f in features if isinstance(f, SparseVector)]
   if vectors:
     raise InputError(f"{path}: {', '.join(vectors)}: sparse vectors do not fit into a table")
-  columns = [
-    FeatureColumn(
-      f.name,
-      "bag" if isinstance(f, Bag) else "numeric" if isinstance(f, Numeric) else "categorical",
-    )
-    for f in features
-  ]
-  table = feature_tables.read(path, schema.item_id.name, columns, _TITLE)
+  kinds = {Bag: "bag", Numeric: "numeric", Categorical: "categorical"}
+  columns = [FeatureColumn(f.name, kinds[type(f)]) for f in features]
+  table = feature_tables.read(path, schema.item_id.name, columns, "title")
   raw = {schema.item_id.name: feature_tables.strings(table.ids)}
   for column in columns:
     values = table.columns[column.name]
     bag = column.kind == "bag"
     raw[column.name] = feature_tables.split(values, column.separator) if bag else values
-  return NewItems(raw, table.columns[_TITLE])
+  return NewItems(raw, table.columns["title"])
 
 
 def read_removed(path: pathlib.Path) -> list[str]:
