@@ -58,7 +58,7 @@ def test_contexts_use_all_of_a_users_ratings_evenly(data):
   assert chi_square < len(own) + 5 * np.sqrt(2 * len(own))
 
 
-def test_contexts_can_be_had_again_pair_by_pair(data):
+def test_the_context_of_a_pair_does_not_depend_on_others(data):
   contexts = PairContexts(data, seed=0)
   together = contexts.rows(np.arange(5)[:, None], np.arange(30))
   assert contexts.rows(np.array([3]), np.array([17]))[0] == together[3, 17]

@@ -76,7 +76,7 @@ def test_documents_are_cut_to_the_largest_weights(world):
   np.testing.assert_allclose(np.linalg.norm(words, axis=1), 1, rtol=1e-5)
 
 
-def test_popular_are_the_labels_that_were_right_most_often(world):
+def test_popularity_is_the_total_reward_of_a_label(world):
   total = np.zeros(30)
   np.add.at(total, world.log.action, world.log.reward)
   logits = world.policies["popularity"]({"user_index": np.arange(2)})
@@ -95,7 +95,7 @@ def test_baselines_score_both_stages(world, tmp_path):
   )
 
 
-def test_the_environment_does_not_depend_on_who_asks(world, tmp_path):
+def test_another_workspace_gives_the_same_environment(world, tmp_path):
   again = environment.make(CONFIG, Workspace(tmp_path))
   assert again.name == world.name
   np.testing.assert_array_equal(again.log.action, world.log.action)
@@ -125,7 +125,7 @@ def test_a_slate_larger_than_the_labels_is_refused(tmp_path):
     environment.make(dataclasses.replace(CONFIG, slate_size=31), Workspace(tmp_path))
 
 
-def test_the_whole_way(tiny_data, tmp_path, monkeypatch):
+def test_a_run_exports_a_model_of_documents(tiny_data, tmp_path, monkeypatch):
   small.skip_replay(monkeypatch.setattr)  # see below
   metrics, _ = train.run(CONFIG, tmp_path / "run", tmp_path / "export")
   assert 0 <= metrics["test"]["two_stage"]["precision@1"] <= 1

@@ -74,7 +74,7 @@ def test_the_policy_has_learnt_from_its_documents(logged_policy):
   assert logged_policy.log.reward.mean() > 1.5 * random
 
 
-def test_what_is_built_is_found_again(logged_policy, stages):
+def test_stages_are_reused(logged_policy, stages):
   again = log_labels(CONFIG, DATA, TABLES, stages)
   assert stages.timings["behavior_policy"]["reused"]
   assert stages.timings["log"]["reused"]

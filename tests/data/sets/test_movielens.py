@@ -1,4 +1,4 @@
-"""MovieLens-1M from its files: values, sources, and a clear message for whatever is wrong."""
+"""MovieLens-1M from its files: values, sources and error messages."""
 
 import time
 
@@ -142,7 +142,7 @@ USERS, MOVIES, RATINGS = mini.USERS, mini.MOVIES, mini.RATINGS
     ({"movies": MOVIES + b"2::A (1990)::War|Golf\n"}, r"movies.dat: column 'genres'.*'War.Golf'"),
   ],
 )
-def test_bad_files_say_what_is_wrong_and_what_to_do(changed, message, tmp_path):
+def test_bad_files_are_reported_with_the_remedy(changed, message, tmp_path):
   directory = mini.write_directory(tmp_path / "data", **changed)
   with pytest.raises(InputError, match=message) as caught:
     load_movielens_1m(str(directory))
@@ -246,7 +246,7 @@ def test_refuses_malformed_text(data, message):
 
 
 @pytest.mark.parametrize("value", ["", "x", "1.5", "-1", "0x10", "²", "nan", "9" * 19, "9" * 40])
-def test_refuses_what_is_no_whole_number(value):
+def test_refuses_values_that_are_not_whole_numbers(value):
   message = (
     rf"'number' must be a whole number; 1 of 3 lines break this \(first: line 2, value '{value}'\)"
   )

@@ -39,7 +39,7 @@ def test_contexts_are_users_and_actions_are_items():
 
 
 @pytest.mark.parametrize("arms", [None, np.eye(2), KeyError])
-def test_one_hot_arms_say_no_more_than_their_ids(arms):
+def test_one_hot_action_contexts_are_left_out(arms):
   data = from_bandit_feedback(feedback(action_context=arms))
   assert list(data.items) == ["item_id"]
 

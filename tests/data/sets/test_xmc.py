@@ -175,7 +175,7 @@ def test_refuses_a_broken_gzip_file(read):
       read(content)
 
 
-def test_refuses_what_is_no_file(tmp_path):
+def test_refuses_an_unreadable_path(tmp_path):
   for path in (tmp_path, tmp_path / "none.txt"):
     with pytest.raises(InputError, match=rf"{path}: cannot be read \(.*\); pass the path"):
       read_xmc(path)
@@ -379,7 +379,7 @@ def test_labels_of_a_topic_occur_together():
   assert np.average(together / by_chance, weights=together) > 1.5
 
 
-def test_ids_say_nothing_about_popularity(invented):
+def test_ids_do_not_depend_on_popularity(invented):
   counts = np.bincount(invented.labels.indices, minlength=invented.num_labels)
   correlation = np.corrcoef(np.arange(len(counts)), np.argsort(np.argsort(counts)))[0, 1]
   assert abs(correlation) < 3 / np.sqrt(len(counts))

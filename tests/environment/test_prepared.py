@@ -63,7 +63,7 @@ def test_the_ranker_of_an_export_is_that_of_the_file(files, tmp_path):
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_baselines_are_those_that_three_files_allow(files, tmp_path):
+def test_baselines_are_popularity_ranker_and_random(files, tmp_path):
   world = make(files.write(tmp_path))
   assert set(world.policies) == {"popularity", "ranker, all items", "random"}
   rewards = files.log.groupby("item_index")["reward"]
@@ -222,7 +222,7 @@ def test_a_missing_array_is_named(files, tmp_path, file, name):
 
 
 @pytest.mark.parametrize(("file", "name"), ARRAYS)
-def test_a_wrong_shape_is_told_with_the_right_one(files, tmp_path, file, name):
+def test_a_wrong_shape_is_reported_with_the_expected_one(files, tmp_path, file, name):
   files.write(tmp_path)
   rewrite(tmp_path, file, lambda arrays: arrays.update({name: arrays[name][:-1]}))
   message = refused(tmp_path)
@@ -238,7 +238,7 @@ def test_labels_that_are_not_packed_are_refused(files, tmp_path):
   assert "has shape (20, 15), expected (20, 2)" in refused(tmp_path)
 
 
-def test_labels_that_are_no_bytes_are_refused(files, tmp_path):
+def test_labels_of_another_type_are_refused(files, tmp_path):
   files.write(tmp_path)
   rewrite(
     tmp_path, "full_information.npz", lambda a: a.update(relevance=a["relevance"].astype(np.int64))
@@ -290,7 +290,7 @@ def test_a_damaged_array_file_is_named(files, tmp_path):
 
 
 @pytest.mark.parametrize("save", [np.save, lambda file, array: file.write(b"PK no zip after all")])
-def test_another_kind_of_file_is_named(files, tmp_path, save):
+def test_a_file_of_another_kind_is_named(files, tmp_path, save):
   path = files.write(tmp_path) / "ranker.npz"
   with path.open("wb") as file:
     save(file, files.user_vectors)
@@ -366,7 +366,7 @@ def test_a_log_of_a_header_alone_is_refused(files, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'a,b\n"never closed'])
-def test_what_is_no_table_is_refused(files, tmp_path, content):
+def test_an_unreadable_csv_is_refused(files, tmp_path, content):
   path = files.write(tmp_path) / "bandit_log.csv"
   path.write_bytes(content)
   message = refused(tmp_path)
