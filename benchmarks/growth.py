@@ -36,7 +36,7 @@ from tf_twostage.models.encoders import EncodedTables, FeatureLookup, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport
-from tf_twostage.training.fitting import make_optimizer
+from tf_twostage.training.loop import make_optimizer
 
 import tensorflow as tf  # isort: skip
 

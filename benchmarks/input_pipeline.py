@@ -30,7 +30,8 @@ from tf_twostage.data.rows import LogRows, joined
 from tf_twostage.data.schema import Id, Schema
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
-from tf_twostage.training.fitting import InputWait, make_optimizer, progress_bar
+from tf_twostage.training.loop import make_optimizer
+from tf_twostage.training.progress import InputWait, progress_bar
 
 import tensorflow as tf  # isort: skip
 

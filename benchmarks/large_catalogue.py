@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
-import subprocess
-import sys
-import time
+from collections.abc import Callable, Mapping
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
+from benchmarks import measuring
 from tf_twostage import losses  # before tensorflow: selects Keras 2
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.rows import LogRows
@@ -31,7 +29,7 @@ from tf_twostage.evaluation.full_information import vector_scorer
 from tf_twostage.models.encoders import EncodedTables, FeatureLookup, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.support import SampledSupport, most_probable
-from tf_twostage.training.fitting import make_optimizer
+from tf_twostage.training.loop import make_optimizer
 
 import tensorflow as tf  # isort: skip
 
@@ -95,62 +93,51 @@ class Contender:
     weights = sum(np.prod(v.shape) for v in self.towers.trainable_variables)
     self.megabytes = 2 * 4 * weights / 2**20  # and the slots of Adagrad
 
-  def time(self) -> float:
-    """Seconds a step."""
-    start = time.perf_counter()
+  def steps(self) -> tf.Tensor:
+    """Takes STEPS steps; returns the last loss."""
     for _ in range(STEPS):
       logs = self._step(self._batches)
-    float(logs["total_loss"])
-    return (time.perf_counter() - start) / STEPS
+    return logs["total_loss"]
 
-  def time_refresh(self) -> float:
-    """Seconds to choose hard candidates."""
-    start = time.perf_counter()
-    self._refresh().numpy()
-    return time.perf_counter() - start
+  def refresh(self) -> tf.Tensor:
+    """Chooses hard candidates."""
+    return self._refresh()
 
 
 def step_times(arguments: argparse.Namespace) -> None:
   print(f"{'':14}" + "".join(f"{n:>12,}" for n in arguments.items) + "   ratio of last to first")
   for objective in arguments.objectives:
     contenders = [Contender(objective, items, arguments) for items in arguments.items]
-    for contender in contenders:
-      contender.time()
-    turns = np.array([[c.time() for c in contenders] for _ in range(arguments.turns)])
-    cells = "".join(f"{1000 * t:9.1f} ms" for t in np.median(turns, axis=0))
-    ratios = turns[:, -1] / turns[:, 0]
+    turns = _seconds({c.items: c.steps for c in contenders}, arguments.turns) / STEPS
+    cells = "".join(f"{1000 * t:9.1f} ms" for t in np.median(turns, axis=1))
+    ratios = turns[-1] / turns[0]
     low, high = np.quantile(ratios, [0.25, 0.75])
     print(f"{objective:14}{cells}   {np.median(ratios):.2f} (half of them {low:.2f} to {high:.2f})")
   if arguments.hard and not arguments.full:
-    for contender in contenders:
-      contender.time_refresh()
-    times = [np.median([c.time_refresh() for _ in range(3)]) for c in contenders]
+    times = np.median(_seconds({c.items: c.refresh for c in contenders}, 3), axis=1)
     print(f"{'hard refresh':14}" + "".join(f"{1000 * t:9.1f} ms" for t in times))
 
 
-def memory(arguments: argparse.Namespace) -> None:
-  """The most memory that building and training takes beyond that of a small catalogue at rest."""
-  (items,), (objective,) = arguments.items, arguments.objectives
-  small = Contender(objective, arguments.support, arguments)
-  small.time()
-  before = _megabytes("VmRSS")
-  pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-  contender = Contender(objective, items, arguments)
-  for _ in range(3):
-    contender.time()
-  if arguments.hard:
-    contender.time_refresh()
-  more, owned = _megabytes("VmHWM") - before, contender.megabytes
-  print(
-    f"{objective:14}{items:>12,} items: {more:7.0f} MB at the peak, tables and slots {owned:6.0f}:"
-    f" {more / owned:5.2f} times"
-  )
+def _seconds(runs: Mapping[int, Callable[[], tf.Tensor]], turns: int) -> np.ndarray:
+  """Seconds of each run in each turn, [runs, turns]."""
+  named = {str(items): run for items, run in runs.items()}
+  return np.array([s.clock for s in measuring.take_turns(named, turns, warm_up=1).values()])
 
 
-def _megabytes(field: str) -> float:
-  """Of this process, on Linux; what getrusage says is that of whoever started it, too."""
-  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-  return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
+def memory(objective: str, arguments: argparse.Namespace) -> tuple[float, float]:
+  """Peak memory beyond that of a small catalogue, and memory of tables and slots; in MB."""
+  Contender(objective, arguments.support, arguments).steps().numpy()
+  built = []
+
+  def build_and_train() -> None:
+    contender = Contender(objective, max(arguments.items), arguments)
+    for _ in range(3):
+      contender.steps().numpy()
+    if arguments.hard:
+      contender.refresh().numpy()
+    built.append(contender)
+
+  return measuring.peak_growth(build_and_train), built[0].megabytes
 
 
 def main() -> None:
@@ -164,16 +151,13 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=32)
   parser.add_argument("--turns", type=int, default=9)
   parser.add_argument("--full", action="store_true", help="the whole catalogue, dense L2")
-  parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
   arguments = parser.parse_args()
-  if arguments.memory:
-    memory(arguments)
-    return
   step_times(arguments)
   for objective in arguments.objectives:
-    one = ["--memory", "--items", str(max(arguments.items)), "--objectives", objective]
-    subprocess.run(
-      [sys.executable, "-m", "benchmarks.large_catalogue", *sys.argv[1:], *one], check=True
+    more, owned = measuring.in_own_process(memory, objective, arguments)
+    print(
+      f"{objective:14}{max(arguments.items):>12,} items: {more:7.0f} MB at the peak, tables and"
+      f" slots {owned:6.0f}: {more / owned:5.2f} times"
     )
 
 

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
-import pathlib
 import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -38,7 +37,6 @@ CONTENDERS = {
   "mirrored, CPU in 2": ("mirrored", 2, {}, False),
   "2 workers": ("multi_worker", 0, {"worker": 2}, False),
   "2 workers on 1 core each": ("multi_worker", 0, {"worker": 2}, True),
-  "parameter server, 2 workers": ("parameter_server", 0, {"chief": 1, "ps": 1, "worker": 2}, False),
 }
 
 
@@ -52,7 +50,7 @@ def measure(job: Job, batch: int, items: int, losses: list[str]) -> dict[str, fl
   from tf_twostage.data.sets import make_synthetic
   from tf_twostage.models.encoders import EncodedTables, TwoTower
   from tf_twostage.models.generator import CandidateGenerator
-  from tf_twostage.training.fitting import make_optimizer
+  from tf_twostage.training.loop import make_optimizer
 
   data = make_synthetic(num_users=USERS, num_items=items, num_ratings=USERS)
   tables = EncodedTables.encode(data.schema, data.users, data.items)
@@ -70,14 +68,14 @@ def measure(job: Job, batch: int, items: int, losses: list[str]) -> dict[str, fl
       model.compile(optimizer=make_optimizer(FitConfig()))
       model.optimizer.build(model.trainable_variables)
     step = workers.step(model)
-    batches = workers.batches(log, tables.users, batch_size=batch, seed=0, start_step=0)
+    source = functools.partial(log.batches, tables.users, seed=0)
+    batches = workers.batches(source, batch_size=batch, start_step=0)
 
     def steps(count: int, step=step, batches=batches) -> float:
       start = time.perf_counter()
       for _ in range(count):
         step(batches)
         workers.any(False)  # as training asks
-      workers.settle()
       return time.perf_counter() - start
 
     steps(WARM_UP)
@@ -97,14 +95,13 @@ def contend(name: str, arguments: list[str]) -> dict[str, float]:
   for s in itertools.chain(*sockets.values()):
     s.close()
   started = []
-  with tempfile.TemporaryDirectory() as results:
-    for kind, index in [(k, i) for k, n in (tasks or {"worker": 1}).items() for i in range(n)]:
-      config = {"cluster": cluster, "task": {"type": kind, "index": index}}
-      environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
-      own = [*command, f"--result={results}/done", *([f"--core={index}"] if pinned else [])]
-      pipe = subprocess.PIPE
-      started.append(subprocess.Popen(own, env=environment, stdout=pipe, stderr=pipe, text=True))
-    outputs = [process.communicate() for process in started]
+  for kind, index in [(k, i) for k, n in (tasks or {"worker": 1}).items() for i in range(n)]:
+    config = {"cluster": cluster, "task": {"type": kind, "index": index}}
+    environment = {**os.environ, "TF_CONFIG": json.dumps(config)}
+    own = [*command, *([f"--core={index}"] if pinned else [])]
+    pipe = subprocess.PIPE
+    started.append(subprocess.Popen(own, env=environment, stdout=pipe, stderr=pipe, text=True))
+  outputs = [process.communicate() for process in started]
   for process, (_, said) in zip(started, outputs, strict=True):
     if process.returncode:
       raise RuntimeError(said)
@@ -117,7 +114,7 @@ def main() -> None:
   parser.add_argument("--items", type=int, default=4000)
   parser.add_argument("--losses", nargs="+", default=["cross_entropy", "ips"])
   parser.add_argument("--turns", type=int, default=3)
-  for one_contender in ("distribution", "replicas", "result", "core"):
+  for one_contender in ("distribution", "replicas", "core"):
     parser.add_argument(f"--{one_contender}", help=argparse.SUPPRESS)
   given = parser.parse_args()
   if given.distribution is None:
@@ -133,12 +130,7 @@ def main() -> None:
   settings = DistributionConfig(given.distribution, int(given.replicas))
   generator = dataclasses.replace(Config().generator, batch_size=given.batch)
   job = Job.of(dataclasses.replace(Config(), distribution=settings, generator=generator))
-  done = pathlib.Path(given.result)
-  if job.serves:
-    job.serve(done)
-    return
   print(json.dumps(measure(job, given.batch, given.items, given.losses)))
-  done.touch()
 
 
 if __name__ == "__main__":

@@ -43,14 +43,12 @@ def run(
   """
   # These import TensorFlow, which --help and wrong flags can do without.
   from tf_twostage import environment as environments
-  from tf_twostage.recommender import METRICS, TwoStageRecommender
+  from tf_twostage.recommender import TwoStageRecommender
   from tf_twostage.workspace import Workspace
 
   start = time.perf_counter()
   model = TwoStageRecommender.from_config(config)
   job = Job.of(config)
-  if job.serves:
-    return {}, job.serve(workdir / METRICS)
   workers = job.join(config.generator.batch_size)
   with workers.together():
     check_same(config, workers)

@@ -57,7 +57,7 @@ def share_environment(source: pathlib.Path, root: pathlib.Path) -> None:
 
 
 def checkpoints(root: pathlib.Path) -> set[str]:
-  return {file.stem for file in root.glob("run/generators/*/checkpoints/ckpt-*.index")}
+  return {path.name for path in root.glob("run/generators/*/checkpoints/ckpt-*")}
 
 
 def stop(root: pathlib.Path, number: int, seconds: float, *arguments: str) -> tuple[int, str]:

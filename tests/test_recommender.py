@@ -107,7 +107,7 @@ def test_a_history_has_a_row_for_each_epoch(model):
 
 
 def test_a_finished_model_is_found_again(model, parts, workdir, monkeypatch):
-  monkeypatch.setattr(loop, "_train", lambda *_: pytest.fail("trained again"))
+  monkeypatch.setattr(loop._Run, "train", lambda *_: pytest.fail("trained again"))
   again = TwoStageRecommender(losses.IPS(policy="two_stage"), slate_size=6, **QUICK)
   again.fit(parts[0], validation=parts[1], workdir=workdir, progress=False)
   assert_same_answers(again, model, parts[2])
@@ -329,7 +329,7 @@ def test_custom_towers_are_trained_exported_and_found_again(parts, tmp_path, mon
   model.fit(train, validation=valid, workdir=tmp_path, progress=False)
   assert model.towers.candidates().shape == (ITEMS, 7 + 1)  # and the item's bias
   assert_same_answers(TwoStageRecommender.load(tmp_path), model, test)
-  monkeypatch.setattr(loop, "_train", lambda *_: pytest.fail("trained again"))
+  monkeypatch.setattr(loop._Run, "train", lambda *_: pytest.fail("trained again"))
   again = TwoStageRecommender(**towers, **QUICK)
   again.fit(train, validation=valid, workdir=tmp_path, progress=False)
   assert_same_answers(again, model, test)
@@ -374,13 +374,13 @@ def test_a_generator_learns_from_rewarded_rows_alone_unless_asked(
   config, tmp_path, monkeypatch, positives_only
 ):
   seen = []
-  train = loop.train_generator
+  fit = loop.fit
 
-  def spy(model, log, *arguments, **options):
-    seen.append(log)
-    return train(model, log, *arguments, **options)
+  def spy(model, batches, *arguments, **options):
+    seen.append(batches.func.__self__)
+    return fit(model, batches, *arguments, **options)
 
-  monkeypatch.setattr(loop, "train_generator", spy)
+  monkeypatch.setattr(loop, "fit", spy)
   fitted(changed(config, "generator", positives_only=positives_only), tmp_path)
   rows = prepared.contents().log
   rows = rows.query("reward > 0") if positives_only else rows

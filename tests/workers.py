@@ -1,9 +1,10 @@
-"""Processes that train together over loopback, and the small trainings that they do.
+"""Processes that train together over loopback, and their small models.
 
 TF_CONFIG=... python -m tests.workers DIRECTORY DISTRIBUTION REPLICAS LOSS...
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -18,10 +19,9 @@ from tf_twostage.training.distribution import Job, Workers
 
 ROOT = pathlib.Path(__file__).parent.parent
 EPOCHS, BATCH_SIZE = 2, 16
-# What is the same whoever computes it.
+# Losses without random draws: their results do not depend on the number of workers.
 LOSSES = {
   "poem": ("poem", {"importance": {"self_normalize": True}}),
-  "exact": ("two_stage_ips", {"sampling": "exact", "slate_size": 4}),
   "support": (
     "two_stage_ips",
     {"sampling": "exact", "slate_size": 4, "hard_candidates": 3},  # and a sampled support
@@ -37,7 +37,7 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
   )
   from tf_twostage.data import streamed
   from tf_twostage.losses import ImportanceWeights
-  from tf_twostage.training.loop import train_generator
+  from tf_twostage.training.loop import fit
 
   loss, options = LOSSES[name]
   if "importance" in options:
@@ -49,20 +49,19 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
     log = streamed.write([log], directory / f"rows-{workers.rank}", block=10)
   with workers.scope():
     model = small.make_model(loss, **options)
-  train_generator(
+  fit(
     model,
-    log,
-    small.TABLES.users,
-    small.Evaluation(range(EPOCHS)),
-    lambda scores: scores["validation"]["two_stage"]["precision@10"],
+    functools.partial(log.batches, small.TABLES.users, seed=3),
     # From 0, Adagrad's first step has one length whatever the gradient: it would be one of
     # rounding alone wherever a gradient cancels out.
     FitConfig(epochs=EPOCHS, batch_size=BATCH_SIZE, adagrad_accumulator=0.1),
-    directory,
-    seed=3,
-    hyper_parameters={},
-    tensorboard=directory / "events",
+    rows=len(log),
+    name="generator",
     progress=False,
+    evaluate=small.Evaluation(range(EPOCHS)),
+    select=small.select,
+    directory=directory,
+    weights=model.towers,
     workers=workers,
   )
   if workers.is_chief:
@@ -100,17 +99,10 @@ def main() -> None:
   root = pathlib.Path(directory)
   settings = DistributionConfig(distribution, int(replicas))
   job = Job.of(dataclasses.replace(Config(), distribution=settings))
-  if job.serves:
-    print(job.serve(root / "done"))
-    return
   workers = job.join(BATCH_SIZE)
-  if names == ["differing"]:
-    print(workers.differing({"same": 0.1, "other": workers.rank, "last": None}))
-    return
+  print(workers.differing({"same": 0.1, "rank": job.rank, "last": None}))
   for name in names:
     train(root / name, name, workers)
-  if workers.is_chief:
-    (root / "done").write_text("")
   workers.wait()
 
 

@@ -14,7 +14,7 @@ from tf_twostage.errors import InputError, checked_type
 DRAWS = ("uniform", "log_uniform", "popularity")
 PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
-DISTRIBUTIONS = ("none", "mirrored", "multi_worker", "parameter_server")
+DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
 GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
 
@@ -210,8 +210,7 @@ class DistributionConfig(Section):
 
   distribution: str = _option(
     "none",
-    "none, mirrored (devices of this machine), or the processes in TF_CONFIG: multi_worker"
-    " (synchronous) or parameter_server (asynchronous)",
+    "none, mirrored (devices of this machine), or multi_worker (the processes in TF_CONFIG)",
     choices=DISTRIBUTIONS,
   )
   replicas: int = _option(

@@ -34,7 +34,7 @@ from tf_twostage.reports.tables import STAGES as TITLES
 from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.tensorboard import Monitor
 from tf_twostage.workspace import Workspace, fingerprint, write_json, write_text
 
 if TYPE_CHECKING:
@@ -213,23 +213,30 @@ class TwoStageRecommender:
       take_weights()
       return scores()
 
-    history = loop.train_generator(
-      model,
-      rows_to_learn(self.config, environment.log),
-      environment.tables.users,
-      evaluate,
-      environment.evaluator.metrics.selection(self.config.generator.selection),
-      self.config.generator,
-      directory,
-      seed=self.config.seed,
-      hyper_parameters=self._hyper_parameters(model.objective),
-      tensorboard=root / "tensorboard" / directory.name,
-      measures=environment.evaluator.metrics,
-      notes=environment.notes,
-      checkpoints=self.config.checkpoints,
-      progress=progress,
-      workers=workers,
+    rows = rows_to_learn(self.config, environment.log)
+    measured = environment.evaluator.metrics
+    monitor = Monitor(
+      root / "tensorboard" / directory.name,
+      self._hyper_parameters(model.objective),
+      measured,
+      environment.notes,
     )
+    with rows.reading():
+      history = loop.fit(
+        model,
+        functools.partial(rows.batches, environment.tables.users, seed=self.config.seed),
+        self.config.generator,
+        rows=len(rows),
+        name="generator",
+        progress=progress,
+        evaluate=evaluate,
+        select=measured.selection(self.config.generator.selection),
+        directory=directory,
+        weights=model.towers,
+        checkpoints=self.config.checkpoints,
+        monitor=monitor,
+        workers=workers,
+      )
     take_weights()
     self._keep(environment, evaluated, history)
     if workdir is not None and isinstance(data, BanditLog):
@@ -250,7 +257,7 @@ class TwoStageRecommender:
     batches = rows.batches(
       environment.tables.users, batch_size=settings.batch_size, seed=self.config.seed
     )
-    fit(model, batches, settings, len(rows), "generator")
+    loop.fit(model, batches, settings, rows=len(rows), name="generator")
     self._keep(environment, model.towers, [])
     return self
 

@@ -24,16 +24,17 @@ _VISIBLE_AFTER = 60.0  # seconds; network file systems cache for so long that a 
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
-  """Returns a short digest of JSON-able inputs."""
-  text = json.dumps(inputs, sort_keys=True, default=str)
+  """Returns a short digest of JSON-able inputs and the version of this package."""
+  versioned = {"version": tf_twostage.__version__, "inputs": inputs}
+  text = json.dumps(versioned, sort_keys=True, default=str)
   return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 class Workspace:
   """Cache of named stages, each in a directory `root/<name>-<fingerprint>/`.
 
-  The fingerprint covers the inputs of a stage and the version of this package. A stage is written
-  with `atomic_directory`, so a directory that exists is complete.
+  Another version of this package builds its own stages. A stage is written with
+  `atomic_directory`, so a directory that exists is complete.
 
   Attributes:
     timings: seconds of every stage and of all timed work, and whether it was reused.
@@ -65,7 +66,7 @@ class Workspace:
     Raises:
       RunError: another worker built the stage, and it does not appear in this worker's `root`.
     """
-    path = self._root / f"{name}-{fingerprint({**inputs, 'version': tf_twostage.__version__})}"
+    path = self._root / f"{name}-{fingerprint(inputs)}"
     reused = not self._builds or (path / _RECORD).exists()
     if not reused:
       with atomic_directory(path) as directory:

@@ -1,4 +1,4 @@
-"""Who trains: the settings of workers, and that several learn what one learns."""
+"""Settings of workers, and that several workers learn what one learns."""
 
 import dataclasses
 import json
@@ -14,7 +14,6 @@ from tf_twostage.errors import InputError
 from tf_twostage.training.distribution import Job, Workers, only_here
 
 WORKERS = {"worker": ["a:1", "b:2"]}
-SERVERS = {"chief": ["a:1"], "worker": ["b:2"], "ps": ["c:3"]}
 
 
 def job(monkeypatch, distribution, cluster=None, kind="worker", index=0, batch_size=128, **options):
@@ -26,69 +25,65 @@ def job(monkeypatch, distribution, cluster=None, kind="worker", index=0, batch_s
 
 
 @pytest.mark.parametrize(
-  ("distribution", "cluster", "kind", "index", "chief", "serves", "rank"),
+  ("distribution", "cluster", "kind", "index", "chief", "rank"),
   [
-    ("none", None, "worker", 0, True, False, 0),
-    ("mirrored", WORKERS, "worker", 1, True, False, 0),  # which reads no TF_CONFIG
-    ("multi_worker", WORKERS, "worker", 0, True, False, 0),
-    ("multi_worker", WORKERS, "worker", 1, False, False, 1),
-    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "worker", 0, False, False, 1),
-    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "chief", 0, True, False, 0),
-    ("parameter_server", SERVERS, "chief", 0, True, False, 0),
-    ("parameter_server", SERVERS, "worker", 0, False, True, 1),
-    ("parameter_server", SERVERS, "ps", 0, False, True, 0),
+    ("none", None, "worker", 0, True, 0),
+    ("mirrored", WORKERS, "worker", 1, True, 0),  # does not read TF_CONFIG
+    ("multi_worker", WORKERS, "worker", 0, True, 0),
+    ("multi_worker", WORKERS, "worker", 1, False, 1),
+    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "worker", 0, False, 1),
+    ("multi_worker", {"worker": ["a:1"], "chief": ["b:2"]}, "chief", 0, True, 0),
   ],
 )
-def test_a_task_has_its_part(monkeypatch, distribution, cluster, kind, index, chief, serves, rank):
+def test_one_process_is_the_chief(monkeypatch, distribution, cluster, kind, index, chief, rank):
   found = job(monkeypatch, distribution, cluster, kind, index)
-  assert (found.is_chief, found.serves, found.rank) == (chief, serves, rank)
+  assert (found.is_chief, found.rank) == (chief, rank)
 
 
 @pytest.mark.parametrize(
   ("distribution", "cluster", "options", "words"),
   [
-    ("multi_worker", None, {}, "TF_CONFIG is not set; --distribution=multi_worker needs it like"),
+    ("multi_worker", None, {}, "TF_CONFIG is not set; set it in each process"),
     ("multi_worker", WORKERS, {"index": 2}, "makes this process worker 2, which is not in the"),
     ("multi_worker", WORKERS, {"index": -1}, "makes this process worker -1"),
     ("multi_worker", WORKERS, {"kind": "chief"}, "makes this process chief 0"),
-    ("multi_worker", {**WORKERS, "ps": ["c:3"]}, {}, "has tasks that there are not: ps"),
-    ("multi_worker", {"chief": ["a:1"]}, {"kind": "chief"}, "lacks: worker"),
+    ("multi_worker", {**WORKERS, "ps": ["c:3"]}, {}, "has unknown tasks: ps"),
+    ("multi_worker", {"chief": ["a:1"]}, {"kind": "chief"}, "has no worker"),
+    ("multi_worker", {"chief": ["a:1"], "worker": []}, {"kind": "chief"}, "has no worker"),
     ("multi_worker", {**WORKERS, "chief": ["a", "b"]}, {}, "has more than one chief"),
-    ("multi_worker", ["a:1"], {}, "is no JSON of a cluster and a task"),
-    ("multi_worker", {"worker": "a:1"}, {}, "worker has an address where a list of them belongs"),
-    ("multi_worker", WORKERS, {"index": "x"}, "is no JSON of a cluster and a task"),
-    ("parameter_server", WORKERS, {}, "lacks: chief, ps"),
-    ("parameter_server", {**SERVERS, "worker": []}, {}, "lacks: worker"),
-    ("multi_worker", WORKERS, {"batch_size": 127}, "2 replicas cannot share .*--batch_size=128"),
-    ("mirrored", None, {"batch_size": 128, "replicas": 3}, "3 replicas .*--batch_size=129"),
-    ("none", None, {"replicas": 2}, "replicas is 2, which --distribution=mirrored alone reads"),
+    ("multi_worker", ["a:1"], {}, "is not JSON with a cluster and a task"),
+    ("multi_worker", {"worker": "a:1"}, {}, "worker is one address, not a list of addresses"),
+    ("multi_worker", WORKERS, {"index": "x"}, "is not JSON with a cluster and a task"),
+    ("multi_worker", WORKERS, {"batch_size": 127}, "2 replicas cannot share .*such as 128"),
+    ("mirrored", None, {"batch_size": 128, "replicas": 3}, "3 replicas .*such as 129"),
+    ("none", None, {"replicas": 2}, "replicas is 2, "),
     ("mirrored", None, {"replicas": -1}, "replicas must be at least 0"),
-    ("nonsense", None, {}, "distribution must be one of none, mirrored"),
+    ("nonsense", None, {}, "distribution must be one of none, mirrored, multi_worker"),
   ],
 )
-def test_what_does_not_fit_is_refused(monkeypatch, distribution, cluster, options, words):
+def test_settings_that_do_not_fit_are_refused(monkeypatch, distribution, cluster, options, words):
   with pytest.raises(InputError, match=words):
     job(monkeypatch, distribution, cluster, **options)
 
 
-def test_a_broken_TF_CONFIG_is_shown(monkeypatch):
+def test_a_broken_TF_CONFIG_is_quoted(monkeypatch):
   monkeypatch.setenv("TF_CONFIG", "{")
-  with pytest.raises(InputError, match=r"is no JSON .*: \{;"):
+  with pytest.raises(InputError, match=r"is not JSON .*: \{;"):
     Job.of(Config(distribution=DistributionConfig("multi_worker")))
 
 
-def test_commands_of_many_generators_have_no_workers():
+def test_commands_that_train_many_generators_refuse_workers():
   only_here(Config(), "launch.loop")
-  with pytest.raises(InputError, match=r"--distribution=mirrored: launch\.loop trains"):
+  with pytest.raises(InputError, match=r"distribution is mirrored, but launch\.loop trains"):
     only_here(Config(distribution=DistributionConfig("mirrored")), "launch.loop")
 
 
 # Real processes
 
 
-# As one process learns it
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
+  """The results of one process."""
   root = tmp_path_factory.mktemp("alone")
   for name in processes.LOSSES:
     processes.train(root / name, name, Workers())
@@ -111,37 +106,17 @@ def assert_the_same(root, alone, names):
       assert epoch["training"] == pytest.approx(wanted["training"], rel=1e-5)
 
 
-def test_two_workers_learn_what_one_learns(alone, tmp_path):
-  names = ["poem", "support", "streamed"]
-  started = processes.start(command(tmp_path, "multi_worker", 0, names), {"worker": 2})
-  for code, _, said in processes.ended(started).values():
-    assert code == 0, said
-  assert_the_same(tmp_path, alone, names)
-
-
-def test_workers_see_in_what_they_differ(tmp_path):
-  started = processes.start(command(tmp_path, "multi_worker", 0, ["differing"]), {"worker": 2})
-  ends = processes.ended(started).values()
-  assert [(code, out) for code, out, _ in ends] == [(0, "['other']\n")] * 2, ends
+def test_two_workers_agree_on_what_differs_and_learn_what_one_learns(alone, tmp_path):
+  started = processes.start(command(tmp_path, "multi_worker", 0, processes.LOSSES), {"worker": 2})
+  for code, out, said in processes.ended(started).values():
+    assert (code, out) == (0, "['rank']\n"), said
+  assert_the_same(tmp_path, alone, processes.LOSSES)
 
 
 def test_two_devices_learn_what_one_learns(alone, tmp_path):
-  names = ["poem", "streamed"]
+  names = ["poem"]
   done = subprocess.run(
     command(tmp_path, "mirrored", 2, names), cwd=processes.ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0, done.stderr
   assert_the_same(tmp_path, alone, names)
-
-
-def test_workers_of_parameter_servers_train_and_leave(alone, tmp_path):
-  tasks = {"chief": 1, "worker": 1, "ps": 1}
-  started = processes.start(command(tmp_path, "parameter_server", 0, ["exact"]), tasks)
-  ends = processes.ended(started)
-  for code, _, said in ends.values():
-    assert code == 0, said
-  assert [ends[task][1] for task in ("worker 0", "ps 0")] == [
-    "worker 0: the chief is done\n",
-    "ps 0: the chief is done\n",
-  ]
-  assert_the_same(tmp_path, alone, ["exact"])  # one worker is in step with itself

@@ -22,7 +22,7 @@ from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
 from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 from tf_twostage.training.checkpoints import restore_weights, save_weights
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace, write_json
 
 _SCORES = "scores.npy"
@@ -62,7 +62,7 @@ def fitted_ranker(
     if scale != 1:
       batches = batches.map(lambda batch: {**batch, "reward": batch["reward"] / scale})
     with log.reading():
-      fit(ranker, batches, config.ranker, len(log), stage.replace("_", " "))
+      fit(ranker, batches, config.ranker, rows=len(log), name=stage.replace("_", " "))
     save_weights(towers, directory)
 
   directory = workspace.stage(stage, {"log": depends_on, **_fit_inputs(config)}, build)
@@ -173,7 +173,7 @@ def imitated(
 
   def build(directory: pathlib.Path) -> None:
     batches = rows.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
-    fit(ranker, batches, config.ranker, len(rows), "ranker, to its scores")
+    fit(ranker, batches, config.ranker, rows=len(rows), name="ranker, to its scores")
     save_weights(towers, directory)
     write_json(directory / "fit.json", _agreement(ranker, tables, test))
 

@@ -17,7 +17,7 @@ from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
 
 _log = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def fit_and_log(
     towers = TwoTower.of(tables, config.encoder, settings)
     rows = examples()
     batches = rows.batches(tables.users, batch_size=settings.batch_size, seed=seed)
-    fit(CandidateGenerator(towers, objective), batches, settings, len(rows), "behavior policy")
+    policy = CandidateGenerator(towers, objective)
+    fit(policy, batches, settings, rows=len(rows), name="behavior policy")
     users = tf.data.Dataset.from_tensor_slices(tables.users).batch(_USERS_PER_CHUNK)
     np.savez(
       directory / _VECTORS,

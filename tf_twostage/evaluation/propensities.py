@@ -28,7 +28,7 @@ from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.models.encoders import Codes, EncodedTables, FeatureLookup, TwoTower
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace, write_json
 
 _log = logging.getLogger(__name__)
@@ -227,7 +227,8 @@ class _Candidate(NamedTuple):
       tf.keras.utils.set_random_seed(seed)
       model = _LoggingPolicy(tables, _encoder(config), settings, shares(others, data.num_items))
       batches = others.batches(tables.users, batch_size=settings.batch_size, seed=seed)
-      fit(model, batches, settings, len(others), f"propensities, fold {fold + 1} of {_FOLDS}")
+      name = f"propensities, fold {fold + 1} of {_FOLDS}"
+      fit(model, batches, settings, rows=len(others), name=name)
       held_out = log.select(own)
       for rows, inputs in model.chunks(held_out):
         added, actions = model(inputs), held_out.action[rows]

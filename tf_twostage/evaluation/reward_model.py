@@ -15,7 +15,7 @@ from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker, usual_logit
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
 
 _FOLDS = 5
@@ -108,7 +108,8 @@ def fit_reward_model(
     prior = usual_logit(seen.rewards().total, len(seen))
     ranker = Ranker(towers, tables.context_lookup, prior)
     batches = seen.batches(users, batch_size=config.batch_size, seed=seed)
-    fit(ranker, batches, config, len(seen), f"reward model {fold + 1} of {_FOLDS}")
+    name = f"reward model {fold + 1} of {_FOLDS}"
+    fit(ranker, batches, config, rows=len(seen), name=name)
     return ranker, prior
 
   def queries(model: tuple[Ranker, float], rows: np.ndarray) -> np.ndarray:

@@ -62,6 +62,10 @@ class CandidateGenerator(tfrs.Model):
     """Logits [B, N] of the policy."""
     return self.towers(user)
 
+  def has_finite_logits(self, batch: Batch) -> bool:
+    """Whether all logits of a batch are finite. Losses that draw items fail where they are not."""
+    return bool(tf.reduce_all(tf.math.is_finite(self(batch["user"]))))
+
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """The mean loss of a batch and the penalty on the embeddings that it read, if there is one.
 

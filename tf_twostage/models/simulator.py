@@ -14,7 +14,7 @@ from tf_twostage.data.rows import shuffled_rows
 from tf_twostage.data.schema import Schema
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.models.encoders import Codes, EncodedTables, FeatureEncoder, dense
-from tf_twostage.training.fitting import fit
+from tf_twostage.training.loop import fit
 
 HIDDEN = (100, 50)
 
@@ -126,7 +126,8 @@ def fit_simulator(
   batches = shuffled_rows(len(fitted), config.batch_size, seed=seed).map(
     lambda i: examples(tf.gather(fitted_rows, i)), num_parallel_calls=tf.data.AUTOTUNE
   )
-  fit(simulator, batches.prefetch(tf.data.AUTOTUNE), config, len(fitted), "simulator")
+  batches = batches.prefetch(tf.data.AUTOTUNE)
+  fit(simulator, batches, config, rows=len(fitted), name="simulator")
   auc = tf.keras.metrics.AUC(num_thresholds=1000, from_logits=True)
   for held_out_rows in tf.data.Dataset.from_tensor_slices(held_out).batch(65_536):
     batch = examples(held_out_rows)

@@ -1,42 +1,40 @@
-"""Checkpoints that are complete or not there, and what to do about one that cannot be read."""
+"""Checkpoints that are complete or absent, and what happens to a damaged one."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 
 import tensorflow as tf
 
 from tf_twostage.errors import RunError, reason
+from tf_twostage.workspace import atomic_directory, remove_directory
 
 _log = logging.getLogger(__name__)
 
-_WEIGHTS = "weights"
-
-# What TensorFlow's reader makes of truncated files and of errors that it has no class for.
-_UNREADABLE = (OSError, ValueError, IndexError, RuntimeError)
+_STATE, _RECORD, _WEIGHTS = "state", "record.json", "weights"
+# TensorFlow's reader raises these for truncated files, beside its own classes.
+_UNREADABLE = (OSError, ValueError, IndexError, RuntimeError, tf.errors.OpError)
 
 
 class Checkpoints:
-  """The latest checkpoints of a run, `ckpt-<number>` each, with a JSON record beside them.
+  """The latest checkpoints of a run: directories `ckpt-<number>`, each with a JSON record.
 
-  tf.train.CheckpointManager writes in place: where the disk is full, or the process is killed, a
-  part of a checkpoint may stay. Here one is written aside and renamed, its index last, without
-  which it does not count.
+  `tf.train.CheckpointManager` writes in place, so a full disk or a killed process leaves parts of a
+  checkpoint. It also neither flushes to the disk, nor verifies checksums before it restores, nor
+  falls back to an older checkpoint. Here a checkpoint is written by `atomic_directory`.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int, writes: bool = True, **state: Any):
     """Args:
-    directory: where they are; made when the first is saved.
-    keep: how many stay.
-    writes: whether `save` leaves anything. Workers that share variables save together, but one
-      of them writes.
-    state: what to save, as tf.train.Checkpoint takes it.
+    directory: created by the first `save`.
+    keep: number of checkpoints that are kept.
+    writes: whether `save` writes here. All workers that share variables must call `save`, but only
+      one may write.
+    state: the objects to save, as for `tf.train.Checkpoint`.
     """
     self._directory = directory
     self._keep = keep
@@ -44,69 +42,56 @@ class Checkpoints:
     self._checkpoint = tf.train.Checkpoint(**state)
 
   def numbers(self) -> list[int]:
-    """Of the checkpoints that are there, ascending."""
-    return sorted(
-      int(index.stem.removeprefix("ckpt-")) for index in self._directory.glob("ckpt-*.index")
-    )
+    """Returns the numbers of the existing checkpoints, ascending."""
+    names = (path.name.removeprefix("ckpt-") for path in self._directory.glob("ckpt-*"))
+    return sorted(int(name) for name in names if name.isdigit())
 
   def save(self, number: int, record: Any = None) -> None:
-    """Saves the state as it is; drops older checkpoints, and any of a later number.
+    """Saves the state; deletes checkpoints beyond `keep`.
 
     Args:
-      number: larger than those that shall stay; later ones are left from a course that could not
-        be gone on with.
+      number: step number; later checkpoints, left by an abandoned run, are deleted.
       record: JSON-able.
 
     Raises:
-      OSError, tf.errors.OpError: the checkpoint could not be written; earlier ones are as before.
+      OSError, tf.errors.OpError: the checkpoint could not be written; earlier ones are unchanged.
     """
     if not self._writes:
-      with tempfile.TemporaryDirectory() as elsewhere:
-        self._checkpoint.write(str(pathlib.Path(elsewhere) / "ckpt"))
+      with tempfile.TemporaryDirectory() as directory:
+        self._checkpoint.write(f"{directory}/{_STATE}")
       return
-    aside = self._directory / ".partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-      self._checkpoint.write(str(aside / f"ckpt-{number}"))
-      (aside / f"ckpt-{number}.json").write_text(json.dumps(record), encoding="utf-8")
-      self._remove(number)
-      for file in sorted(aside.iterdir(), key=lambda file: file.suffix == ".index"):
-        os.replace(file, self._directory / file.name)
-    finally:
-      shutil.rmtree(aside, ignore_errors=True)
+    with atomic_directory(self._path(number)) as directory:
+      self._checkpoint.write(str(directory / _STATE))
+      (directory / _RECORD).write_text(json.dumps(record), encoding="utf-8")
     kept = [n for n in self.numbers() if n <= number][-self._keep :]
     for other in set(self.numbers()) - set(kept):
-      self._remove(other)
+      remove_directory(self._path(other))
 
   def restore(self) -> tuple[int, Any] | None:
-    """Restores the newest that can be read; its number and record, or None if there is none."""
+    """Restores the newest readable checkpoint; returns its number and record, or None."""
     numbers = self.numbers()[::-1]
     for i, number in enumerate(numbers):
+      path = self._path(number)
       try:
-        return number, self._read(number)
-      except (*_UNREADABLE, tf.errors.OpError) as error:
-        what_now = "trying the one before" if numbers[i + 1 :] else "none is left, starting anew"
-        _log.warning("%s cannot be read (%s); %s", self._prefix(number), reason(error), what_now)
+        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        # Verify all checksums first: a damaged checkpoint must not change the state.
+        reader = tf.train.load_checkpoint(str(path / _STATE))
+        for name in reader.get_variable_to_shape_map():
+          reader.get_tensor(name)
+        self._checkpoint.read(str(path / _STATE)).expect_partial()
+        return number, record
+      except _UNREADABLE as error:
+        next_step = "trying the one before" if numbers[i + 1 :] else "none is left, starting anew"
+        _log.warning("%s cannot be read (%s); %s", path, reason(error), next_step)
     return None
 
-  def _read(self, number: int) -> Any:
-    prefix = str(self._prefix(number))
-    record = json.loads(pathlib.Path(f"{prefix}.json").read_text(encoding="utf-8"))
-    # All checksums first, so that a damaged checkpoint leaves the state as it is.
-    reader = tf.train.load_checkpoint(prefix)
-    for name in reader.get_variable_to_shape_map():
-      reader.get_tensor(name)
-    self._checkpoint.read(prefix).expect_partial()
-    return record
+  def load(self, number: int) -> None:
+    """Restores one checkpoint, which must hold all of the state."""
+    status = self._checkpoint.read(str(self._path(number) / _STATE))
+    status.assert_existing_objects_matched().expect_partial()
 
-  def _prefix(self, number: int) -> pathlib.Path:
+  def _path(self, number: int) -> pathlib.Path:
     return self._directory / f"ckpt-{number}"
-
-  def _remove(self, number: int) -> None:
-    files = self._directory.glob(f"ckpt-{number}.*")
-    for file in sorted(files, key=lambda file: file.suffix != ".index"):
-      file.unlink()
 
 
 def save_weights(model: tf.Module, directory: pathlib.Path) -> None:

@@ -1,9 +1,8 @@
-"""Workers: which processes and devices train the generator, and who of them does what.
+"""Workers: the processes and devices that train the generator together.
 
-`Job` says, from the settings and TF_CONFIG, what this process is; `Job.join` makes it one of the
-`Workers`. Synchronous training is TensorFlow's MirroredStrategy or MultiWorkerMirroredStrategy:
-every replica has an equal slice of each batch. Asynchronous training is its ParameterServerStrategy
-with a ClusterCoordinator. docs/workers.md tells how to run them.
+`Job` describes this process, from the settings and TF_CONFIG; `Job.join` connects it to the others
+and returns the `Workers`. Training is synchronous, with TensorFlow's MirroredStrategy or
+MultiWorkerMirroredStrategy: every replica gets an equal slice of each batch. See docs/workers.md.
 """
 
 from __future__ import annotations
@@ -13,71 +12,67 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import re
-import socket
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data.rows import Slices, TrainingRows
-from tf_twostage.errors import InputError, RunError
+from tf_twostage.data.rows import Slices
+from tf_twostage.errors import InputError, RunError, reason
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
 _log = logging.getLogger(__name__)
 
-# The tasks of a job: those that there may be, and those without which there is none.
-_TASKS = {
-  "multi_worker": ({"chief", "worker"}, {"worker"}),
-  "parameter_server": ({"chief", "worker", "ps"}, {"chief", "worker", "ps"}),
+_EXAMPLE = {
+  "cluster": {"worker": ["host1:2222", "host2:2222"]},
+  "task": {"type": "worker", "index": 0},
 }
-_EXAMPLES = {
-  "multi_worker": {"worker": ["host1:2222", "host2:2222"]},
-  "parameter_server": {"chief": ["host1:2222"], "worker": ["host2:2222"], "ps": ["host3:2222"]},
-}
-_LOOK = 1.0  # seconds between two looks at whether the chief is there
-_GONE = 3  # looks in a row that did not find it
+
+
+class Batches(Protocol):
+  """Makes a dataset of endless batches, as `LogRows.batches` with its other arguments bound."""
+
+  def __call__(self, *, batch_size: int, start_step: int, slices: Slices) -> tf.data.Dataset: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What this process is among those that train together.
+  """The part of this process in training.
 
   Attributes:
-    kind: none, mirrored, multi_worker or parameter_server.
-    replicas: mirrored: devices of this machine; 0: all GPUs.
-    cluster: addresses of the tasks by type; empty where this process is the job.
+    kind: none, mirrored or multi_worker.
+    replicas: mirrored: number of devices of this machine; 0: all GPUs.
+    cluster: multi_worker: addresses by type of task.
     task: type and index of this process.
   """
 
   kind: str = "none"
   replicas: int = 0
-  cluster: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  cluster: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
   task: tuple[str, int] = ("worker", 0)
 
   @classmethod
   def of(cls, config: Config) -> Job:
-    """The job that the settings and TF_CONFIG describe; TensorFlow is not loaded.
+    """Returns the job that the settings and TF_CONFIG describe, without loading TensorFlow.
 
     Raises:
-      InputError: TF_CONFIG is missing or does not fit, or its workers cannot share a batch.
+      InputError: TF_CONFIG is missing or invalid, or the workers cannot share a batch evenly.
     """
     settings = config.distribution
-    if settings.distribution not in _TASKS:
-      job = cls(settings.distribution, settings.replicas)
-    else:
-      job = cls(settings.distribution, 0, *_tf_config(settings.distribution))
-    together = settings.replicas
-    if job.kind == "multi_worker":
-      together = sum(map(len, job.cluster.values()))
-    _check_batch(config.generator.batch_size, max(1, together))
+    tasks = _tf_config() if settings.distribution == "multi_worker" else ()
+    job = cls(settings.distribution, settings.replicas, *tasks)
+    _check_batch(config.generator.batch_size, max(1, settings.replicas, job.num_tasks))
     return job
+
+  @property
+  def num_tasks(self) -> int:
+    """Number of processes in the cluster; 0 if there is none."""
+    return sum(map(len, self.cluster.values()))
 
   @property
   def is_chief(self) -> bool:
@@ -86,14 +81,9 @@ class Job:
 
   @property
   def rank(self) -> int:
-    """A number of its own for every task that runs the program; the chief's is 0."""
+    """Unique number of this process; 0 for the chief."""
     kind, index = self.task
     return index + (len(self.cluster.get("chief", ())) if kind == "worker" else 0)
-
-  @property
-  def serves(self) -> bool:
-    """Whether this process does nothing but what the chief asks of it."""
-    return self.kind == "parameter_server" and not self.is_chief
 
   @property
   def name(self) -> str:
@@ -101,174 +91,113 @@ class Job:
     return f"{self.task[0]} {self.task[1]}"
 
   def join(self, batch_size: int) -> Workers:
-    """Meets the other workers, before anything else is done with TensorFlow.
+    """Connects to the other workers. Must come before any other use of TensorFlow.
 
     Args:
-      batch_size: rows that all replicas get in a step.
+      batch_size: rows of a step, over all replicas.
 
     Raises:
-      InputError: this machine has other devices than asked for, or they cannot share a batch.
+      InputError: this machine lacks the requested devices, or they cannot share a batch evenly.
     """
     if self.kind == "none":
       return Workers()
-    if self.cluster:
-      others = {n: a for n, a in self.cluster.items() if a}
-      _log.info("%s: waiting for all of %s", self.name, json.dumps(others))
-    makers: dict[str, Callable[[Job], Workers]] = {
-      "mirrored": _mirrored,
-      "multi_worker": _Peers,
-      "parameter_server": _Coordinator,
-    }
-    workers = makers[self.kind](self)
-    _check_batch(batch_size, workers.replicas)
-    shares = (
-      f"{batch_size // workers.replicas} rows of each batch"
-      if self.kind != "parameter_server"
-      else f"{batch_size} rows a step"
-    )
-    _log.info("%s: %d replica(s) with %s", self.name, workers.replicas, shares)
-    return workers
-
-  def serve(self, results: pathlib.Path) -> str:
-    """Does what the chief asks until it has left, and says so.
-
-    Args:
-      results: a file that the chief writes when everything is done.
-
-    Raises:
-      RunError: it left before that.
-    """
     import tensorflow as tf
 
-    kind, index = self.task
-    server = tf.distribute.Server(tf.train.ClusterSpec(dict(self.cluster)), kind, index, "grpc")
-    (chief,) = self.cluster["chief"]
-    _log.info("%s: serving at %s, waiting for the chief at %s", self.name, server.target, chief)
-    while not _answers(chief):
-      time.sleep(_LOOK)
-    before, missed = _modified(results), 0
-    while missed < _GONE:
-      time.sleep(_LOOK)
-      missed = 0 if _answers(chief) else missed + 1
-    if _modified(results) == before:
-      raise RunError(
-        f"{self.name}: the chief at {chief} left before it was done (no new {results}); start all"
-        " tasks of the job again, and it goes on from its last checkpoint"
-      )
-    return f"{self.name}: the chief is done"
+    if self.kind == "mirrored":
+      workers = Workers(tf.distribute.MirroredStrategy(_devices(self.replicas)))
+    else:
+      _log.info("%s: waiting for all of %s", self.name, json.dumps(self.cluster))
+      strategy = tf.distribute.MultiWorkerMirroredStrategy()
+      workers = Workers(strategy, rank=self.rank, num_tasks=self.num_tasks)
+    _check_batch(batch_size, workers.replicas)
+    rows = batch_size // workers.replicas
+    _log.info("%s: %d replica(s), %d rows of each batch", self.name, workers.replicas, rows)
+    return workers
 
 
 class Workers:
-  """All that train together, seen from one process; by itself that process, on one device.
+  """The processes and devices that train together; by default this process on one device.
 
   Attributes:
-    is_chief: whether this process evaluates, saves and exports.
-    rank: a number of its own for every process that trains; the chief's is 0.
     alone: whether nothing is distributed.
+    is_chief: whether this process evaluates, saves and exports.
+    rank: unique number of this process; 0 for the chief.
   """
 
-  is_chief = True
-  rank = 0
-
-  def __init__(self, strategy: tf.distribute.Strategy | None = None):
+  def __init__(
+    self, strategy: tf.distribute.Strategy | None = None, *, rank: int = 0, num_tasks: int = 1
+  ):
     """Args:
-    strategy: what takes the steps; None: nothing is distributed.
+    strategy: distributes the steps; None: TensorFlow's default strategy.
+    rank: unique number of this process.
+    num_tasks: number of processes.
     """
     import tensorflow as tf
 
     self.alone = strategy is None
+    self.is_chief = rank == 0
+    self.rank = rank
+    self._num_tasks = num_tasks
     self._strategy = strategy or tf.distribute.get_strategy()
 
   @property
   def replicas(self) -> int:
-    """How many take a step together."""
+    """Number of devices that take a step together."""
     return self._strategy.num_replicas_in_sync
 
   def scope(self) -> contextlib.AbstractContextManager[Any]:
-    """In which the model and its optimizer are made."""
+    """Context in which the model and its optimizer must be created."""
     return self._strategy.scope()
 
-  def batches(
-    self,
-    log: TrainingRows,
-    user_features: Mapping[str, Any],
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int,
-  ) -> Iterator[Any]:
-    """What this process's replicas get of each batch; arguments as of `LogRows.batches`."""
+  def batches(self, source: Batches, *, batch_size: int, start_step: int) -> Iterator[Any]:
+    """Returns this process's slices of every batch, for its replicas."""
 
     def of_process(context: tf.distribute.InputContext) -> tf.data.Dataset:
       each = self.replicas // context.num_input_pipelines
       begin = context.input_pipeline_id * each
-      return log.batches(
-        user_features,
-        batch_size=batch_size,
-        seed=seed,
-        start_step=start_step,
-        slices=Slices(begin, begin + each, self.replicas),
-      )
+      slices = Slices(begin, begin + each, self.replicas)
+      return source(batch_size=batch_size, start_step=start_step, slices=slices)
 
     return iter(self._strategy.distribute_datasets_from_function(of_process))
 
-  def step(self, model: tf.keras.Model) -> Callable[[Iterator[Any]], float | None]:
-    """A function that takes a step and tells the loss of the global batch, or None: not yet known.
+  def step(self, model: tf.keras.Model) -> Callable[[Iterator[Any]], float]:
+    """Returns a function that takes a step and returns the loss of the global batch.
 
     Args:
-      model: compiled, made in the scope.
+      model: compiled, created in `scope`.
     """
     with self.scope():
       train = model.make_train_function()
     return lambda batches: float(train(batches)["total_loss"])
 
-  def settle(self) -> None:
-    """Waits until all steps that were asked for have been taken."""
-
-  def any(self, wish: bool) -> bool:
-    """Whether any worker wishes so; all of them must ask at the same step."""
-    return wish
-
-  def differing(self, values: Mapping[str, Any]) -> list[str]:
-    """The names of the values that are not the same at all workers; all of them must ask."""
-    return []
+  def any(self, value: bool) -> bool:
+    """Collective OR; all workers must call it."""
+    return bool(self._sum(np.float32(value)) > 0)
 
   def wait(self) -> None:
-    """Until all workers have come here."""
+    """Blocks until all workers have called it."""
     self.any(False)
 
-  def lost(self, error: Exception) -> bool:
-    """Whether an error says that another task is gone."""
-    return False
+  def differing(self, values: Mapping[str, Any]) -> list[str]:
+    """Returns the names of values on which workers disagree; all workers must call it."""
+    # Each worker fills one row; the sum is the whole table. Float32 holds 24 bits exactly.
+    table = np.zeros([self._num_tasks, len(values)], np.float32)
+    table[self.rank] = [zlib.crc32(repr(v).encode()) & 0xFFFFFF for v in values.values()]
+    table = self._sum(table)
+    return [name for name, same in zip(values, (table == table[0]).all(0), strict=True) if not same]
 
-  @contextlib.contextmanager
-  def together(self) -> Iterator[None]:
-    """Another task that is gone ends this one in one message.
+  def _sum(self, values: Any) -> Any:
+    if self._num_tasks == 1:
+      return values
+    import tensorflow as tf
 
-    Raises:
-      RunError: it is.
-    """
-    try:
-      yield
-    except Exception as error:
-      if not self.lost(error):
-        raise
-      from tf_twostage.errors import reason
-
-      said = re.search("aborted by: (.*)", str(error))
-      raise RunError(
-        f"another task of the job is gone ({said[1] if said else reason(error)}); start all of them"
-        " again, and the job goes on from its last checkpoint"
-      ) from error
-
-
-class _Cluster(Workers):
-  """Workers in several processes."""
+    return self._strategy.reduce("SUM", tf.constant(values), axis=None).numpy()
 
   def lost(self, error: Exception) -> bool:
+    """Whether an error means that another process has died."""
     from tensorflow import errors
 
-    return isinstance(
+    return self._num_tasks > 1 and isinstance(
       error,
       errors.UnavailableError
       | errors.AbortedError
@@ -277,141 +206,81 @@ class _Cluster(Workers):
       | errors.FailedPreconditionError,
     )
 
+  @contextlib.contextmanager
+  def together(self) -> Iterator[None]:
+    """Turns the error that follows another process's death into one message.
 
-class _Peers(_Cluster):
-  """Processes that all run the same program and take every step together."""
-
-  def __init__(self, job: Job):
-    import tensorflow as tf
-
-    super().__init__(tf.distribute.MultiWorkerMirroredStrategy())
-    self.is_chief = job.is_chief
-    self.rank = job.rank
-    self._tasks = sum(map(len, job.cluster.values()))
-
-  def differing(self, values: Mapping[str, Any]) -> list[str]:
-    import tensorflow as tf
-
-    # One row for each worker, filled in by adding up; 24 bits are whole numbers of float32.
-    sums = np.zeros([self._tasks, len(values)], np.float32)
-    sums[self.rank] = [zlib.crc32(repr(v).encode()) & 0xFFFFFF for v in values.values()]
-    table = self._strategy.reduce("SUM", tf.constant(sums), axis=None).numpy()
-    return [name for name, same in zip(values, (table == table[0]).all(0), strict=True) if not same]
-
-  def any(self, wish: bool) -> bool:
-    import tensorflow as tf
-
-    return bool(self._strategy.reduce("SUM", tf.constant(float(wish)), axis=None) > 0)
+    Raises:
+      RunError: another process has died.
+    """
+    try:
+      yield
+    except Exception as error:
+      if not self.lost(error):
+        raise
+      cause = re.search("aborted by: (.*)", str(error))
+      raise RunError(
+        f"another worker has stopped ({cause[1] if cause else reason(error)}); start all workers"
+        " again, and training resumes from its last checkpoint"
+      ) from error
 
 
-class _Coordinator(_Cluster):
-  """The chief of a job with parameter servers: it gives out steps, and workers take them when
-  they can, each with a batch of its own."""
+def only_here(config: Config, command: str) -> None:
+  """Refuses workers for a command that cannot use them.
 
-  def __init__(self, job: Job):
-    import tensorflow as tf
-
-    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver(rpc_layer="grpc")
-    super().__init__(tf.distribute.ParameterServerStrategy(resolver))
-    self._coordinator = tf.distribute.coordinator.ClusterCoordinator(self._strategy)
-    self._num_workers = len(job.cluster["worker"])
-    # Variables on several machines are saved by a function that is traced at each checkpoint.
-    tf.get_logger().addFilter(lambda record: "retracing" not in record.getMessage())
-
-  def batches(self, log, user_features, *, batch_size, seed, start_step):
-    import tensorflow as tf
-
-    n = self._num_workers
-
-    def of_worker() -> tf.data.Dataset:
-      slices = [
-        log.batches(
-          user_features,
-          batch_size=n * batch_size,
-          seed=seed,
-          start_step=start_step // n,
-          slices=Slices(i, i + 1, n),
-        )
-        for i in range(n)
-      ]
-      mine = tf.distribute.coordinator.experimental_get_current_worker_index()
-      mine = tf.data.Dataset.from_tensors(tf.cast(mine, tf.int64)).repeat()
-      return tf.data.Dataset.choose_from_datasets(slices, mine)
-
-    return iter(self._coordinator.create_per_worker_dataset(of_worker))
-
-  def step(self, model):
-    with self.scope():
-      train = model.make_train_function()
-
-    def schedule(batches):
-      self._coordinator.schedule(train, args=(batches,))
-
-    return schedule
-
-  def settle(self) -> None:
-    self._coordinator.join()
+  Raises:
+    InputError: the settings ask for workers.
+  """
+  if (kind := config.distribution.distribution) != "none":
+    raise InputError(
+      f"distribution is {kind}, but {command} trains in its own processes; leave the setting out,"
+      " or train with launch.train"
+    )
 
 
-def _mirrored(job: Job) -> Workers:
+def _devices(replicas: int) -> list[str]:
+  """Returns the names of so many devices; splits the CPU if there is no GPU."""
   import tensorflow as tf
 
   gpus = len(tf.config.list_physical_devices("GPU"))
-  if job.replicas > gpus > 0:
+  if replicas > gpus > 0:
     raise InputError(
-      f"--replicas={job.replicas}: this machine has {gpus} GPU(s); ask for no more, or for 0: all"
+      f"replicas is {replicas}, but this machine has {gpus} GPU(s): ask for at most {gpus}, or for"
+      " 0, which means all"
     )
-  count = job.replicas or max(1, gpus)
+  count = replicas or max(1, gpus)
   if not gpus and count > 1:
     (cpu,) = tf.config.list_physical_devices("CPU")
     parts = [tf.config.LogicalDeviceConfiguration()] * count
     tf.config.set_logical_device_configuration(cpu, parts)
-  devices = [f"{'GPU' if gpus else 'CPU'}:{i}" for i in range(count)]
-  return Workers(tf.distribute.MirroredStrategy(devices))
+  return [f"{'GPU' if gpus else 'CPU'}:{i}" for i in range(count)]
 
 
-def only_here(config: Config, command: str) -> None:
-  """Refuses settings of workers where a command has none.
-
-  Raises:
-    InputError: they ask for some.
-  """
-  if (kind := config.distribution.distribution) != "none":
-    raise InputError(
-      f"--distribution={kind}: {command} trains in processes of its own; leave the flag out, or"
-      " train with launch.train"
-    )
-
-
-def _tf_config(kind: str) -> tuple[Mapping[str, Sequence[str]], tuple[str, int]]:
-  """Cluster and task."""
-  may, must = _TASKS[kind]
+def _tf_config() -> tuple[Mapping[str, list[str]], tuple[str, int]]:
+  """Returns the cluster and the task of TF_CONFIG."""
   text = os.environ.get("TF_CONFIG", "")
-  example = {"cluster": _EXAMPLES[kind], "task": {"type": min(must), "index": 0}}
-  remedy = (
-    f"; --distribution={kind} needs it like {json.dumps(example)}, in each process its own task"
-  )
+  remedy = f"; set it in each process, with the process's own task, such as {json.dumps(_EXAMPLE)}"
   if not text:
-    raise InputError("the environment variable TF_CONFIG is not set" + remedy)
+    raise InputError(
+      "distribution is multi_worker, but the environment variable TF_CONFIG is not set" + remedy
+    )
   try:
-    given = json.loads(text)
-    cluster = {
-      str(name): [str(a) for a in addresses] for name, addresses in given["cluster"].items()
-    }
-    task = str(given["task"]["type"]), int(given["task"]["index"])
-    if single := [name for name, addresses in given["cluster"].items() if type(addresses) is str]:
-      raise TypeError(f"{single[0]} has an address where a list of them belongs")
+    parsed = json.loads(text)
+    for kind, addresses in parsed["cluster"].items():
+      if isinstance(addresses, str):
+        raise TypeError(f"{kind} is one address, not a list of addresses")
+    cluster = {kind: list(map(str, found)) for kind, found in parsed["cluster"].items() if found}
+    task = str(parsed["task"]["type"]), int(parsed["task"]["index"])
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     raise InputError(
-      f"TF_CONFIG is no JSON of a cluster and a task ({type(error).__name__}: {error}): {text}"
-      + remedy
+      f"TF_CONFIG is not JSON with a cluster and a task ({type(error).__name__}: {error}):"
+      f" {text}{remedy}"
     ) from error
-  cluster = {name: addresses for name, addresses in cluster.items() if addresses}
   problem = None
-  if odd := sorted(set(cluster) - may):
-    problem = f"has tasks that there are not: {', '.join(odd)}"
-  elif missing := sorted(must - set(cluster)):
-    problem = f"lacks: {', '.join(missing)}"
+  if unknown := sorted(set(cluster) - {"chief", "worker"}):
+    problem = f"has unknown tasks: {', '.join(unknown)}; only chief and worker exist"
+  elif "worker" not in cluster:
+    problem = "has no worker"
   elif len(cluster.get("chief", ())) > 1:
     problem = "has more than one chief"
   elif not 0 <= task[1] < len(cluster.get(task[0], ())):
@@ -425,21 +294,5 @@ def _check_batch(batch_size: int, replicas: int) -> None:
   if batch_size % replicas:
     raise InputError(
       f"batch_size is {batch_size}, which {replicas} replicas cannot share evenly: make it a"
-      f" multiple of {replicas}, such as --batch_size={-(-batch_size // replicas) * replicas}"
+      f" multiple of {replicas}, such as {-(-batch_size // replicas) * replicas}"
     )
-
-
-def _answers(address: str) -> bool:
-  host, _, port = address.rpartition(":")
-  try:
-    socket.create_connection((host, int(port)), timeout=5).close()
-  except OSError:
-    return False
-  return True
-
-
-def _modified(file: pathlib.Path) -> int:
-  try:
-    return file.stat().st_mtime_ns
-  except OSError:
-    return 0

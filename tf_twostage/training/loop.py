@@ -1,12 +1,13 @@
-"""Training a candidate generator: evaluation by epoch, checkpoints, resume, TensorBoard.
+"""Training: one loop for every model, with optional evaluation, checkpoints and workers.
 
-What is in a checkpoint, and what a resumed run has in common with an uninterrupted one, is told in
-docs/training.md.
+docs/training.md describes what a checkpoint holds, and how a resumed run compares with an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -14,355 +15,331 @@ import pathlib
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from tf_twostage.config import CheckpointConfig, FitConfig
-from tf_twostage.data.rows import TrainingRows
+from tf_twostage.data.rows import WHOLE
 from tf_twostage.errors import RunError, reason
-from tf_twostage.metrics import FULL_INFORMATION, Metrics, Scores
+from tf_twostage.metrics import Scores
 from tf_twostage.training.checkpoints import Checkpoints
-from tf_twostage.training.distribution import Workers
-from tf_twostage.training.fitting import (
-  InputWait,
-  make_optimizer,
-  progress_bar,
-  show_loss,
-  steps_per_epoch,
-)
+from tf_twostage.training.distribution import Batches, Workers
+from tf_twostage.training.progress import InputWait, progress_bar
 from tf_twostage.training.signals import Stopped, deferred
-from tf_twostage.training.tensorboard import Monitor
 from tf_twostage.workspace import write_json
 
 if TYPE_CHECKING:
-  from tf_twostage.models.encoders import Codes, TwoTower
-  from tf_twostage.models.generator import CandidateGenerator
+  from tf_twostage.training.tensorboard import Monitor
 
 _log = logging.getLogger(__name__)
 
-_HISTORY = "history.json"
-_BEST = "best"
+_HISTORY, _BEST = "history.json", "best"
 _CHECKPOINTS = CheckpointConfig()
-_SEEDS_APART = 1_000_003  # more than a worker has steps, most likely
+_SEEDS_APART = 1_000_003  # more than the number of steps of a worker
+# Metrics of a generator, and the first cause of a loss that is not finite if this metric is not.
+_CAUSES = {
+  "policy_entropy": "the logits",
+  "weight_mean": "the importance weights (logits are finite)",
+  "ranker_probability": "the ranker's scores, or the loss's function of them (logits are finite)",
+  "mean_loss": "the loss (logits and importance weights are finite)",
+}
 
-# One entry an epoch: {"epoch": 1.., "training": {metric: value}, "scores": Scores, "selected":
-# what the scores come to when the best epoch is chosen, "input_wait_share": how much of the time of
-# its steps they waited for their batches}. But for this share, interruptions change nothing.
+# One entry an epoch: {"epoch": 1.., "training": {metric: value}}; with evaluation also "scores" and
+# "selected", the number that chooses the best epoch; on one device also "input_wait_share", the
+# share of step time spent waiting for input. Interruptions change nothing else.
 History = list[dict[str, Any]]
 
 
+def make_optimizer(settings: FitConfig) -> tf.keras.optimizers.Optimizer:
+  """Returns Adagrad with the settings' learning rate and initial accumulator."""
+  return tf.keras.optimizers.Adagrad(
+    learning_rate=settings.learning_rate, initial_accumulator_value=settings.adagrad_accumulator
+  )
+
+
 def best_epoch(history: History) -> dict[str, Any]:
-  """The earliest entry that was selected highest."""
-  return max(history, key=_selected)
-
-
-def _selected(epoch: Mapping[str, Any]) -> float:
-  return epoch["selected"]
+  """Returns the earliest of the entries with the highest "selected"."""
+  return max(history, key=lambda entry: entry["selected"])
 
 
 def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
-  """What a run in this directory scored, if it got to its last epoch."""
+  """Returns the history of a run in this directory, if it has finished."""
   try:
     history = json.loads((directory / _HISTORY).read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # there is none, or it is damaged: a checkpoint has it, too
+  except (OSError, ValueError):  # absent, or damaged: then the last checkpoint has it, too
     return None
   return history if len(history) >= epochs else None
 
 
-def restore_best(towers: TwoTower, directory: pathlib.Path, history: History) -> None:
-  """Gives `towers` the weights of the best epoch of a run in this directory."""
-  path = directory / _BEST / f"ckpt-{best_epoch(history)['epoch']}"
-  restored = tf.train.Checkpoint(towers=towers).read(str(path))
-  restored.assert_existing_objects_matched().expect_partial()
+def restore_best(weights: tf.Module, directory: pathlib.Path, history: History) -> None:
+  """Gives `weights` the values of the best epoch of a run in this directory."""
+  best = Checkpoints(directory / _BEST, keep=1, weights=weights)
+  best.load(best_epoch(history)["epoch"])
 
 
-def train_generator(
-  model: CandidateGenerator,
-  log: TrainingRows,
-  user_codes: Codes,
-  evaluate: Callable[[], Scores],
-  select: Callable[[Scores], float],
-  config: FitConfig,
-  directory: pathlib.Path,
+def fit(
+  model: tf.keras.Model,
+  batches: tf.data.Dataset | Batches,
+  settings: FitConfig,
   *,
-  seed: int,
-  hyper_parameters: Mapping[str, Any],
-  tensorboard: pathlib.Path,
-  measures: Metrics = FULL_INFORMATION,
-  notes: Sequence[str] = (),
-  checkpoints: CheckpointConfig = _CHECKPOINTS,
+  rows: int,
+  name: str,
   progress: bool = True,
+  evaluate: Callable[[], Scores] | None = None,
+  select: Callable[[Scores], float] | None = None,
+  directory: pathlib.Path | None = None,
+  weights: tf.Module | None = None,
+  checkpoints: CheckpointConfig = _CHECKPOINTS,
+  monitor: Monitor | None = None,
   workers: Workers | None = None,
 ) -> History:
-  """Fits `model` on the log; leaves it with the weights of its best epoch.
+  """Fits a model to the rows of a log.
 
-  A run that was cut short goes on from its last checkpoint. Where workers train together, all of
-  them call this at the same time; the chief alone evaluates, and writes.
+  With a `directory`, the run is saved there, and the same call resumes an interrupted run. All
+  workers call this function at the same time; only the chief evaluates and writes.
 
   Args:
-    model: fresh, made in the workers' scope; its weights are replaced when resuming.
-    log: the rows to fit.
-    user_codes: codes of all users, [U, ...].
-    evaluate: scores the model as it is.
-    select: what the scores come to; the epoch with the most is the best.
-    config: epochs and optimizer.
-    directory: holds checkpoints/ and history.json; workers share it.
-    seed: fixes the order of rows; the caller seeds the weights.
-    hyper_parameters: flat, shown in TensorBoard's HParams tab.
-    tensorboard: where event files go.
-    measures: what the scores are, for TensorBoard.
-    notes: what a reader should know of the data, for TensorBoard's text.
-    checkpoints: when to save between the ends of epochs.
-    progress: whether to show a bar.
+    model: created in the workers' scope, with all variables; has a metric "mean_loss". An
+      uncompiled model gets `make_optimizer(settings)`.
+    batches: a dataset of endless batches; or a function that makes one from any step on, which
+      resuming and workers need.
+    settings: epochs, batch size and optimizer.
+    rows: number of rows; an epoch has as many steps as there are full batches in them, at least
+      one.
+    name: shown beside the progress bar.
+    progress: whether to show the bar.
+    evaluate: scores the model after each epoch.
+    select: reduces scores to one number; the epoch with the highest is the best.
+    directory: gets checkpoints/, best/ and history.json; all workers see it.
+    weights: the part of the model that is saved for the best epoch, and restored at the end;
+      requires `select` and `directory`.
+    checkpoints: when to save within an epoch.
+    monitor: gets each entry of the history.
     workers: who trains; None: this process.
 
   Returns:
-    one entry an epoch; nothing where another worker is the chief.
+    One entry an epoch; an empty list unless this is the chief.
 
   Raises:
-    Stopped: SIGTERM or SIGINT came, to any worker; the step at work was finished and saved.
-    RunError: the loss or the weights are not finite any more, memory is short, or nothing can be
-      saved.
+    Stopped: a worker received SIGTERM or SIGINT. The current step was finished and saved.
+    RunError: the loss or the weights are not finite, memory is short, or saving failed.
   """
   workers = workers or Workers()
   with workers.scope():
-    model.compile(optimizer=make_optimizer(config))
+    if model.optimizer is None:
+      model.compile(optimizer=make_optimizer(settings))
     model.optimizer.build(model.trainable_variables)
-  steps = steps_per_epoch(len(log), config)
-  run = _Run(model, directory, workers, epochs=config.epochs, steps=steps)
+  run = _Run(
+    model, settings, rows, workers, directory, weights, evaluate, select, checkpoints, monitor
+  )
   run.restore()
-
-  wait = InputWait()
-
-  def batches(readers: Workers, start_step: int) -> Iterator[Any]:
-    options: dict[str, Any] = {
-      "batch_size": config.batch_size,
-      "seed": seed,
-      "start_step": start_step,
-    }
-    if readers.alone:  # else devices have buffers, and nobody sees how long they wait for these
-      return iter(wait.watched(log.batches(user_codes, **options)))
-    return readers.batches(log, user_codes, **options)
-
-  if run.step < run.last_step and not workers.is_chief:
-    with log.reading():
-      _train(model, batches, lambda metrics: run.save(), run, workers, checkpoints, False)
-  elif run.step < run.last_step:
-    with run.saving():
-      monitor = Monitor(tensorboard, hyper_parameters, measures, notes)
-
-    def finish_epoch(metrics: dict[str, float]) -> None:
-      waited = {"input_wait_share": wait.share()} if workers.alone else {}
-      scores = evaluate()
-      entry = {"epoch": run.step // run.steps, "training": metrics, "scores": scores, **waited}
-      entry["selected"] = select(scores)
-      with run.saving():
-        monitor.write(entry)
-        run.finish_epoch(entry)
-      wait.reset()
-
-    with monitor, log.reading():
-      _train(model, batches, finish_epoch, run, workers, checkpoints, progress)
+  if run.step < run.last_step:
+    source = batches if callable(batches) else lambda **_: batches
+    run.train(source, name, progress and workers.is_chief)
   if not workers.is_chief:
     return []
-  run.restore_best()
+  if weights is not None and directory is not None:
+    restore_best(weights, directory, run.history)
   return run.history
 
 
+@dataclasses.dataclass
 class _Run:
-  """A training run and what it keeps on disk: the last steps, the best epoch, the history."""
+  """One call of `fit`; the fields are its arguments."""
 
-  def __init__(
-    self,
-    model: CandidateGenerator,
-    directory: pathlib.Path,
-    workers: Workers,
-    *,
-    epochs: int,
-    steps: int,
-  ):
-    """Args:
-    model: compiled, with the variables of its optimizer.
-    directory: of the run.
-    workers: the chief of them writes.
-    epochs: how many there will be.
-    steps: of an epoch.
-    """
-    self.directory = directory
-    self.epochs = epochs
-    self.steps = steps
-    self.step = 0  # how many are done
+  model: tf.keras.Model
+  settings: FitConfig
+  rows: int
+  workers: Workers
+  directory: pathlib.Path | None
+  weights: tf.Module | None
+  evaluate: Callable[[], Scores] | None
+  select: Callable[[Scores], float] | None
+  checkpoints: CheckpointConfig
+  monitor: Monitor | None
+
+  def __post_init__(self):
+    self.steps = max(1, self.rows // self.settings.batch_size)  # of an epoch
+    self.last_step = self.settings.epochs * self.steps
+    self.step = 0  # number of steps done
     self.history: History = []
-    self._model = model
-    self._workers = workers
-    self._last = Checkpoints(
-      directory / "checkpoints",
-      keep=2,
-      writes=workers.is_chief,
-      model=model,
-      optimizer=model.optimizer,
-    )
-    # Three: the best of either checkpoint, and one of an epoch that did not get to its checkpoint.
-    self._best = Checkpoints(directory / _BEST, keep=3, towers=model.towers)
-
-  @property
-  def last_step(self) -> int:
-    return self.epochs * self.steps
+    self._last = self._best = None
+    if self.directory is not None:
+      self._last = Checkpoints(
+        self.directory / "checkpoints",
+        keep=2,
+        writes=self.workers.is_chief,
+        model=self.model,
+        optimizer=self.model.optimizer,
+      )
+      if self.weights is not None:
+        # The best epochs of both checkpoints, and of an epoch that ended before its checkpoint.
+        self._best = Checkpoints(self.directory / _BEST, keep=3, weights=self.weights)
 
   @property
   def where(self) -> str:
     """The last step, in words."""
-    return f"step {self.step} (epoch {-(-self.step // self.steps)} of {self.epochs})"
+    return f"step {self.step} (epoch {-(-self.step // self.steps)} of {self.settings.epochs})"
 
   def restore(self) -> None:
-    found = self._last.restore()
+    """Continues at the last checkpoint, if there is one."""
+    found = self._last.restore() if self._last else None
     if found is not None:
       self.step, self.history = found
-    if self._workers.differing({"step": self.step}):
+    if self.workers.differing({"step": self.step}):
       raise RunError(
-        f"workers found different checkpoints; this one goes on from step {self.step} of"
-        f" {self.directory}: give all of them the same --workdir, on a file system that they share"
+        f"workers found different checkpoints; this one resumes after step {self.step} of"
+        f" {self.directory}: give all workers the same work directory, on a file system that they"
+        " share"
       )
-    # Draws that are counted in no checkpoint shall be neither those of the first steps again, nor
-    # another worker's.
-    if found is not None or self._workers.rank:
-      tf.random.set_seed(self.step + _SEEDS_APART * self._workers.rank)
+    # Random draws whose state is in no checkpoint must differ from those of the first steps, and
+    # between workers.
+    if found is not None or self.workers.rank:
+      tf.random.set_seed(self.step + _SEEDS_APART * self.workers.rank)
     if found is not None and self.step < self.last_step:
       epochs, steps = divmod(self.step, self.steps)
       more = f" and {steps} of {self.steps} steps of the next" if steps else ""
-      _log.info("going on after epoch %d of %d%s", epochs, self.epochs, more)
+      _log.info("resuming after epoch %d of %d%s", epochs, self.settings.epochs, more)
 
-  def restore_best(self) -> None:
-    restore_best(self._model.towers, self.directory, self.history)
+  def train(self, source: Batches, name: str, progress: bool) -> None:
+    """Takes all remaining steps.
+
+    Workers decide together, at each step, whether to save and whether to stop.
+    """
+    options: dict[str, Any] = {"batch_size": self.settings.batch_size, "start_step": self.step}
+    wait = InputWait()
+    if self.workers.alone:
+      batches = iter(wait.watched(source(**options, slices=WHOLE)))
+    else:  # devices buffer their input, which hides the waiting
+      batches = self.workers.batches(source, **options)
+    take_step = self.workers.step(self.model)
+    saved = time.monotonic()
+    with contextlib.ExitStack() as stack:
+      if self.monitor is not None and self.workers.is_chief:
+        with self.saving():
+          stack.enter_context(self.monitor)
+      bar = progress_bar(name, self.last_step, done=self.step, shown=progress)
+      stack.enter_context(bar)
+      # Without a directory nothing can be saved: signals act at once.
+      received = stack.enter_context(deferred()) if self.directory else lambda: None
+      while self.step < self.last_step:
+        if self.step % self.steps == 0:
+          self.model.reset_metrics()
+        self.step += 1
+        try:
+          loss = take_step(batches)
+        except tf.errors.InvalidArgumentError as error:
+          # Draws from logits that are not finite fail before there is a loss.
+          has_finite_logits = getattr(self.model, "has_finite_logits", lambda batch: True)
+          options["start_step"] = self.step - 1
+          if has_finite_logits(next(iter(source(**options, slices=WHOLE)))):
+            raise
+          raise self.diverged("the logits", {}) from error
+        except tf.errors.ResourceExhaustedError as error:
+          raise self.out_of_memory(error) from error
+        if not math.isfinite(loss):
+          metrics = self.metrics()
+          raise self.diverged(_cause(metrics), metrics)
+        bar.update()
+        ends_epoch = self.step % self.steps == 0
+        due = self.due(time.monotonic() - saved)
+        if not ends_epoch and not self.workers.any(due or bool(received())):
+          continue
+        if ends_epoch:
+          metrics = self.metrics()
+          bar.set_postfix_str(
+            f"epoch {self.step // self.steps}, loss {metrics['mean_loss']:.4f}", refresh=False
+          )
+          self.finish_epoch(metrics, wait)
+        else:
+          with self.saving():
+            self.save()
+        saved = time.monotonic()
+        if self.workers.any(bool(received())):
+          number = received() or signal.SIGTERM  # received by another worker
+          raise Stopped(number, f"after {self.where}, which is saved")
+
+  def metrics(self) -> dict[str, float]:
+    """Returns the metrics of the epoch so far, over all replicas; all workers must call it."""
+    return {name: float(value) for name, value in self.model.get_metrics_result().items()}
+
+  def due(self, seconds: float) -> bool:
+    """Whether to save within an epoch, so many seconds after the last checkpoint."""
+    every = self.checkpoints.checkpoint_every_steps
+    minutes = self.checkpoints.checkpoint_every_minutes
+    by_steps = every and self.step % every == 0
+    return self.directory is not None and bool(by_steps or (minutes and seconds >= 60 * minutes))
 
   @contextlib.contextmanager
   def saving(self) -> Iterator[None]:
-    """What keeps a run from writing ends it in one message."""
+    """Turns write failures into RunError."""
     try:
       yield
     except (OSError, tf.errors.OpError) as error:
-      if self._workers.lost(error):
+      if self.workers.lost(error):
         raise
-      saved = self._last.numbers()
+      saved = self._last.numbers() if self._last else []
       raise RunError(
-        f"cannot save to {self.directory} after {self.where}: {reason(error)}. What was saved"
-        " before is as it was: once there is room and leave to write, the same command goes on"
-        f" {f'after step {saved[-1]}' if saved else 'from the start'}"
+        f"cannot save to {self.directory} after {self.where}: {reason(error)}. Earlier checkpoints"
+        " are unchanged: free some space, or make the directory writable, and the same command"
+        f" resumes {f'after step {saved[-1]}' if saved else 'from the start'}"
       ) from error
 
   def save(self) -> None:
-    variables = [*self._model.trainable_variables, *self._model.optimizer.variables]
+    """Saves a checkpoint, if there is a directory."""
+    variables = [*self.model.trainable_variables, *self.model.optimizer.variables]
     if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in variables if v.dtype.is_floating):
       raise self.diverged("the weights or the optimizer's state", {})
-    self._last.save(self.step, self.history)
+    if self._last is not None:
+      self._last.save(self.step, self.history)
 
-  def finish_epoch(self, epoch: dict[str, Any]) -> None:
-    """The checkpoint comes last: it alone makes the epoch count as finished."""
-    improved = not self.history or _selected(epoch) > max(map(_selected, self.history))
-    self.history.append(epoch)
-    if improved:
-      self._best.save(len(self.history))
-    write_json(self.directory / _HISTORY, self.history)
-    self.save()
+  def finish_epoch(self, metrics: dict[str, float], wait: InputWait) -> None:
+    """Evaluates and saves. Only the checkpoint, which comes last, makes an epoch count."""
+    if not self.workers.is_chief:
+      self.save()
+      return
+    entry: dict[str, Any] = {"epoch": self.step // self.steps, "training": metrics}
+    if self.workers.alone:
+      entry["input_wait_share"] = wait.share()
+    if self.evaluate is not None and self.select is not None:
+      entry["scores"] = self.evaluate()
+      entry["selected"] = self.select(entry["scores"])
+    with self.saving():
+      if self.monitor is not None:
+        self.monitor.write(entry)
+      self.history.append(entry)
+      if self._best is not None and best_epoch(self.history) is entry:
+        self._best.save(len(self.history))
+      if self.directory is not None:
+        write_json(self.directory / _HISTORY, self.history)
+      self.save()
+    wait.reset()
 
   def diverged(self, culprit: str, metrics: Mapping[str, float]) -> RunError:
-    """Says what is not finite any more, beside what usually makes it so."""
+    """Returns an error with the usual causes."""
     ratio = metrics.get("weight_max", math.nan)
     largest = f"; largest ratio of policy to propensity in this epoch {ratio:.3g}"
-    saved = self._last.numbers()
+    saved = self._last.numbers() if self._last else []
+    last = f" The last checkpoint, of step {saved[-1]}, is finite." if saved else ""
     return RunError(
       f"training diverged at {self.where}: not finite are {culprit}"
       f"{largest if math.isfinite(ratio) else ''}; learning rate"
-      f" {float(self._model.optimizer.learning_rate):g}. Try a smaller --learning_rate, a larger"
-      " --l2, --adagrad_accumulator=0.1 or a smaller --weight_cap. The last checkpoint in"
-      f" {self.directory} is {f'of step {saved[-1]}, and finite' if saved else 'still to come'}"
+      f" {float(self.model.optimizer.learning_rate):g}. Try a smaller learning_rate, a larger l2,"
+      f" adagrad_accumulator 0.1 or a smaller weight_cap.{last}"
     )
 
   def out_of_memory(self, error: tf.errors.ResourceExhaustedError) -> RunError:
-    """Says what there was no room for."""
+    """Returns an error with the tensor that did not fit."""
     found = re.search(r"OOM when allocating tensor with shape ?\[[\d,]*\]", error.message)
     return RunError(
-      f"out of memory at {self.where}: {found.group() if found else error.message};"
-      " lower --batch_size, or against a large catalogue --support_size"
+      f"out of memory at {self.where}: {found.group() if found else error.message}; lower"
+      " batch_size, or, with a large catalogue, set or lower support_size"
     )
 
 
-def _train(
-  model: CandidateGenerator,
-  batches: Callable[[Workers, int], Iterator[Any]],
-  finish_epoch: Callable[[dict[str, float]], None],
-  run: _Run,
-  workers: Workers,
-  checkpoints: CheckpointConfig,
-  progress: bool,
-) -> None:
-  """Keras's own step, in a loop that can begin and end within an epoch.
-
-  Workers stop and save at the same steps: whoever has a reason asks all.
-  """
-  take_step, given = workers.step(model), batches(workers, run.step)
-  saved = time.monotonic()
-  bar = progress_bar("generator", run.last_step, done=run.step, shown=progress)
-  with bar, deferred() as signaled:
-    while run.step < run.last_step:
-      if run.step % run.steps == 0:
-        model.reset_metrics()
-      run.step += 1
-      try:
-        loss = take_step(given)
-      except tf.errors.InvalidArgumentError as error:
-        # Draws from logits that are not finite are of no item, which fails before there is a loss.
-        batch = next(batches(Workers(), run.step - 1))
-        if tf.reduce_all(tf.math.is_finite(model(batch["user"]))):
-          raise
-        raise run.diverged("the logits", {}) from error
-      except tf.errors.ResourceExhaustedError as error:
-        raise run.out_of_memory(error) from error
-      if loss is not None and not math.isfinite(loss):
-        metrics = _metrics(model)
-        raise run.diverged(_not_finite(metrics), metrics)
-      bar.update()
-      ends_epoch = run.step % run.steps == 0
-      due = _due(checkpoints, run.step, time.monotonic() - saved)
-      if not ends_epoch and not workers.any(due or bool(signaled())):
-        continue
-      workers.settle()
-      if ends_epoch:
-        metrics = _metrics(model)
-        show_loss(bar, run.step // run.steps, metrics["mean_loss"])
-        finish_epoch(metrics)
-      else:
-        with run.saving():
-          run.save()
-      saved = time.monotonic()
-      if workers.any(bool(signaled())):
-        number = signaled() or signal.SIGTERM  # which another worker was sent
-        raise Stopped(number, f"after {run.where}, which is saved")
-
-
-def _due(checkpoints: CheckpointConfig, step: int, seconds: float) -> bool:
-  every, minutes = checkpoints.checkpoint_every_steps, checkpoints.checkpoint_every_minutes
-  return bool((every and step % every == 0) or (minutes and seconds >= 60 * minutes))
-
-
-def _metrics(model: tf.keras.Model) -> dict[str, float]:
-  """Of the epoch so far, over all replicas: all workers must ask."""
-  return {name: float(value) for name, value in model.get_metrics_result().items()}
-
-
-def _not_finite(metrics: Mapping[str, float]) -> str:
-  """What a loss that is not finite owes it to, by metrics that were finite a step before."""
-  for metric, culprit in (
-    ("policy_entropy", "the logits"),
-    ("weight_mean", "the importance weights (logits are finite)"),
-    (
-      "ranker_probability",
-      "the ranker's scores, or what the loss makes of them (logits are finite)",
-    ),
-    ("mean_loss", "the loss (logits and importance weights are finite)"),
-  ):
-    if metric in metrics and not math.isfinite(metrics[metric]):
-      return culprit
-  return "the L2 penalty"
+def _cause(metrics: Mapping[str, float]) -> str:
+  """Returns what made the loss not finite; all metrics were finite a step before."""
+  found = (name for name in _CAUSES if not math.isfinite(metrics.get(name, 0.0)))
+  return _CAUSES.get(next(found, ""), "the L2 penalty")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: work stops where it can go on later."""
+"""SIGTERM and SIGINT: finish the current step, save, exit."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(KeyboardInterrupt):
-  """A signal stopped the work; what was saved before it is where the work goes on.
+  """A signal stopped the work. The same command resumes from the last checkpoint.
 
   Attributes:
-    exit_code: what a shell reports of a process that died of the signal.
+    exit_code: 128 + the signal's number, as shells report it.
   """
 
   def __init__(self, number: int, where: str = ""):
@@ -24,7 +24,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def raise_stopped() -> None:
-  """From now on a signal raises `Stopped`, whatever the main thread is doing."""
+  """From now on, a signal raises `Stopped` in the main thread. Ignored signals stay ignored."""
 
   def stop(number: int, frame: Any) -> None:
     raise Stopped(number)
@@ -36,31 +36,31 @@ def raise_stopped() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-  """Signals wait; the function tells which came. A second one acts at once, as without this.
+  """Defers signals; the yielded function returns the one received, or None.
 
-  Signals that are ignored stay so. Outside the main thread, which alone may handle signals,
-  none is told.
+  A second signal acts at once, as without this context. Ignored signals stay ignored. Only the main
+  thread can handle signals: in another thread the function always returns None.
   """
   if threading.current_thread() is not threading.main_thread():
     yield lambda: None
     return
   handlers = {number: signal.getsignal(number) for number in _SIGNALS}
   handlers = {n: h for n, h in handlers.items() if h not in (signal.SIG_IGN, None)}
-  came: list[int] = []
+  received: list[int] = []
 
   def restore() -> None:
     for number, handler in handlers.items():
       signal.signal(number, handler)
 
   def note(number: int, frame: Any) -> None:
-    came.append(number)
+    received.append(number)
     restore()
 
   for number in handlers:
     signal.signal(number, note)
   try:
-    yield lambda: came[0] if came else None
+    yield lambda: received[0] if received else None
   finally:
     restore()
-  if came:  # after the last time that anybody asked
-    signal.raise_signal(came[0])
+  if received:  # after the caller's last look
+    signal.raise_signal(received[0])

@@ -13,19 +13,20 @@ from tensorboard.plugins.hparams import api as hparams
 
 from tf_twostage.metrics import FULL_INFORMATION, Metrics
 
-# Metric of `models.health.PolicyHealth` -> its chart and how to read it.
+# Metrics of `models.health.PolicyHealth`, each with one chart, and how to read them.
 HEALTH = {
-  "effective_sample_share": "Share of rows the weighted log is worth. Sound: above 0.1. Near 0, "
-  "a few rows carry the gradient.",
-  "weight_mean": "Mean raw ratio of policy to propensity. On its own log's distribution it is 1; "
-  "far above, the policy leaves the log's support.",
-  "weight_max": "Largest raw ratio of the epoch, before clipping.",
-  "share_capped": "Rows whose weight was cut to the cap. Sound: below 0.2; above, the cap decides.",
-  "share_floored": "Rows whose weight was raised to the floor: items the policy has given up.",
-  "policy_entropy": "Nats; log(catalogue size) when uniform. A fall towards 0 is a collapse onto "
-  "one item.",
-  "ranker_probability": "Mean share q that the ranker gives the logged item in a sampled slate; "
-  "1/slate_size when the ranker is indifferent. Towards 0, nothing is learnt.",
+  "effective_sample_share": "Effective sample size of the weighted log, as a share of its rows."
+  " Healthy: above 0.1. Near 0, a few rows determine the gradient.",
+  "weight_mean": "Mean ratio of policy to propensity, before clipping. It is 1 if the policy covers"
+  " what the log covers; a large mean shows that the policy leaves the support of the log.",
+  "weight_max": "Largest ratio of the epoch, before clipping.",
+  "share_capped": "Share of rows whose weight was cut to the cap. Healthy: below 0.2.",
+  "share_floored": "Share of rows whose weight was raised to the floor: the policy has almost"
+  " excluded their items.",
+  "policy_entropy": "In nats; log(catalogue size) for the uniform policy. A fall towards 0 shows a"
+  " collapse to one item.",
+  "ranker_probability": "Mean probability with which the ranker chooses the logged item from a"
+  " slate; 1/slate_size for a constant ranker. Near 0, there is no learning signal.",
 }
 
 _GUIDE = "\n".join(
@@ -34,57 +35,62 @@ _GUIDE = "\n".join(
 
 
 class Monitor:
-  """Writes one training run's events; a context manager."""
+  """Writes the events of one training run; a context manager, which opens the file."""
 
   def __init__(
     self,
     directory: pathlib.Path,
     hyper_parameters: Mapping[str, Any],
-    measures: Metrics = FULL_INFORMATION,
+    metrics: Metrics = FULL_INFORMATION,
     notes: Sequence[str] = (),
   ):
     """Args:
-    directory: where event files go.
-    hyper_parameters: flat.
-    measures: of the judge whose scores are written.
-    notes: what a reader should know of the data; sentences.
+    directory: gets the event files.
+    hyper_parameters: by name, shown in the HParams tab.
+    metrics: the evaluator's.
+    notes: sentences about the data, shown in the text tab.
     """
-    self._writer = tf.summary.create_file_writer(str(directory))
+    self._directory = directory
+    self._hyper_parameters = dict(hyper_parameters)
+    self._metrics = metrics
+    self._notes = notes
+
+  def __enter__(self) -> Monitor:
+    self._writer = tf.summary.create_file_writer(str(self._directory))
     with self._writer.as_default(step=0):
       hparams.hparams_config(
-        hparams=[hparams.HParam(name) for name in hyper_parameters],
+        hparams=[hparams.HParam(name) for name in self._hyper_parameters],
         metrics=[
-          hparams.Metric(f"validation_{stage}/{measures.headline}")
+          hparams.Metric(f"validation_{stage}/{self._metrics.headline}")
           for stage in ("two_stage", "one_stage")
         ],
       )
-      hparams.hparams(dict(hyper_parameters))
+      hparams.hparams(self._hyper_parameters)
       tf.summary.text("how_to_read_health", _GUIDE)
-      if notes:
-        tf.summary.text("notes", "\n".join(f"- {note}" for note in notes))
-      tf.summary.experimental.write_raw_pb(_layout(measures).SerializeToString(), step=0)
-
-  def __enter__(self) -> Monitor:
+      if self._notes:
+        tf.summary.text("notes", "\n".join(f"- {note}" for note in self._notes))
+      layout = _layout(self._metrics).SerializeToString()
+      tf.summary.experimental.write_raw_pb(layout, step=0)
     return self
 
   def __exit__(self, *_: Any) -> None:
     self._writer.close()
 
   def write(self, entry: Mapping[str, Any]) -> None:
-    """Adds an entry of the training history: the loss, its health, scores on validation."""
+    """Adds an entry of the training history: loss, health, scores on validation data."""
     with self._writer.as_default(step=entry["epoch"]):
       for name, value in entry["training"].items():
         group = "health" if name in HEALTH else "loss"
         tf.summary.scalar(f"{group}/{name}", value)
       if "input_wait_share" in entry:
         tf.summary.scalar("input/wait_share", entry["input_wait_share"])
-      for stage, scores in entry["scores"]["validation"].items():
+      for stage, scores in entry.get("scores", {}).get("validation", {}).items():
         for metric, value in scores.items():
           tf.summary.scalar(f"validation_{stage}/{metric}", value)
     self._writer.flush()
 
 
-def _layout(measures: Metrics):
+def _layout(metrics: Metrics):
   def chart(title, *tags):
     return layout_pb2.Chart(title=title, multiline=layout_pb2.MultilineChartContent(tag=tags))
 
@@ -92,7 +98,7 @@ def _layout(measures: Metrics):
   quality = [
     *(
       chart(f"{metric}, {title}", f"^validation_{stage}/{metric}$")
-      for metric in dict.fromkeys((measures.headline, *measures.printed))
+      for metric in dict.fromkeys((metrics.headline, *metrics.printed))
       for stage, title in (("one_stage", "generator alone"), ("two_stage", "+ ranker"))
     ),
     chart("mean loss", "^loss/mean_loss$"),
@@ -100,7 +106,7 @@ def _layout(measures: Metrics):
   return custom_scalar.pb(
     layout_pb2.Layout(
       category=[
-        layout_pb2.Category(title=f"Quality on validation {measures.population}", chart=quality),
+        layout_pb2.Category(title=f"Quality on validation {metrics.population}", chart=quality),
         layout_pb2.Category(title="Health of off-policy training", chart=health),
       ]
     )
