@@ -5,19 +5,27 @@ python -m launch.evaluate --flagfile=launch/ml1m.flags --data_dir=DIR \\
     --losses=cross_entropy,ips,two_stage_ips --seeds=20
 python -m launch.evaluate --flagfile=launch/synthetic.flags --policy_file=uniform.csv
 
-Takes the flags that trained them, of launch.train or of launch.experiment: what they name must have
-finished. docs/evaluation.md says how to read the answer.
+Takes the flags that trained them, of launch.train or of launch.experiment. All generators that
+these flags name must have finished. docs/evaluation.md explains the output.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage.errors import InputError
+
+if TYPE_CHECKING:
+  from tf_twostage.config import Config
+  from tf_twostage.evaluation.values import TargetPolicy
 
 _UNKNOWN_TO_TRAINING = ("all", "policy_file")
 
@@ -45,16 +53,11 @@ def main() -> None:
     plan = launch_config.plan_variants(config, values.losses, "")
   seeds = [config.seed] if values.seeds is None else range(values.seeds)
   several = values.losses is not None or values.seeds is not None or values.all
-
-  from tf_twostage import evaluate  # brings TensorFlow, which wrong flags can do without
-
   generators = [
-    evaluate.Generator(label, dataclasses.replace(variant, seed=seed))
-    for label, variant, _ in plan
-    for seed in seeds
+    (label, dataclasses.replace(variant, seed=seed)) for label, variant, _ in plan for seed in seeds
   ]
   print(
-    evaluate.run(
+    run(
       config,
       None if values.all else generators,
       launch_config.work_path(config),
@@ -64,8 +67,85 @@ def main() -> None:
   )
 
 
+def run(
+  config: Config,
+  generators: Sequence[tuple[str, Config]] | None,
+  workdir: pathlib.Path,
+  *,
+  policy_files: Sequence[pathlib.Path] = (),
+  training_command: str,
+) -> str:
+  """Evaluates the logging policy, generators with and without the ranker, and policies in files.
+
+  Args:
+    config: makes the environment that all generators share.
+    generators: label and settings of each; None: every finished generator in `workdir`.
+    workdir: where they were trained; gets evaluation/ and stages/.
+    policy_files: see `policy_file.read`.
+    training_command: trains them; for the message where one is missing.
+
+  Returns:
+    The report.
+
+  Raises:
+    InputError: a generator has not finished, or a file does not fit; nothing has been evaluated.
+  """
+  remedy = f"train with\n  {training_command}\nand evaluate again"
+  if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
+    raise InputError(f"{workdir} holds no generator; {remedy}")
+
+  # These import TensorFlow, which wrong flags can do without.
+  import numpy as np
+
+  from tf_twostage import environment as environments
+  from tf_twostage import evaluate
+  from tf_twostage.evaluation import policy_file
+  from tf_twostage.evaluation.values import REPORTED
+  from tf_twostage.experiment import finished
+  from tf_twostage.metrics import STAGES
+  from tf_twostage.recommender import TwoStageRecommender
+  from tf_twostage.workspace import Workspace
+
+  workspace = Workspace(workdir / "stages")
+  environment = environments.make(config, workspace)
+  if generators is None:
+    generators = [(v.label, v.config) for v in finished(config, environment, workdir)]
+  models = {
+    f"{label}, seed {own.seed}": TwoStageRecommender.from_config(own) for label, own in generators
+  }
+  unfinished = [
+    name for name, model in models.items() if model.finished_history(environment, workdir) is None
+  ]
+  if unfinished or not models:
+    which = f" of {'; '.join(unfinished)}" if unfinished else ""
+    raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
+  evaluation = environment.evaluation_log(workspace)
+  item_ids = np.asarray(environment.tables.schema.item_id.vocabulary)
+  in_files = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
+
+  def policies() -> Iterator[TargetPolicy]:
+    """One model after the other is in memory."""
+    for name, model in models.items():
+      model.restore(environment, workdir)
+      for stage in STAGES:
+        yield model.policy(stage).on(evaluation, name)
+    yield from in_files
+
+  found = evaluate(
+    evaluation,
+    policies(),
+    REPORTED,
+    tables=environment.tables,
+    encoder=config.encoder,
+    reward_training=config.ranker,
+    workdir=workdir,
+    seed=config.environment_seed,
+  )
+  return found.save(workdir / "evaluation")
+
+
 def training_command(name: str, arguments: Sequence[str]) -> str:
-  """The command line of what trains, from the arguments of this command."""
+  """The command line that trains, from the arguments of this command."""
   kept, skip = [], False
   for argument in arguments:
     flag = argument.lstrip("-").partition("=")[0]

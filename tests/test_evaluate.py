@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launch.evaluate import training_command
+from launch import evaluate as command
 from tests import commands
-from tf_twostage import TwoStageRecommender, evaluate
+from tf_twostage import TwoStageRecommender
 from tf_twostage import environment as environments
 from tf_twostage.config import (
   Config,
@@ -21,7 +21,7 @@ from tf_twostage.config import (
 )
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import REPORTED as ESTIMATORS
-from tf_twostage.generators import Generator, finished
+from tf_twostage.experiment import finished
 from tf_twostage.metrics import STAGES
 from tf_twostage.workspace import Workspace
 
@@ -46,9 +46,7 @@ CONFIG = Config(
   loss="two_stage_ips:num_slates=50",
 )
 LOSSES = ("cross_entropy", "ips:baseline=0.2")
-GENERATORS = [
-  Generator(loss, dataclasses.replace(CONFIG, loss=loss, loss_options={})) for loss in LOSSES
-]
+GENERATORS = [(loss, dataclasses.replace(CONFIG, loss=loss, loss_options={})) for loss in LOSSES]
 ITEMS, USERS, ROWS = 300, 400, 8000
 
 
@@ -61,8 +59,8 @@ def workdir(tmp_path_factory):
 def environment(workdir):
   """The environment of two finished generators."""
   made = environments.make(CONFIG, Workspace(workdir / "stages"))
-  for generator in GENERATORS:
-    model = TwoStageRecommender.from_config(generator.config)
+  for _, config in GENERATORS:
+    model = TwoStageRecommender.from_config(config)
     model.fit(made, workdir=workdir, progress=False)
   return made
 
@@ -97,7 +95,9 @@ def test_a_policy_sees_what_evaluation_shows_it_whatever_was_drawn(environment, 
 def test_both_policies_of_a_generator_are_distributions_and_differ(
   environment, evaluation, workdir
 ):
-  alone, two_stages = GENERATORS[0].policies(environment, evaluation, workdir)
+  model = TwoStageRecommender.from_config(GENERATORS[0][1])
+  assert model.restore(environment, workdir)
+  alone, two_stages = (model.policy(stage).on(evaluation) for stage in STAGES)
   assert [alone.kind, two_stages.kind] == list(STAGES.values())
   rows = evaluation.distinct_contexts[0]
   probabilities = [policy.probabilities(rows) for policy in (alone, two_stages)]
@@ -109,7 +109,7 @@ def test_both_policies_of_a_generator_are_distributions_and_differ(
 
 
 def test_a_finished_generator_is_the_one_of_its_best_epoch(environment, workdir):
-  config = GENERATORS[0].config
+  config = GENERATORS[0][1]
   model = TwoStageRecommender.from_config(config)
   assert model.restore(environment, workdir)
   towers, history = model.towers, model.epochs
@@ -124,13 +124,14 @@ def test_all_finished_generators_are_found_and_called_by_what_is_theirs(environm
   strangers = workdir / "generators" / "ips-seed0-another"
   strangers.mkdir()
   (strangers / "config.json").write_text('{"loss": {"of another version": 1}}')
-  other = dataclasses.replace(GENERATORS[1].config, environment_seed=7)
+  other = dataclasses.replace(GENERATORS[1][1], environment_seed=7)
   another = dataclasses.replace(environment, name="another environment")
   elsewhere = TwoStageRecommender.from_config(other).directory(another, workdir)
   elsewhere.mkdir()
   (elsewhere / "config.json").write_text(json.dumps(dataclasses.asdict(other)))
-  assert finished(CONFIG, environment, workdir) == GENERATORS
-  (like_ips, _) = reversed(finished(GENERATORS[1].config, environment, workdir))
+  found = finished(CONFIG, environment, workdir)
+  assert [(variant.label, variant.config) for variant in found] == GENERATORS
+  (like_ips, _) = reversed(finished(GENERATORS[1][1], environment, workdir))
   assert like_ips.label == "ips"
 
 
@@ -216,9 +217,9 @@ def test_showing_anything_is_worth_the_mean_of_all_rewards(evaluated, evaluation
 
 def test_what_has_not_finished_is_named_with_the_command_that_trains_it(environment, workdir):
   longer = dataclasses.replace(CONFIG, generator=GeneratorConfig(epochs=3, item_bias=False))
-  generators = [*GENERATORS, Generator("longer", longer), Generator("again", longer)]
+  generators = [*GENERATORS, ("longer", longer), ("again", longer)]
   with pytest.raises(InputError) as error:
-    evaluate.run(CONFIG, generators, workdir, training_command="the command")
+    command.run(CONFIG, generators, workdir, training_command="the command")
   assert str(error.value) == (
     f"{workdir} has no finished generator of longer, seed 0; again, seed 0; train with\n"
     "  the command\nand evaluate again"
@@ -235,14 +236,14 @@ def test_the_command_that_trains_is_the_command_that_evaluates_without_its_own_f
     "--policy_file=b",
     "--all",
   ]
-  assert training_command("train", arguments) == (
+  assert command.training_command("train", arguments) == (
     "python -m launch.train '--name=my run' --epochs 3"
   )
 
 
 def test_nothing_is_built_where_nothing_was_trained(tmp_path):
   with pytest.raises(InputError, match="holds no generator; train with\n  the command"):
-    evaluate.run(CONFIG, GENERATORS, tmp_path, training_command="the command")
+    command.run(CONFIG, GENERATORS, tmp_path, training_command="the command")
   assert not list(tmp_path.iterdir())
 
 

@@ -23,9 +23,7 @@ ORDER = [
   ("environment",),
   ("reports", "serving"),
   ("recommender",),
-  ("experiment",),
-  ("generators",),
-  ("evaluate", "online_loop"),
+  ("experiment", "online_loop", "policy_evaluation"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
   from tf_twostage.data.sets.ratings import RatingsData
   from tf_twostage.errors import InputError, RunError
+  from tf_twostage.policy_evaluation import Evaluation, estimate_propensities, evaluate
   from tf_twostage.recommender import TwoStageRecommender
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -57,6 +58,7 @@ __all__ = [
   "BanditLog",
   "Config",
   "EncoderConfig",
+  "Evaluation",
   "FitConfig",
   "GeneratorConfig",
   "InputError",
@@ -64,12 +66,17 @@ __all__ = [
   "RunError",
   "SupportConfig",
   "TwoStageRecommender",
+  "estimate_propensities",
+  "evaluate",
   "losses",
 ]
 _MODULES = {
   "BanditLog": "data.log",
+  "Evaluation": "policy_evaluation",
   "RatingsData": "data.sets.ratings",
   "TwoStageRecommender": "recommender",
+  "estimate_propensities": "policy_evaluation",
+  "evaluate": "policy_evaluation",
 }
 
 

@@ -170,7 +170,7 @@ class TwoStageRecommender:
       data: the training rows, or an environment.
       validation: rows that choose the epoch, of the same users and items. None: a share of `data`
         is held out for that, the latest rows where the log has times.
-      workdir: keeps finished workspace, checkpoints, TensorBoard files, and for a log the fitted
+      workdir: keeps finished stages, checkpoints, TensorBoard files, and for a log the fitted
         model. None: a temporary directory, deleted with this object.
       progress: whether to show the generator's progress bar.
       workers: the processes or devices that train together. None: this process.
@@ -180,6 +180,7 @@ class TwoStageRecommender:
       RunError: training diverged, or something cannot be saved.
     """
     workers = workers or Workers()
+    self._digest = ""
     if workdir is None:
       self._temporary = tempfile.TemporaryDirectory(prefix="tf_twostage-")
     root = pathlib.Path(workdir or self._temporary.name)  # type: ignore[union-attr]
@@ -314,8 +315,8 @@ class TwoStageRecommender:
         **{
           f"{split}/{stage}/{metric}": value
           for split, stages in entry["scores"].items()
-          for stage, metrics in stages.items()
-          for metric, value in metrics.items()
+          for stage, values in stages.items()
+          for metric, value in values.items()
         },
       }
       for entry in self._history

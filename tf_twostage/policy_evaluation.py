@@ -1,0 +1,216 @@
+"""`evaluate`: estimates off-policy what policies would earn on a log."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from tf_twostage.config import Config, EncoderConfig, FitConfig
+from tf_twostage.data.log import BanditLog
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import policy_file, propensities, values
+from tf_twostage.evaluation.estimators import Estimators, by_name
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.reward_model import fit_reward_model
+from tf_twostage.evaluation.rows import check_distribution
+from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.recommender import RecommenderPolicy, TwoStageRecommender
+from tf_twostage.reports import plots, policy_report
+from tf_twostage.workspace import Workspace
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_DEFAULTS = Config()
+PolicyLike = (
+  TargetPolicy
+  | RecommenderPolicy
+  | TwoStageRecommender
+  | np.ndarray
+  | str
+  | os.PathLike
+  | Callable[[np.ndarray], Any]
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+  """Estimated values of policies; prints as a report.
+
+  Attributes:
+    log: the rows that the policies were evaluated on.
+    estimates: one row for each policy and estimator, the logging policy first; see
+      `values.evaluate`.
+    explained: share of the variance of the rewards that the reward model explains; None if no
+      estimator needed a model.
+  """
+
+  log: EvaluationLog
+  estimates: pd.DataFrame
+  explained: float | None = None
+
+  def to_frame(self) -> pd.DataFrame:
+    """One row for each policy and estimator: value, standard error, intervals, warnings, ..."""
+    return self.estimates.copy()
+
+  def plot(self) -> Figure:
+    """Values with their intervals, by policy and estimator."""
+    return plots.policy_values(self.estimates)
+
+  def save(self, directory: str | os.PathLike) -> str:
+    """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
+
+    Returns:
+      The report, with the name of the directory.
+    """
+    return policy_report.write(self.estimates, self.log, self.explained, pathlib.Path(directory))
+
+  def __str__(self) -> str:
+    return policy_report.to_text(self.estimates, self.log, self.explained)
+
+  def _repr_html_(self) -> str:
+    shown = ["policy", "kind", "estimator", "value", "standard_error", "effective_sample_size"]
+    table = self.estimates[[*shown, "unreliable"]]
+    return table.to_html(index=False, float_format="{:.4g}".format)
+
+
+def evaluate(
+  log: BanditLog | EvaluationLog,
+  policies: Mapping[str, PolicyLike] | Iterable[TargetPolicy],
+  estimators: Estimators = ("snips", "ips", "dr"),
+  *,
+  tables: EncodedTables | None = None,
+  encoder: EncoderConfig = _DEFAULTS.encoder,
+  reward_training: FitConfig = _DEFAULTS.ranker,
+  workdir: str | os.PathLike | None = None,
+  confidence: float = 0.95,
+  seed: int = 0,
+  progress: bool = True,
+) -> Evaluation:
+  """Estimates the value of each policy: the expected reward of one item that it shows.
+
+  The mean reward of the logging policy comes first. DM and DR need a reward model, which is then
+  fitted on this log by cross-fitting: each row is predicted by a model that has not seen it.
+
+  Args:
+    log: n rows with propensities that no policy has learned from.
+    policies: by name. A recommender or its `policy()`; probabilities of the N items, [N] or
+      [n, N]; a function of row numbers [m] that returns [m, N]; the path of a policy file; or a
+      `TargetPolicy`. Or target policies that have their names.
+    estimators: names in `evaluation.estimators.ESTIMATORS`, estimators, or a dict of them.
+    tables: users and items as codes; needed by the reward model of an `EvaluationLog`.
+    encoder, reward_training: of the reward model.
+    workdir: keeps the reward model. None: it is fitted anew.
+    confidence: of the intervals.
+    seed: of folds, weights and the bootstrap.
+    progress: whether to show a progress bar.
+
+  Raises:
+    InputError: the log has no propensities, a policy does not fit the log, or an estimator is
+      unknown.
+  """
+  chosen = by_name(estimators)
+  evaluation = log if isinstance(log, EvaluationLog) else _evaluation_log(log)
+  targets: Iterable[TargetPolicy]
+  if isinstance(policies, Mapping):
+    targets = [_target(name, policy, log, evaluation) for name, policy in policies.items()]
+  else:
+    targets = policies
+  model = None
+  if any(estimator.needs_model for estimator in chosen.values()):
+    if tables is None:
+      if not isinstance(log, BanditLog):
+        raise InputError("DM and DR on an EvaluationLog need `tables` for their reward model")
+      tables = EncodedTables.encode(log.schema, log.users, log.items)
+    with _workspace(workdir) as workspace:
+      model = fit_reward_model(evaluation, tables, encoder, reward_training, workspace, seed=seed)
+  estimates = values.evaluate(
+    evaluation,
+    tqdm(targets, unit="policy", desc="policies", disable=not progress),
+    chosen,
+    reward_model=model,
+    confidence=confidence,
+    seed=seed,
+  )
+  explained = None if model is None else model.explained(evaluation.log)
+  return Evaluation(evaluation, estimates, explained)
+
+
+def estimate_propensities(
+  log: BanditLog,
+  *,
+  encoder: EncoderConfig = _DEFAULTS.encoder,
+  training: FitConfig = _DEFAULTS.behavior,
+  workdir: str | os.PathLike | None = None,
+  seed: int = 0,
+) -> BanditLog:
+  """The log with estimated propensities, by models of which items were shown to whom.
+
+  Estimate them before you split the log. `TwoStageRecommender.fit` does so for training rows.
+
+  Args:
+    log: all rows.
+    encoder, training: of the models.
+    workdir: keeps the estimate. None: it is made anew.
+    seed: of folds and weights.
+  """
+  config = Config(encoder=encoder, behavior=training, environment_seed=seed)
+  with _workspace(workdir) as workspace:
+    found, _ = propensities.estimate(config, log, workspace)
+  estimated = log.with_propensities(found.values)
+  return dataclasses.replace(estimated, notes=(*log.notes, found.note()))
+
+
+@contextlib.contextmanager
+def _workspace(workdir: str | os.PathLike | None) -> Iterator[Workspace]:
+  with tempfile.TemporaryDirectory() as scratch:
+    yield Workspace(pathlib.Path(workdir or scratch) / "stages")
+
+
+def _evaluation_log(log: BanditLog) -> EvaluationLog:
+  if not log.has_propensities:
+    raise InputError(
+      f"{log.name}: the log has no propensities, and weights need them; estimate them before the"
+      " log is split: log = estimate_propensities(log)"
+    )
+  return EvaluationLog.of(log)
+
+
+def _target(
+  name: str, policy: PolicyLike, log: BanditLog | EvaluationLog, evaluation: EvaluationLog
+) -> TargetPolicy:
+  """A policy on the rows of the log."""
+  if isinstance(policy, TargetPolicy):
+    return dataclasses.replace(policy, name=name)
+  if isinstance(policy, TwoStageRecommender):
+    policy = policy.policy()
+  if isinstance(policy, RecommenderPolicy):
+    return policy.on(log, name)
+  if isinstance(policy, str | os.PathLike):
+    if not isinstance(log, BanditLog):
+      raise InputError(f"{policy}: read policy files for an EvaluationLog with policy_file.read")
+    ids = np.asarray(log.schema.item_id.vocabulary)
+    return dataclasses.replace(policy_file.read(pathlib.Path(policy), evaluation, ids), name=name)
+  if callable(policy):
+    return TargetPolicy(name, "function", policy, by_row=True)
+  table = np.asarray(policy, np.float64)
+  shape = len(evaluation), evaluation.num_items
+  if table.shape not in (shape, shape[1:]):
+    raise InputError(
+      f"policy {name!r}: probabilities have shape {table.shape}; pass [{shape[1]}], one for each"
+      f" item, or {list(shape)}, one for each row and item"
+    )
+  check_distribution(f"policy {name!r}", np.atleast_2d(table))
+  if table.ndim == 1:
+    return TargetPolicy(name, "array", lambda rows: np.broadcast_to(table, (len(rows), shape[1])))
+  return TargetPolicy(name, "array", lambda rows: table[rows], by_row=True)
