@@ -28,13 +28,13 @@ FILES = {
   "seeds.png",
 }
 
-DRAW = experiment.plots.experiment
+DRAW = experiment.plots.Experiment.save
 
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
   """They have tests of their own, and take their time."""
-  monkeypatch.setattr(experiment.plots, "experiment", lambda *arguments: None)
+  monkeypatch.setattr(experiment.plots.Experiment, "save", lambda *arguments: None)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_seed_is_needed(config, tmp_path):
 
 
 def test_an_experiment_leaves_its_files(config, finish, tmp_path, monkeypatch):
-  monkeypatch.setattr(experiment.plots, "experiment", DRAW)
+  monkeypatch.setattr(experiment.plots.Experiment, "save", DRAW)
   variants = [
     finish(variant(config, "cross_entropy"), [0.3, 0.4]),
     finish(variant(config, "ips"), [0.5, 0.4]),
@@ -232,18 +232,18 @@ def test_one_seed_of_one_variant_is_an_experiment(config, finish, tmp_path):
 
 
 def test_validation_users_choose_of_a_sweep_whatever_the_test_users_say(config, finish, tmp_path):
-  family = {"family": "two_stage_ips"}
+  family = {"family": "ips"}
   variants = [
     finish(variant(config, "cross_entropy"), [0.2, 0.2]),
-    finish(variant(config, "two_stage_ips:alpha=1", alpha=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
-    finish(variant(config, "two_stage_ips:alpha=2", alpha=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
-    finish(variant(config, "two_stage_ips:alpha=3", alpha=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
+    finish(variant(config, "ips:baseline=1", baseline=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
+    finish(variant(config, "ips:baseline=2", baseline=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
+    finish(variant(config, "ips:baseline=3", baseline=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
   ]
   told = run(config, variants, tmp_path)
   for name in ("table.md", "table.tex", "significance.csv"):
     text = read(tmp_path, name)
-    assert "two_stage_ips:alpha=2" in text
-    assert not any(other in text for other in ("two_stage_ips:alpha=1", "two_stage_ips:alpha=3"))
+    assert "ips:baseline=2" in text
+    assert not any(other in text for other in ("ips:baseline=1", "ips:baseline=3"))
   assert "90.0" not in read(tmp_path, "table.md")
 
   sweep = pd.read_csv(tmp_path / "experiment" / "sweep.csv", keep_default_na=False)
