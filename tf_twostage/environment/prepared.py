@@ -95,13 +95,11 @@ def _array(path: pathlib.Path, name: str, shape: tuple[int, int | None], dtype: 
     if not zipfile.is_zipfile(path):  # NumPy would also read a single array
       raise zipfile.BadZipFile("File is not a zip file")
     with np.load(path) as stored:
-      if name not in stored:
-        raise InputError(f"{path}: no array {name!r}, found {sorted(stored)}; make the file again")
-      array = stored[name]
-  except InputError:
-    raise
+      found, array = sorted(stored), stored.get(name)
   except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise InputError(f"{path}: not a readable .npz ({error}); copy the file again") from error
+  if array is None:
+    raise InputError(f"{path}: no array {name!r}, found {found}; make the file again")
   if not tf.TensorShape(shape).is_compatible_with(array.shape):
     raise InputError(
       f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to another data set"

@@ -38,8 +38,7 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
   """Makes an environment of ratings; every step is a stage."""
   seed, settings = config.environment_seed, config.simulation
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  simulator, auc = _simulator(config, data, tables, workspace)
-  information, labels = _labels(config, data, tables, workspace, simulator)
+  information, labels, auc = _full_information(config, data, tables, workspace)
   contexts = PairContexts(data, seed)
   policy = fit_and_log(
     config,
@@ -78,14 +77,18 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
   )
 
 
-def _simulator(
+def _full_information(
   config: Config, data: RatingsData, tables: EncodedTables, workspace: Workspace
-) -> tuple[pathlib.Path, float]:
-  """Returns the directory of the fitted simulator and its AUC on held-out ratings."""
-  positive_above, holdout = config.data.positive_above, config.simulation.holdout
-  seed = config.environment_seed
+) -> tuple[FullInformation, str, float]:
+  """Fits the simulator and labels all pairs.
 
-  def build(directory: pathlib.Path) -> None:
+  Returns:
+    The labels, the name of their stage, and the simulator's AUC on held-out ratings.
+  """
+  positive_above, holdout = config.data.positive_above, config.simulation.holdout
+  rate, seed = config.simulation.positive_rate, config.environment_seed
+
+  def build_simulator(directory: pathlib.Path) -> None:
     simulator, auc = fit_simulator(
       data,
       tables,
@@ -106,31 +109,19 @@ def _simulator(
     "holdout": holdout,
     "seed": seed,
   }
-  stage = workspace.stage("simulator", inputs, build)
-  auc = json.loads((stage / "metrics.json").read_text())["holdout_auc"]
+  fitted = workspace.stage("simulator", inputs, build_simulator)
+  auc = json.loads((fitted / "metrics.json").read_text())["holdout_auc"]
   _log.info("simulator: AUC %.3f on held-out ratings", auc)
-  return stage, auc
 
-
-def _labels(
-  config: Config,
-  data: RatingsData,
-  tables: EncodedTables,
-  workspace: Workspace,
-  simulator_stage: pathlib.Path,
-) -> tuple[FullInformation, str]:
-  """Returns the labels of all pairs and the name of their stage."""
-  rate, seed = config.simulation.positive_rate, config.environment_seed
-
-  def build(directory: pathlib.Path) -> None:
+  def build_labels(directory: pathlib.Path) -> None:
     simulator = Simulator(tables.schema, config.encoder, config.simulator.l2)
-    restore_weights(simulator, simulator_stage)
+    restore_weights(simulator, fitted)
     information = label_all_pairs(simulator, data, tables, positive_rate=rate, seed=seed)
     information.save(directory / _LABELS)
 
-  inputs = {"simulator": simulator_stage.name, "positive_rate": rate, "seed": seed}
-  stage = workspace.stage("full_information", inputs, build)
-  return FullInformation.load(stage / _LABELS), stage.name
+  inputs = {"simulator": fitted.name, "positive_rate": rate, "seed": seed}
+  stage = workspace.stage("full_information", inputs, build_labels)
+  return FullInformation.load(stage / _LABELS), stage.name, auc
 
 
 def random_pairs(
