@@ -49,13 +49,13 @@ def test_they_are_calibrated(estimated):
   assert np.mean(1 / data.num_items / found.values) == pytest.approx(1, abs=0.1)
 
 
-def test_users_tell_more_than_shares(estimated):
+def test_users_improve_on_shares(estimated):
   _, found, truth, _ = estimated
-  assert not found.knows_ids
-  assert found.of_shares + 0.05 < found.log_likelihood < np.log(truth).mean() + 0.02
+  assert not found.uses_ids
+  assert found.share_log_likelihood + 0.05 < found.log_likelihood < np.log(truth).mean() + 0.02
 
 
-def test_a_stage_says_that_they_are_estimated(estimated):
+def test_a_stage_marks_them_as_estimated(estimated):
   data, found, _, stage = estimated
   record = json.loads((stage / "stage.json").read_text())
   assert record["inputs"]["propensities"] == "estimated"
@@ -65,7 +65,7 @@ def test_a_stage_says_that_they_are_estimated(estimated):
   assert json.loads((stage / "facts.json").read_text()) == found.facts()
 
 
-def test_an_estimate_is_found_again(estimated, monkeypatch):
+def test_a_finished_estimate_is_loaded(estimated, monkeypatch):
   data, found, _, stage = estimated
   monkeypatch.setattr(propensities, "cross_fitted", None)
   again, name = propensities.estimate(CONFIG, data, Workspace(stage.parent))
@@ -74,14 +74,14 @@ def test_an_estimate_is_found_again(estimated, monkeypatch):
   assert again.facts() == found.facts()
 
 
-def test_ids_are_used_where_the_policy_has_a_leaning_for_each_user(tmp_path):
+def test_ids_are_used_where_the_policy_depends_on_the_user(tmp_path):
   data, truth = load(user_logs.make(4000, by_user=True), tmp_path)
   found = propensities.cross_fitted(CONFIG, data)
-  assert found.knows_ids
+  assert found.uses_ids
   assert np.corrcoef(np.log(found.values), np.log(truth))[0, 1] > 0.75
 
 
-def test_a_policy_that_looks_at_nobody_is_told_by_shares(tmp_path):
+def test_a_policy_without_context_is_estimated_by_shares(tmp_path):
   world = user_logs.make(1500)
   rng = np.random.default_rng(1)
   popularity = rng.dirichlet(np.full(user_logs.ITEMS, 5.0))
@@ -90,11 +90,11 @@ def test_a_policy_that_looks_at_nobody_is_told_by_shares(tmp_path):
   world.log["propensity"] = popularity[drawn]
   data, truth = load(world, tmp_path)
   found = propensities.cross_fitted(CONFIG, data)
-  assert found.trust < 0.5
+  assert found.scale < 0.5
   assert np.abs(np.log(found.values / truth)).mean() < 0.15
 
 
-def test_models_of_features_see_no_row_of_the_users_that_they_are_asked_about(
+def test_models_of_features_see_no_row_of_the_users_whose_propensities_they_predict(
   estimated, monkeypatch
 ):
   data, _, _, _ = estimated

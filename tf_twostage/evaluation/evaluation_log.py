@@ -89,21 +89,27 @@ class EvaluationLog:
     return first, index.reshape(-1)
 
   def inputs(self, rows: np.ndarray, users: Codes) -> dict[str, Any]:
-    """What models read in these rows, [m].
+    """What models read in these rows, [m]; see `model_inputs`."""
+    return model_inputs(self.log, rows, users)
 
-    Args:
-      rows: [m] row numbers.
-      users: codes of all users, [U, ...] each.
 
-    Returns:
-      "user" {name: [m, ...]}, "context" {name: [m]} raw, "user_index" [m].
-    """
-    index = self.log.user_index[rows]
-    return {
-      "user": {name: tf.gather(codes, index) for name, codes in users.items()},
-      "context": {name: tf.constant(values[rows]) for name, values in self.log.context.items()},
-      "user_index": tf.constant(index),
-    }
+def model_inputs(log: LogRows, rows: np.ndarray, users: Codes) -> dict[str, Any]:
+  """What models read in some rows of a log.
+
+  Args:
+    log: the log.
+    rows: [m] row numbers.
+    users: codes of all users, [U, ...] each.
+
+  Returns:
+    "user" {name: [m, ...]}, "context" {name: [m]} raw, "user_index" [m].
+  """
+  index = log.user_index[rows]
+  return {
+    "user": {name: tf.gather(codes, index) for name, codes in users.items()},
+    "context": {name: tf.constant(values[rows]) for name, values in log.context.items()},
+    "user_index": tf.constant(index),
+  }
 
 
 def reduce_to_rows(
