@@ -5,7 +5,9 @@ from hypothesis import given, settings
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
-from tf_twostage.evaluation.off_policy import DR, PolicyRows, evaluate
+from tf_twostage.evaluation.estimators import DR
+from tf_twostage.evaluation.off_policy import evaluate
+from tf_twostage.evaluation.rows import PolicyRows
 
 common = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -106,7 +108,7 @@ def fitted(predict):
     ),
     (
       lambda: fitted(lambda t, r: np.where(r == 4, np.nan, 0.5)),
-      "predict must be finite; 1 of 2 rows",
+      "predict must be finite; 1 of 2 rows .*first: row 4",
     ),
   ],
 )

@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_twostage import metrics
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import evaluation_log, off_policy
-from tf_twostage.evaluation.estimators import Gain
+from tf_twostage.evaluation.estimators import IPS, Gain
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.evaluation.rows import PolicyRows
@@ -97,7 +97,7 @@ def test_values_and_errors_are_those_of_the_whole_catalogue(world, stage, groupe
         assert found[estimate.estimator] == pytest.approx(estimate.value, rel=2e-3)
         error = found[f"{estimate.estimator}_error"]
         assert error == pytest.approx(estimate.standard_error, rel=2e-3)
-    (ips,) = off_policy.evaluate(rows, {"ips": off_policy.IPS()}, num_resamples=0)
+    (ips,) = off_policy.evaluate(rows, {"ips": IPS()}, num_resamples=0)
     size = scores[split][stage]["effective_sample_size"]
     assert size == pytest.approx(ips.effective_sample_size, rel=2e-3)
 

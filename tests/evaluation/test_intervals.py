@@ -5,8 +5,10 @@ import pytest
 import scipy.stats
 
 from tf_twostage.evaluation import intervals
+from tf_twostage.evaluation.estimators import DR, IPS, SNIPS
 from tf_twostage.evaluation.intervals import summarise_ratios
-from tf_twostage.evaluation.off_policy import DR, IPS, SNIPS, PolicyRows, evaluate, on_policy
+from tf_twostage.evaluation.off_policy import evaluate, on_policy
+from tf_twostage.evaluation.rows import PolicyRows
 
 NUM_LOGS, NUM_ROWS = 1000, 1000
 

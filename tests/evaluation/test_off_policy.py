@@ -7,18 +7,10 @@ import pytest
 from hypothesis import given, settings
 
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation.estimators import DM, DR, ESTIMATORS, IPS, SNIPS
 from tf_twostage.evaluation.intervals import summarise_ratios
-from tf_twostage.evaluation.off_policy import (
-  DM,
-  DR,
-  ESTIMATORS,
-  IPS,
-  SNIPS,
-  PolicyRows,
-  evaluate,
-  on_policy,
-  to_frame,
-)
+from tf_twostage.evaluation.off_policy import evaluate, on_policy, to_frame
+from tf_twostage.evaluation.rows import PolicyRows
 
 
 def example(**changes):

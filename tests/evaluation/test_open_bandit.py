@@ -8,6 +8,8 @@ import pytest
 from tests.evaluation.make_obp_fixture import FIXTURE, THRESHOLD, values
 from tests.evaluation.open_bandit_arrays import PAIRS, problem, read_log
 from tf_twostage.evaluation import off_policy
+from tf_twostage.evaluation.estimators import DR, ESTIMATORS, IPS
+from tf_twostage.evaluation.rows import PolicyRows
 
 pytestmark = pytest.mark.parametrize(("log", "target"), PAIRS)
 
@@ -21,7 +23,7 @@ def open_bandit(test_data, log):
 
 def evaluated(root, log, target, estimators=None, **options):
   x = problem(root, log, target)
-  rows = off_policy.PolicyRows.from_arrays(
+  rows = PolicyRows.from_arrays(
     x.actions, x.rewards, x.propensities, x.probabilities, x.predicted_rewards
   )
   return {e.estimator: e for e in off_policy.evaluate(rows, estimators, **options)}
@@ -29,9 +31,9 @@ def evaluated(root, log, target, estimators=None, **options):
 
 def assert_agrees(root, log, target, theirs):
   estimators = {
-    **off_policy.ESTIMATORS,
-    "clipped_ips": off_policy.IPS(cap=THRESHOLD),
-    "switch_dr": off_policy.DR(threshold=THRESHOLD),
+    **ESTIMATORS,
+    "clipped_ips": IPS(cap=THRESHOLD),
+    "switch_dr": DR(threshold=THRESHOLD),
   }
   ours = evaluated(root, log, target, estimators, num_resamples=0)
   assert ours.keys() == theirs.keys()

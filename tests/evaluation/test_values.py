@@ -11,7 +11,7 @@ from tf_twostage.data import load
 from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import evaluation_log, off_policy, values
-from tf_twostage.evaluation.estimators import IPS
+from tf_twostage.evaluation.estimators import DR, IPS
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, reduce_to_rows
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.evaluation.values import TargetPolicy
@@ -238,6 +238,6 @@ def test_truth_lies_in_the_intervals_of_most_logs():
     ((rows, truth),) = reduce_to_rows(
       evaluation, lambda rows: ([target[users[rows]]], np.full((len(rows), ITEMS), 0.5))
     )
-    (estimate,) = off_policy.evaluate(rows, {"dr": off_policy.DR()}, num_resamples=0)
+    (estimate,) = off_policy.evaluate(rows, {"dr": DR()}, num_resamples=0)
     held += estimate.interval[0] <= truth <= estimate.interval[1]
   assert held >= 36

@@ -12,8 +12,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 
-from tf_twostage.errors import InputError
-from tf_twostage.evaluation.rows import check_finite, check_groups
+from tf_twostage.errors import InputError, require
+from tf_twostage.evaluation.rows import check_groups
 
 Model = TypeVar("Model")
 
@@ -99,7 +99,8 @@ def cross_fit(
         f"predict returned {predicted.shape} for {len(rows)} rows of fold {fold}; return one"
         f" prediction for each row, {(len(rows), *out.shape[1:])}"
       )
-    check_finite("predict", predicted.reshape(len(rows), -1).sum(axis=1), "fix the model")
+    finite = np.isfinite(predicted).reshape(len(rows), -1).all(axis=1)
+    require(finite, "predict", "must be finite", "fix the model", numbers=rows)
     out[rows] = predicted
   assert out is not None  # there is at least one fold
   return CrossFit(folds, models, out)

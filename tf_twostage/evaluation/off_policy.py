@@ -19,36 +19,11 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.estimators import (
-  DM,
-  DR,
-  ESTIMATORS,
-  IPS,
-  SNIPS,
-  Estimator,
-  Estimators,
-  Terms,
-  by_name,
-)
+from tf_twostage.evaluation.estimators import ESTIMATORS, IPS, Estimators, by_name
 from tf_twostage.evaluation.intervals import RatioSummary, summarise_ratios
 from tf_twostage.evaluation.overlap import MODEL_ALONE, support_warnings, weight_warnings
-from tf_twostage.evaluation.rows import PolicyRows, check_finite, check_groups, check_vector
+from tf_twostage.evaluation.rows import PolicyRows, check_vector
 from tf_twostage.metrics import effective_sample_size
-
-__all__ = [
-  "DM",
-  "DR",
-  "ESTIMATORS",
-  "IPS",
-  "SNIPS",
-  "Estimate",
-  "Estimator",
-  "PolicyRows",
-  "Terms",
-  "evaluate",
-  "on_policy",
-  "to_frame",
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,35 +114,20 @@ def evaluate(
   ]
 
 
-def on_policy(
-  rewards: Any,
-  groups: Any = None,
-  *,
-  confidence: float = 0.95,
-  num_resamples: int = 1000,
-  seed: int = 0,
-) -> Estimate:
+def on_policy(rewards: Any, groups: Any = None, **options: Any) -> Estimate:
   """The logging policy's own value, the mean reward, to compare the others with.
 
   Args:
     rewards: [n] finite.
     groups: [n] ids whose rows depend on each other; None: all rows are independent.
-    confidence, num_resamples, seed: as for `evaluate`.
+    **options: confidence, num_resamples and seed, as for `evaluate`.
 
   Raises:
     InputError: rewards are empty or not finite, or an option is out of range.
   """
-  rewards = check_vector("rewards", rewards)
-  check_finite("rewards", rewards, "drop the rows whose outcome is unknown")
-  groups = None if groups is None else check_groups(groups, len(rewards))
-  ones = np.ones(len(rewards))
-  (estimate,) = evaluate(
-    PolicyRows(rewards, ones, ones, groups=groups),
-    {"on_policy": IPS()},
-    confidence=confidence,
-    num_resamples=num_resamples,
-    seed=seed,
-  )
+  ones = np.ones(len(check_vector("rewards", rewards)))
+  rows = PolicyRows(rewards, ones, ones, groups=groups)
+  (estimate,) = evaluate(rows, {"on_policy": IPS()}, **options)
   return estimate
 
 
@@ -196,14 +156,10 @@ def _estimate(
 ) -> Estimate:
   doubts = support if weights is None else weight_warnings(rows, weights, mean_weight) + support
   return Estimate(
-    estimator=name,
-    value=summary.value,
-    standard_error=summary.standard_error,
-    interval=summary.interval,
-    bootstrap_interval=summary.bootstrap_interval,
+    name,
+    **summary._asdict(),
     confidence=confidence,
     num_rows=len(rows),
-    num_units=summary.num_units,
     effective_sample_size=np.nan if weights is None else effective_sample_size(weights),
     max_weight=np.nan if weights is None else float(weights.max()),
     mean_weight=np.nan if weights is None else float(weights.mean()),

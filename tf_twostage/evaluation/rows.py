@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,23 @@ import pandas as pd
 from tf_twostage.errors import InputError, require
 
 _TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within this
+# Columns of `PolicyRows`: which values are valid, the rule, and the remedy.
+_RULES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
+  "rewards": (np.isfinite, "must be finite", "drop the rows whose outcome is unknown"),
+  "propensities": (
+    lambda values: (values > 0) & (values <= 1),
+    "must lie in (0, 1]",
+    "log the probability with which the action was drawn; a row where it is unknown or zero cannot"
+    " be used",
+  ),
+  "target_probabilities": (
+    lambda values: (values >= 0) & (values <= 1 + _TOLERANCE),
+    "must lie in [0, 1]",
+    "pass the target policy's probability of the logged action",
+  ),
+  "predicted_rewards": (np.isfinite, "must be finite", "fix the reward model"),
+  "direct_values": (np.isfinite, "must be finite", "fix the reward model"),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,23 +61,16 @@ class PolicyRows:
   action_counts: np.ndarray | None = None
 
   def __post_init__(self):
-    rewards = check_vector("rewards", self.rewards)
-    check_finite("rewards", rewards, "drop the rows whose outcome is unknown")
-    columns = {"rewards": rewards}
-    for name in ("propensities", "target_probabilities", "predicted_rewards", "direct_values"):
+    n = len(check_vector("rewards", self.rewards))
+    for name, (is_valid, rule, remedy) in _RULES.items():
       if getattr(self, name) is not None:
-        columns[name] = check_vector(name, getattr(self, name), len(rewards))
-    _check_propensities(columns["propensities"])
-    _check_target(columns["target_probabilities"])
+        column = check_vector(name, getattr(self, name), n)
+        require(is_valid(column), name, rule, remedy, column)
+        object.__setattr__(self, name, column)
     if (self.predicted_rewards is None) != (self.direct_values is None):
       raise InputError("predicted_rewards and direct_values are of one model: pass both or neither")
-    for name in ("predicted_rewards", "direct_values"):
-      if name in columns:
-        check_finite(name, columns[name], "fix the reward model")
-    for name, column in columns.items():
-      object.__setattr__(self, name, column)
     if self.groups is not None:
-      object.__setattr__(self, "groups", check_groups(self.groups, len(rewards)))
+      object.__setattr__(self, "groups", check_groups(self.groups, n))
     with np.errstate(over="ignore"):
       finite = np.isfinite(self.weights)
     rule, remedy = "must not be so small that the weight overflows", "log the true propensity"
@@ -115,7 +126,14 @@ class PolicyRows:
     probabilities = _check_matrix("probabilities", probabilities, n)
     check_distribution("probabilities", probabilities)
     num_actions = probabilities.shape[1]
-    actions = check_actions(actions, n, num_actions)
+    actions = np.asarray(actions)
+    if actions.dtype.kind not in "iu" or actions.shape != (n,):
+      raise InputError(
+        f"actions must be [{n}] int, got {actions.dtype} of shape {actions.shape}; pass one"
+        " catalogue index for each row"
+      )
+    inside, remedy = (actions >= 0) & (actions < num_actions), "index the columns of probabilities"
+    require(inside, "actions", f"must lie in [0, {num_actions})", remedy, actions)
     row = np.arange(n)
     predicted = direct = None
     if predicted_rewards is not None:
@@ -139,10 +157,6 @@ class PolicyRows:
     )
 
 
-def check_finite(name: str, values: np.ndarray, remedy: str) -> None:
-  require(np.isfinite(values), name, "must be finite", remedy, values)
-
-
 def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarray:
   """`values` as [n] float64, n > 0 and equal to `length` if given."""
   array = _as_numbers(name, values)
@@ -155,24 +169,13 @@ def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarra
   return array.astype(np.float64, copy=False)
 
 
-def check_actions(actions: Any, length: int, num_actions: int) -> np.ndarray:
-  """`actions` as [n] integers in [0, num_actions)."""
-  array = np.asarray(actions)
-  if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) != length:
-    raise InputError(
-      f"actions must be [{length}] int, got {array.dtype} of shape {array.shape}; pass catalogue"
-      " indices, one a row"
-    )
-  inside, remedy = (array >= 0) & (array < num_actions), "index the columns of probabilities"
-  require(inside, "actions", f"must lie in [0, {num_actions})", remedy, array)
-  return array
-
-
 def check_groups(groups: Any, length: int) -> np.ndarray:
   """`groups` as [n] ids without a missing one."""
   array = np.asarray(groups)
   if array.ndim != 1 or len(array) != length:
-    raise InputError(f"groups must be [{length}], got shape {array.shape}; pass one id a row")
+    raise InputError(
+      f"groups must be [{length}], got shape {array.shape}; pass one id for each row"
+    )
   require(~pd.isna(array), "groups", "must not be missing", "give every row an id", array)
   return array
 
@@ -197,23 +200,8 @@ def _check_matrix(name: str, values: Any, length: int) -> np.ndarray:
 def check_distribution(name: str, probabilities: np.ndarray) -> None:
   """Raises InputError unless all rows of `probabilities` [n, N] are distributions."""
   lowest = probabilities.min(axis=1)  # NaN passes through, and fails the comparison
-  remedy = "pass a distribution over the catalogue a row"
+  remedy = "pass a distribution over the catalogue for each row"
   require(lowest >= 0, name, "must be >= 0", remedy, lowest)
   total = probabilities.sum(axis=1, dtype=np.float64)
   one = np.abs(total - 1) <= _TOLERANCE
   require(one, name, "must sum to 1", remedy + " (a softmax, not logits)", total)
-
-
-def _check_propensities(values: np.ndarray) -> None:
-  inside = (values > 0) & (values <= 1)
-  remedy = (
-    "log the probability with which the action was drawn; where it is unknown or zero, the row"
-    " cannot be used"
-  )
-  require(inside, "propensities", "must lie in (0, 1]", remedy, values)
-
-
-def _check_target(values: np.ndarray) -> None:
-  inside = (values >= 0) & (values <= 1 + _TOLERANCE)
-  remedy = "pass the target policy's probability of the logged action"
-  require(inside, "target_probabilities", "must lie in [0, 1]", remedy, values)

@@ -66,7 +66,7 @@ def evaluate(
   Args:
     evaluation: the log.
     policies: the target policies; read one after the other.
-    estimators: names in `off_policy.ESTIMATORS` or objects, or a mapping from names to objects.
+    estimators: names in `estimators.ESTIMATORS` or objects, or a mapping from names to objects.
       None: `REPORTED`, without a reward model those that need none.
     reward_model: maps row numbers, [m], to predicted rewards of every item, [m, N], by models that
       have not seen these rows.
