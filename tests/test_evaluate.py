@@ -170,7 +170,7 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
     "ips:baseline=0.2, seed 0, generator + ranker (true value",
     "anything.csv, given in a file (true value",
     *ESTIMATORS,
-    "The log is a fresh one",
+    "The log was drawn from the logging policy",
     "The reward model explains",
     f"Estimates and plot: {workdir / 'evaluation'}",
   ):

@@ -104,7 +104,7 @@ def test_models_of_features_see_no_row_of_the_users_whose_propensities_they_pred
     learned.append(log)
 
   monkeypatch.setattr(LogRows, "batches", spy)
-  monkeypatch.setattr(propensities, "fit", lambda *arguments: None)
+  monkeypatch.setattr(propensities, "fit", lambda *_, **__: None)
   propensities.cross_fitted(CONFIG, data)
   assert len(learned) == 2 * 3  # of features, of ids; three folds each
   rows = len(data.rows)

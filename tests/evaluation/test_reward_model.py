@@ -108,7 +108,7 @@ def test_users_who_differ_in_their_id_alone_are_alike(model):
 
 
 def test_it_is_found_again(model, stages, monkeypatch):
-  monkeypatch.setattr(reward_model, "fit", lambda *_: pytest.fail("fitted again"))
+  monkeypatch.setattr(reward_model, "fit", lambda *_, **__: pytest.fail("fitted again"))
   again = fitted(evaluation_log(), stages)
   np.testing.assert_array_equal(again(np.arange(ROWS)), model(np.arange(ROWS)))
 
