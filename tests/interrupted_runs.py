@@ -1,4 +1,4 @@
-"""Kills runs of `launch.train` at random moments and goes on, until one gets to its end.
+"""Kills runs of `launch.train` at random moments and resumes, until one finishes.
 
 By hand, at more moments than the tests do:
 

@@ -53,12 +53,12 @@ from tf_twostage.errors import InputError
 BIN_WIDTH = 1 / 16  # Δ
 LOG_TIME_STEP = 0.75  # h
 
-# Ranker logits count up to this far above the action's: an item that is further above leaves it
-# exp(-25) = 1e-11 instead of less, so that log qbar has a floor, -25 - log K.
+# Ranker logits are clipped to at most this far above the action's. An item further above leaves the
+# action a probability of exp(-25) = 1e-11 instead of less: log qbar is at least -25 - log K.
 _HEADROOM = 25.0
-# Where every item is an action, they count down to this far below the best.
+# If every item is an action, ranker logits are clipped to at least this far below the best.
 _SPREAD = 100.0
-# What may be added to S by all items together that are too far below an action to count.
+# Bound on the total that items far below the action, which are not counted, could add to S.
 _NEGLIGIBLE = 1e-5
 
 
@@ -79,8 +79,8 @@ class SoftmaxPolicy:
     """log π(a_i) for one action a row: [B] to [B]."""
     logits, actions = self.logits, tf.cast(actions, tf.int32)
 
-    # TensorFlow's sparse cross-entropy compares every item with the label, twice: on CPUs this
-    # takes half its time, and less for large catalogues.
+    # TensorFlow's sparse cross-entropy compares every item with the label, twice. This gradient
+    # takes half its time on CPUs, and less for large catalogues.
     @tf.custom_gradient
     def log_prob(logits):
       p = tf.nn.softmax(logits)
@@ -107,8 +107,8 @@ class SoftmaxPolicy:
 
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
-    # log Σ exp(z) - Σ p z: no logarithm for every item.
-    # Where exp is 0 anyway, -inf included, a finite logit keeps products and gradients finite.
+    # log Σ exp(z) - Σ p z needs no logarithm per item. The lower bound changes no exponential, and
+    # keeps products and gradients finite if a logit is -inf.
     shifted = tf.maximum(self.logits - tf.reduce_max(self.logits, 1, keepdims=True), -200.0)
     exponentials = tf.exp(shifted)
     total = tf.reduce_sum(exponentials, 1)
@@ -118,8 +118,8 @@ class SoftmaxPolicy:
 class TwoStagePolicy:
   """Generator and ranker together: K candidates by softmax(logits), one of them by the ranker.
 
-  Candidates are drawn with replacement and repeats compete as such (a multiset). Gradients reach
-  the logits, never the ranker logits.
+  Candidates are drawn with replacement; an item drawn twice competes twice. Gradients reach the
+  logits, never the ranker logits.
 
   Args:
     logits: [B, N] floating, the generator's; -inf excludes an item.
@@ -137,8 +137,8 @@ class TwoStagePolicy:
 
   def log_prob(self, actions: Any) -> tf.Tensor:
     """log π(a_i) for one action a row: [B] to [B]."""
-    log_p, log_share = two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)
-    return np.log(self.slate_size) + log_p + log_share
+    log_p, log_qbar = two_stage_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)
+    return np.log(self.slate_size) + log_p + log_qbar
 
   def ranker_probability(self, actions: Any) -> tf.Tensor:
     """qbar(a_i), the ranker's expected probability of a_i once it is a candidate: [B] to [B]."""
@@ -149,7 +149,7 @@ class TwoStagePolicy:
     return two_stage_probabilities(self.logits, self.ranker_logits, self.slate_size)
 
   def sample(self, seed: Any) -> tf.Tensor:
-    """The item shown in every row, [B] int32, whose propensity `log_prob` tells.
+    """The item shown in every row, [B] int32; `log_prob` gives its propensity.
 
     Args:
       seed: two integers; the same seed shows the same items.
@@ -171,7 +171,7 @@ class TwoStagePolicy:
     """
     if k > self.slate_size:
       raise InputError(
-        f"two-stage policy: top {k} of a slate of {self.slate_size}; raise the latter"
+        f"two-stage policy: k is {k}, above the slate_size {self.slate_size}; raise slate_size"
       )
     items = self.logits.shape[1]
     size = self.slate_size if items is None else min(self.slate_size, items)
@@ -188,7 +188,7 @@ class TwoStagePolicy:
 def two_stage_log_prob(
   logits: Any, ranker_logits: Any, actions: Any, slate_size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """log p(a_i) and log qbar(a_i), whose sum and log K are log π(a_i): the hot path of training.
+  """log p(a_i) and log qbar(a_i); with log K they sum to log π(a_i). The hot path of training.
 
   Compiles under XLA: `tf.function(two_stage_log_prob, jit_compile=True)` about halves its time, for
   a second or two of compilation per shape.
@@ -218,19 +218,19 @@ def two_stage_log_prob(
     log_p = _log_p(logits, p, actions)
     bins = _Bins.fill(p, ranker_logits, reference, race)
     log_silent = bins.log_survival(race)
-    # Node by node: the action's clock rings while the others are silent.
+    # At each node, the action's clock rings while the others are silent.
     log_terms = race.log_density + others * log_silent
-    log_share = tf.reduce_logsumexp(log_terms, 1)
+    log_qbar = tf.reduce_logsumexp(log_terms, 1)
 
-    def gradient(d_log_p, d_log_share):
+    def gradient(d_log_p, d_log_qbar):
       # ∂ log qbar / ∂p(b) is a function of g_b alone, and its mean under p is K - 1.
-      by_node = tf.exp(log_terms - log_silent - log_share[:, None])
-      value, slope = race.survival.to_bins(others * d_log_share[:, None] * by_node)
-      mean = d_log_p + others * d_log_share  # under p, of all that p(b) multiplies
+      by_node = tf.exp(log_terms - log_silent - log_qbar[:, None])
+      value, slope = race.survival.to_bins(others * d_log_qbar[:, None] * by_node)
+      mean = d_log_p + others * d_log_qbar  # under p, of all that p(b) multiplies
       d_logits = bins.read(value - mean[:, None], slope)
       return _add_at(d_logits, actions, d_log_p)
 
-    return (log_p, log_share), gradient
+    return (log_p, log_qbar), gradient
 
   return log_probs(logits)
 
@@ -238,7 +238,7 @@ def two_stage_log_prob(
 def expected_slate_counts(
   logits: Any, ranker_logits: Any, actions: Any, slate_size: int, scale: float = 1.0
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """What a slate around a_i holds, weighted by the ranker's share of a_i: E[q n_b] for every b.
+  """Expected counts of a slate with a_i, weighted by the ranker probability: E[q n_b] for all b.
 
   The slate is a_i and K - 1 draws from softmax(logits), with repeats; n_b counts the draws of b
   and q is the ranker's softmax over the slate, read at a_i. E[q n_b] = p(b) ∂qbar / ∂p(b).
@@ -271,8 +271,7 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
 
   Args:
     logits: [B, N] floating, the generator's; the output is differentiable in them.
-    ranker_logits: [B, N] floating, finite; whatever is more than 100 below a row's best counts as
-      100 below. They receive no gradient.
+    ranker_logits: [B, N] floating, finite; clipped to at least 100 below the best of the row. They receive no gradient.
     slate_size: K.
 
   Returns:
@@ -348,7 +347,7 @@ class _Race(NamedTuple):
   @classmethod
   @functools.lru_cache
   def for_action(cls, slate_size: int) -> _Race:
-    """Ranker logits relative to those of the one action that is asked for."""
+    """Ranker logits relative to that of one action."""
     return cls.tabulate(np.log(_NEGLIGIBLE / (slate_size - 1)), _HEADROOM, 0.0, slate_size)
 
   @classmethod
@@ -414,7 +413,7 @@ class _Bins(NamedTuple):
   def log_survival(self, race: _Race) -> tf.Tensor:
     """log φ at the nodes: [B, nodes]."""
     mass, moment = self.moments()
-    total = tf.reduce_sum(mass, 1, keepdims=True)  # 1, but for what rounding did to the masses
+    total = tf.reduce_sum(mass, 1, keepdims=True)  # 1 up to rounding
     survival = race.survival.to_nodes(mass, moment) / total
     return tf.math.log(tf.maximum(survival, 1e-30))
 

@@ -25,7 +25,7 @@ def test_a_run_killed_and_stopped_ends_as_an_uninterrupted_one(whole, tmp_path):
   assert code == -signal.SIGKILL
   code, said = runs.stop(tmp_path, signal.SIGTERM, 0.0, EPOCHS)
   assert code == 143
-  assert "going on after" in said
+  assert "resuming after" in said
   assert "stopped by SIGTERM after step" in said.splitlines()[-1]
   assert "which is saved; the same command goes on" in said.splitlines()[-1]
   assert "Traceback" not in said
@@ -49,12 +49,12 @@ def test_a_job_whose_worker_is_killed_goes_on_to_the_end_of_one_process(whole, t
   assert ends["worker 1"][0] == -signal.SIGKILL
   code, _, said = ends["worker 0"]
   assert code == 1, said
-  assert "another task of the job is gone" in said.splitlines()[-1]
+  assert "another worker has stopped" in said.splitlines()[-1]
   assert "Traceback" not in said
 
   for task, (code, out, said) in workers.ended(workers.start(command, {"worker": 2})).items():
     assert code == 0, said
-    assert "going on after" in said
+    assert "resuming after" in said
     assert ("Best epoch" in out) == (task == "worker 0")  # the chief
   assert [p.name for p in (several / "export").iterdir() if p.is_dir()] == ["1"]
   metrics = json.loads((several / "run" / "metrics.json").read_text())

@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(finished):
   root, _ = finished
   arguments = (*SHORT, "--loss=ips", "--epochs=300", *directories(root))
   running = commands.start(*arguments)
-  pattern = "generators/ips-*/checkpoints/ckpt-*.index"
+  pattern = "generators/ips-*/checkpoints/ckpt-*"
   written = running.wait_for(lambda: list((root / "run").glob(pattern)))
   running.stop(signal.SIGKILL)
   assert written, "no checkpoint was written in time"
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(finished):
   epochs_before = len(json.loads(history.read_text()))
   assert 0 < epochs_before < 300
   resumed = commands.start(*arguments)
-  said = resumed.wait_for(lambda: re.search(r"going on after epoch (\d+) ", resumed.stderr()))
+  said = resumed.wait_for(lambda: re.search(r"resuming after epoch (\d+) ", resumed.stderr()))
   resumed.stop(signal.SIGKILL)
   assert int(said[1]) in (epochs_before, epochs_before - 1)
 

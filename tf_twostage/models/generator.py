@@ -18,15 +18,15 @@ Batch = Mapping[str, Any]
 
 
 class RankerLogits(Protocol):
-  """A fixed second stage as a function of a batch."""
+  """A fixed ranker as a function of a batch."""
 
   def __call__(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
-    """Ranker logits of the catalogue, [B, N], or of `items` [S], [B, S]."""
+    """Returns ranker logits of the catalogue, [B, N], or of `items` [S], [B, S]."""
     ...
 
 
 class CandidateGenerator(tfrs.Model):
-  """Learns from log rows: user codes, context, action, propensity, reward.
+  """A policy that learns from log rows: user codes, context, action, propensity, reward.
 
   The behavior policy is the same class with a pointwise objective.
   """
@@ -40,12 +40,12 @@ class CandidateGenerator(tfrs.Model):
     precision: str = "float32",
   ):
     """Args:
-    towers: users and items.
+    towers: map users and items to vectors.
     objective: maps logits [B, N] and the logged columns to a loss [B].
-    ranker_logits: objectives with `needs_ranker` read it. A function, not a layer: the ranker
-      is fixed and no part of this model's weights.
-    support: what stands for the catalogue in training; None: all of it does.
-    precision: of the product of users with items in training, "float32" or "mixed_bfloat16".
+    ranker_logits: read by objectives with `needs_ranker`. A function, not a layer: the ranker is
+      fixed, and its weights are not part of this model.
+    support: samples the items that replace the catalogue in training; None: the whole catalogue.
+    precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
     """
     super().__init__()
     if objective.needs_ranker and ranker_logits is None:
@@ -59,18 +59,15 @@ class CandidateGenerator(tfrs.Model):
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
   def call(self, user: Codes) -> tf.Tensor:
-    """Logits [B, N] of the policy."""
+    """Returns the logits [B, N] of the policy."""
     return self.towers(user)
 
   def has_finite_logits(self, batch: Batch) -> bool:
-    """Whether all logits of a batch are finite. Losses that draw items fail where they are not."""
+    """Whether all logits of a batch are finite; if not, losses that draw items fail."""
     return bool(tf.reduce_all(tf.math.is_finite(self(batch["user"]))))
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-    """The mean loss of a batch and the penalty on the embeddings that it read, if there is one.
-
-    Diagnostics go to the model's metrics.
-    """
+    """Returns the mean loss of a batch plus the sparse L2 penalty; updates the metrics."""
     loss, penalty = self._loss_and_penalty(inputs, training)
     return loss + penalty
 
@@ -93,11 +90,10 @@ class CandidateGenerator(tfrs.Model):
     return tf.reduce_mean(terms.loss), self.towers.touched_penalty(inputs["user"], items)
 
   def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
-    """A step along the gradient of the global batch's mean loss with the L2 penalty.
+    """Takes a gradient step on the mean loss of the global batch with the L2 penalty.
 
-    Optimizers add up what replicas with equal parts of the batch find, and Keras adds up what they
-    return: each has its share of the mean. Metrics are updated, but not read, which would be an
-    exchange between replicas for each of their variables.
+    Gradients and losses are summed over replicas, so each divides by their number. Metrics are
+    updated but not read: reading costs an exchange between replicas for each variable.
 
     Returns:
       "total_loss": of the global batch before the step.

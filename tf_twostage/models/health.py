@@ -10,12 +10,11 @@ from tf_twostage.policies import SoftmaxPolicy
 
 
 class Maximum(tf.keras.metrics.Metric):
-  """The largest value, of any replica, seen since the last reset; at least 0."""
+  """The largest value of all replicas since the last reset; at least 0."""
 
   def __init__(self, name: str):
     super().__init__(name=name)
-    # Replicas' variables can be added up or averaged when they are read, and no more: so all
-    # hold the maximum of all.
+    # TensorFlow can only add or average variables of replicas, so each holds the maximum of all.
     self._maximum = self.add_weight(
       name="maximum",
       shape=[1],
@@ -25,18 +24,18 @@ class Maximum(tf.keras.metrics.Metric):
 
   def update_state(self, values, sample_weight=None):
     largest = tf.reduce_max(all_rows(tf.reduce_max(values)[tf.newaxis]), keepdims=True)
-    # In one operation: workers that are not in step may share the variable.
+    # Updates this replica's variable; `assign` would synchronise the replicas once more.
     tf.raw_ops.ResourceScatterMax(resource=self._maximum.handle, indices=[0], updates=largest)
 
   def result(self):
     return tf.convert_to_tensor(self._maximum)[0]
 
   def reset_state(self):
-    self._maximum.assign([0.0])  # Keras knows scalars only
+    self._maximum.assign([0.0])  # Keras resets scalars only
 
 
 class EffectiveSampleShare(tf.keras.metrics.Metric):
-  """(sum w)^2 / (n sum w^2): the share of rows that the weighted rows are worth, in (0, 1]."""
+  """Effective sample size as a share of the rows: (sum w)^2 / (n sum w^2), in (0, 1]."""
 
   def __init__(self, name: str):
     super().__init__(name=name)
@@ -54,10 +53,10 @@ class EffectiveSampleShare(tf.keras.metrics.Metric):
 
 
 class PolicyHealth(tf.keras.layers.Layer):
-  """What tells whether off-policy training is sound; one instance per generator.
+  """Metrics that show whether off-policy training is sound; one instance for each generator.
 
-  `weight_mean` and `weight_max` are of the raw ratios, which show a policy running away from
-  the log; shares of clipped weights and the effective sample size are of what the loss used.
+  `weight_mean` and `weight_max` use raw ratios, which show a policy leaving the support of the log.
+  Shares of clipped weights and the effective sample size use the weights of the loss.
   """
 
   def __init__(self, objective: OffPolicyLoss):
@@ -77,12 +76,12 @@ class PolicyHealth(tf.keras.layers.Layer):
       self.ranker_probability = tf.keras.metrics.Mean("ranker_probability")
 
   def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
-    """Takes a batch into account.
+    """Adds a batch to the metrics.
 
     Args:
-      logits: [B, N], the generator's.
-      terms: what the objective made of them.
-      log_q: [N], where the N items are a `losses.Support`.
+      logits: [B, N], of the generator.
+      terms: of the objective.
+      log_q: [N], if the N items are a `losses.Support`.
     """
     self.loss_mean.update_state(terms.loss)
     self.entropy.update_state(_entropy(logits, log_q))
@@ -99,10 +98,10 @@ class PolicyHealth(tf.keras.layers.Layer):
 
 
 def _entropy(logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:
-  """Of the policy over the catalogue, [B]; a support estimates it."""
+  """Entropy of the policy over the catalogue, [B]; estimated if there is a support."""
   if log_q is None:
     return SoftmaxPolicy(logits).entropy()
   policy = SoftmaxPolicy(logits - log_q)
-  # Each item has the log-probability of one of those that it stands for.
+  # An item of a support represents several items; `own` is its log-probability less that of one.
   own = tf.where(tf.math.is_finite(log_q), log_q, 0.0)
   return policy.entropy() - tf.linalg.matvec(policy.probabilities(), own)

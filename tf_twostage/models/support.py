@@ -1,4 +1,4 @@
-"""What a generator trains against in place of a large catalogue, step by step."""
+"""A sampled support: the items that replace a large catalogue in one training step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from tf_twostage.losses.replicas import all_rows
 from tf_twostage.losses.sampled_catalogue import Draws, Support, sample_support
 from tf_twostage.models.encoders import TwoTower
 
-_USERS = 128  # of a batch, that say which candidates are hard
+_USERS = 128  # users of a batch that determine the hard candidates
 _ITEMS_PER_CHUNK = 2**14  # 16 MB of logits
 
 
 def check_hard_candidates(count: int, num_items: int) -> None:
-  """Raises: InputError: there are not so many items."""
+  """Raises: InputError: there are fewer items than hard candidates."""
   if not 0 <= count <= num_items:
     raise InputError(
       f"hard_candidates is {count}, but the catalogue has {num_items} items: pick a number up to"
@@ -23,12 +23,12 @@ def check_hard_candidates(count: int, num_items: int) -> None:
 
 
 class SampledSupport(tf.keras.layers.Layer):
-  """Logged items, hard candidates and draws, a function of seed and step.
+  """Logged items, hard candidates and draws; a function of seed and step.
 
-  Hard candidates are the items to which the current policy gives most probability, in the mean
-  over users of a batch: whatever of the softmax's denominator is large is then known, and not
-  drawn. They are chosen anew every so many steps, and are in the model's checkpoints, so that a
-  resumed run has those of an uninterrupted one.
+  Hard candidates are the items with the highest mean probability over users of a batch, under the
+  current policy: the largest terms of the softmax's denominator are exact instead of sampled. They
+  are refreshed every so many steps, and saved in the model's checkpoints, so a resumed run has
+  those of an uninterrupted one.
   """
 
   def __init__(
@@ -42,13 +42,13 @@ class SampledSupport(tf.keras.layers.Layer):
     hard_refresh_steps: int = 100,
   ):
     """Args:
-    draws: what to draw from, see `losses.DRAWS`.
+    draws: distribution of the draws, see `losses.DRAWS`.
     num_items: N.
-    size: S; more than batch and hard candidates together.
-    seed: draws of a step depend on it and the step.
-    hard_candidates: how many, at most N.
-    hard_refresh_steps: after how many steps they are chosen anew, which costs two products of
-      some users with the whole catalogue.
+    size: S, larger than batch and hard candidates together.
+    seed: determines the draws, together with the step.
+    hard_candidates: number of hard candidates, at most N.
+    hard_refresh_steps: steps between refreshes of the hard candidates. A refresh costs two
+      products of some users with the whole catalogue.
     """
     super().__init__(name="support")
     check_hard_candidates(hard_candidates, num_items)
@@ -65,7 +65,7 @@ class SampledSupport(tf.keras.layers.Layer):
         dtype=tf.int32,
         initializer="zeros",
         trainable=False,
-        # Every replica finds the same.
+        # All replicas compute the same value.
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
       )
@@ -73,12 +73,12 @@ class SampledSupport(tf.keras.layers.Layer):
   def call(
     self, actions: tf.Tensor, query: tf.Tensor, towers: TwoTower, step: tf.Tensor
   ) -> Support:
-    """The support of a step.
+    """Returns the support of a step.
 
     Args:
       actions: [B] integer, catalogue indices.
-      query: [B, D], the users' vectors.
-      towers: whose items to score.
+      query: [B, D], user vectors.
+      towers: score the items.
       step: scalar integer.
     """
     step = tf.cast(step, tf.int64)
@@ -102,13 +102,13 @@ class SampledSupport(tf.keras.layers.Layer):
 
 
 def most_probable(users: tf.Tensor, towers: TwoTower, num_items: int, count: int) -> tf.Tensor:
-  """The items with the largest mean probability under softmax(users . items).
+  """Returns the items with the highest mean probability under softmax(users . items).
 
   Args:
     users: [U, D].
-    towers: whose items to score, a chunk at a time: no [U, N] is made.
+    towers: score the items in chunks, so that no [U, N] tensor exists.
     num_items: N.
-    count: how many.
+    count: number of items.
 
   Returns:
     [count] int32, the most probable first.

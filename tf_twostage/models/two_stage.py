@@ -1,7 +1,6 @@
-"""The two stages on scores: retrieve, then rerank. Ids travel with their scores.
+"""The two stages on scores: retrieve, then rerank. Item ids stay with their scores.
 
-Evaluation and the exported model share these functions, so that what is measured is what is
-served.
+Evaluation and the exported model share these functions.
 """
 
 from __future__ import annotations
@@ -14,16 +13,16 @@ PADDING = -1
 def retrieve(
   logits: tf.Tensor, excluded: tf.Tensor | None, k: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """The generator's k best items that are not excluded.
+  """Returns the k items with the highest generator scores, without excluded ones.
 
   Args:
     logits: [B, N] generator scores.
-    excluded: [B, N] bool, items that must not be returned; None: there are none.
-    k: how many, at most N.
+    excluded: [B, N] bool, items that must not be returned; None: no item is excluded.
+    k: number of items, at most N.
 
   Returns:
-    ids [B, k] int32, best first, and their scores [B, k]. Where fewer than k items remain, the
-    rest are id -1 with score -inf.
+    ids [B, k] int32, best first, and their scores [B, k]. If fewer than k items remain, the rest
+    have id -1 and score -inf.
   """
   if excluded is not None:
     logits = tf.where(excluded, tf.constant(float("-inf"), logits.dtype), logits)
@@ -34,12 +33,12 @@ def retrieve(
 def rerank(
   ids: tf.Tensor, ranker_scores: tf.Tensor, k: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """The ranker's order of a slate.
+  """Orders a slate by ranker scores.
 
   Args:
-    ids: [B, K] from `retrieve`, -1 where there is no item.
-    ranker_scores: [B, K] ranker scores of those items; padding's are ignored.
-    k: how many to keep, at most K.
+    ids: [B, K] from `retrieve`; -1 is padding.
+    ranker_scores: [B, K], ranker scores of these items; those of padding are ignored.
+    k: number of items to keep, at most K.
 
   Returns:
     ids [B, k] and their ranker scores [B, k], best first; padding last, as in `retrieve`.
