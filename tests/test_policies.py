@@ -376,5 +376,5 @@ def test_wrong_settings_are_named():
     TwoStagePolicy(zeros, zeros, 0)
   with pytest.raises(InputError, match="temperature must be positive, got 0"):
     SoftmaxPolicy(zeros, temperature=0.0)
-  with pytest.raises(InputError, match="top 3 of a slate of 2"):
+  with pytest.raises(InputError, match="k is 3, above the slate_size 2"):
     TwoStagePolicy(zeros, zeros, 2).top_k(3)

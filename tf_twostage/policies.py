@@ -271,7 +271,8 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
 
   Args:
     logits: [B, N] floating, the generator's; the output is differentiable in them.
-    ranker_logits: [B, N] floating, finite; clipped to at least 100 below the best of the row. They receive no gradient.
+    ranker_logits: [B, N] floating, finite; clipped to at least 100 below the best of the row. They
+      receive no gradient.
     slate_size: K.
 
   Returns:
