@@ -1,4 +1,4 @@
-"""Says what a log is worth: bad rows, sums of propensities, overlap with other policies, leaks.
+"""Reports on a log: bad rows, sums of propensities, overlap with other policies, leaks.
 
 python -m launch.validate_log --log=FILE --schema=FILE --items=FILE --output=DIR
 
@@ -6,12 +6,14 @@ Exit code 0: usable; 1: unusable, or it has bad rows and --on_bad_rows=fail; 2: 
 file cannot be read. With --output, DIR gets report.json and report.png.
 """
 
+import os
 import pathlib
 
 from absl import flags
 
 from launch import config as launch_config
 from tf_twostage.data import splits
+from tf_twostage.errors import InputError
 
 
 def define_flags() -> None:
@@ -30,26 +32,48 @@ def define_flags() -> None:
 def main() -> int:
   log, schema = launch_config.required("log", "schema")
   values = flags.FLAGS
+  output = None if values.output is None else _directory(values.output)
 
-  from tf_twostage.data.check import validate
+  from tf_twostage.data import assemble
+  from tf_twostage.data.check import examine
+  from tf_twostage.data.files import BadRows, BadRowsError
+  from tf_twostage.data.log import BanditLog
 
-  report = validate.validate(
-    log,
-    schema,
-    items=values.items,
-    users=values.users,
-    policy=values.policy,
-    on_bad_rows=values.on_bad_rows,
-    split_method=values.split,
-    split_options={
-      "validation": values.validation_share,
-      "test": values.test_share,
-      "seed": values.split_seed,
-    },
-    output=None if values.output is None else pathlib.Path(values.output),
-  )
+  bad_rows = BadRows()
+  options = {"on_bad_rows": values.on_bad_rows, "bad_rows": bad_rows}
+  try:
+    raw = assemble.read(log, values.items, values.users, schema, **options)
+  except BadRowsError:
+    if not bad_rows.faults:  # those of the items or users file, which must be complete
+      raise
+    report = examine.refused(log, bad_rows)
+  else:
+    report = examine.check(
+      BanditLog.from_raw(raw),
+      values.policy,
+      split=values.split,
+      shares={"validation": values.validation_share, "test": values.test_share},
+      seed=values.split_seed,
+      bad_rows=bad_rows,
+    )
+  if output is not None:
+    report.save(output)
   print(report)
   return 0 if report.usable else 1
+
+
+def _directory(name: str) -> pathlib.Path:
+  """Creates the directory before the log is read, which may take long."""
+  directory = pathlib.Path(name)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+      raise PermissionError(13, "Permission denied")
+  except OSError as error:
+    raise InputError(
+      f"{name}: the report cannot be written ({error.strerror}); name a directory that can"
+    ) from None
+  return directory
 
 
 if __name__ == "__main__":

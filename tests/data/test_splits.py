@@ -34,7 +34,7 @@ def test_without_shares_all_rows_train():
 
 def test_at_random_shares_are_met_and_the_seed_fixes_the_draw():
   first, again, other = (splits.at_random(1000, seed=seed) for seed in (1, 1, 2))
-  assert sizes(first) == sizes(other) == (800, 100, 100)
+  assert sizes(first) == sizes(other) == (700, 150, 150)
   np.testing.assert_array_equal(first.test, again.test)
   assert (first.test != other.test).any()
 
@@ -49,10 +49,10 @@ def test_by_user_all_rows_of_a_user_go_one_way():
 
 def test_by_column_takes_the_usual_words():
   labels = np.array(["train", "Valid", "dev", "TEST", "validation", "training", "val"])
-  result = splits.by_column(labels)
+  result = splits.split("column", user_index=np.zeros(7), labels=labels)
   assert sizes(result) == (2, 4, 1)
   with pytest.raises(InputError, match=r"must be train.*\(first: row 1, value 'holdout'\)"):
-    splits.by_column(np.array(["train", "holdout"]))
+    splits.codes(np.array(["train", "holdout"]))
 
 
 @pytest.mark.parametrize("shares", [(-0.1, 0.1), (0.5, 0.5), (0.1, float("nan"))])
@@ -64,7 +64,7 @@ def test_impossible_shares_are_refused(shares):
 
 def test_a_split_without_training_rows_is_refused():
   with pytest.raises(InputError, match="no row is left to train on, of 3"):
-    splits.by_time(np.zeros(3))
+    splits.by_time(np.zeros(3), validation=0.1, test=0.1)
 
 
 @pytest.mark.parametrize(

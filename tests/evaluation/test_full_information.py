@@ -97,7 +97,7 @@ def test_popularity_is_the_smoothed_mean_reward():
   )
   expected = [(2 + 1) / (3 + 2), (0 + 1) / (0 + 2), (1 + 1) / (1 + 2)]
   np.testing.assert_allclose(full_information.popularity(log, 3), expected)
-  np.testing.assert_array_equal(full_information.total_reward(log, 4), [2, 0, 1, 0])
+  np.testing.assert_array_equal(log.earned(4), [2, 0, 1, 0])
 
 
 def test_logged_positives_mark_rewarded_pairs_only():

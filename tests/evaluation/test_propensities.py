@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests import user_logs
+from tests.data.files import small_log
 from tf_twostage.config import Config, FitConfig
-from tf_twostage.data import load as load_log
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import propensities
 from tf_twostage.workspace import Workspace
@@ -21,7 +21,7 @@ def load(world, directory):
   world.schema["propensity"] = None
   world.write(directory)
   names = ("log.csv", "items.csv", "schema.yaml", "users.csv")
-  data = load_log.load(*(directory / name for name in names))
+  data = small_log.read(*(directory / name for name in names))
   return data, world.log["propensity"].to_numpy()
 
 

@@ -11,7 +11,6 @@ import pytest
 from tests import commands
 from tests.commands import ROOT
 from tests.data.files import small_log
-from tf_twostage.data import load
 from tf_twostage.data.log_schema import LogSchema, open_bandit
 
 
@@ -53,8 +52,8 @@ def test_open_bandit_goes_through_all_commands(open_bandit_files, tmp_path):
   done = run("convert_log", *arguments, f"--output={tmp_path / 'new'}", "--num_shards=2", "--gzip")
   assert done.returncode == 0, done.stderr
   assert "10,000 rows in 2 shards" in done.stdout
-  native = load.load(tmp_path / "new", items, tmp_path / "new" / "schema.yaml")
-  assert native.fingerprint() == load.load(log, items, "open_bandit").fingerprint()
+  native = small_log.read(tmp_path / "new", items, tmp_path / "new" / "schema.yaml")
+  assert native.fingerprint() == small_log.read(log, items, "open_bandit").fingerprint()
 
 
 def test_bad_rows_decide_the_exit_code(tmp_path):
@@ -100,7 +99,7 @@ def test_wrong_usage_ends_in_one_message(name, arguments, words):
 
 
 def test_a_report_starts_fast_because_tensorflow_stays_out_of_it():
-  code = "import sys, tf_twostage.data.check.validate; assert 'tensorflow' not in sys.modules"
+  code = "import sys, tf_twostage.data.check.examine; assert 'tensorflow' not in sys.modules"
   assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -5,10 +5,10 @@ import pytest
 import tensorflow as tf
 
 from tests import user_logs
+from tests.data.files import small_log
 from tests.external_rankers import Ranker, keras_model
 from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
-from tf_twostage.data import load
 from tf_twostage.errors import InputError
 from tf_twostage.models import external
 from tf_twostage.models.encoders import EncodedTables, TwoTower
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
   world.log["hour"] = np.arange(50) % 24
   directory = world.write(tmp_path_factory.mktemp("log"))
   names = ("log.csv", "items.csv", "schema.yaml", "users.csv")
-  return load.load(*(directory / name for name in names))
+  return small_log.read(*(directory / name for name in names))
 
 
 def save(function, directory, **specs):

@@ -49,7 +49,7 @@ def read(
     InputError: the file cannot be read or is empty, a column is missing, an id is blank or there
       twice, or a number is none.
   """
-  found = path if isinstance(path, LogFiles) else files.locate(path)
+  found = files.locate(path)
   wanted = {"": key} | {feature.name: feature.column for feature in features}
   if title is not None:
     wanted["title"] = title

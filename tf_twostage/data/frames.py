@@ -58,9 +58,7 @@ def as_files(
 
 
 def _array(values: pd.Series, *, is_id: bool) -> pa.Array:
-  if _holds_lists(values):
-    values = values.map(_joined)
-  elif is_id and values.dtype.kind == "f" and not (values.dropna() % 1).any():
+  if is_id and values.dtype.kind == "f" and not (values.dropna() % 1).any():
     values = values.astype("Int64")  # whole numbers become floats where some are missing
   try:
     array = pa.Array.from_pandas(values)
@@ -71,14 +69,7 @@ def _array(values: pd.Series, *, is_id: bool) -> pa.Array:
 
 def _holds_lists(values: pd.Series) -> bool:
   first = next((v for v in values if not (np.ndim(v) == 0 and pd.isna(v))), None)
-  return isinstance(first, list | tuple | set | frozenset | np.ndarray)
-
-
-def _joined(cell: Any) -> str:
-  if not isinstance(cell, list | tuple | set | frozenset | np.ndarray):
-    return "" if pd.isna(cell) else str(cell)
-  values = sorted(map(_text, cell)) if isinstance(cell, set | frozenset) else map(_text, cell)
-  return _SEPARATOR.join(values)
+  return isinstance(first, list | tuple | np.ndarray)
 
 
 def _text(value: Any) -> str:

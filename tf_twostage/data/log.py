@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from tf_twostage.data import frames, splits
+from tf_twostage.data import assemble, frames, splits
+from tf_twostage.data.assemble import RawLog
+from tf_twostage.data.check import examine
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema, check_table, fingerprint_arrays
@@ -39,6 +42,7 @@ class BanditLog:
     split_label: what the log says each row is for, [n] str, or None.
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
+    items_listed: whether the catalogue is a table of items, not just what was logged.
 
   Raises:
     InputError: tables, log and columns do not fit each other.
@@ -55,6 +59,7 @@ class BanditLog:
   split_label: np.ndarray | None = None
   notes: tuple[str, ...] = ()
   estimated_propensities: bool = False
+  items_listed: bool = True
 
   def __post_init__(self):
     if not len(self.rows):
@@ -172,13 +177,11 @@ class BanditLog:
     columns["item"] |= {feature.name: feature.column for feature in of_items}
     columns["item"] |= {"title": title} if title else {}
     columns["user"] |= {feature.name: feature.column for feature in of_users}
-    from tf_twostage.data import load
-
-    log = load.load(
+    raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
       None if items is None else frames.as_files(items, columns["item"], "items", ids),
-      schema,
       None if users is None else frames.as_files(users, columns["user"], "users", ids),
+      schema,
       on_bad_rows=on_bad_rows,
     )
     unread = [
@@ -187,7 +190,7 @@ class BanditLog:
       for side, names in (("item", no_item), ("user", no_user))
       if names
     ]
-    return dataclasses.replace(log, notes=(*log.notes, *unread))
+    return cls.from_raw(dataclasses.replace(raw, notes=(*raw.notes, *unread)))
 
   @classmethod
   def from_dataset(cls, dataset: tf.data.Dataset, *, item: str, **columns: Any) -> BanditLog:
@@ -226,18 +229,45 @@ class BanditLog:
       InputError: files cannot be read, columns are missing, or nothing is left.
       BadRowsError: rows are bad; names each kind of fault, its first row and the remedy.
     """
-    from tf_twostage.data import load
-
-    return load.load(log, items, schema, users, on_bad_rows=on_bad_rows)
+    return cls.from_raw(assemble.read(log, items, users, schema, on_bad_rows=on_bad_rows))
 
   @classmethod
   def from_bandit_feedback(
     cls, feedback: Mapping[str, Any], name: str = "bandit feedback"
   ) -> BanditLog:
-    """The `bandit_feedback` dict of Open Bandit Pipeline."""
-    from tf_twostage.data.sets import open_bandit
+    """The `bandit_feedback` dict of Open Bandit Pipeline, in memory.
+
+    Distinct rows of `context` are the users, and its columns their features. A one-hot
+    `action_context` is left out, since it only repeats the item's id.
+
+    Args:
+      feedback: `n_rounds`, `n_actions`, `action` [n], `reward` [n] and `context` [n, d]; `pscore`
+        [n], `position` [n] and `action_context` [N, d'] may be None or absent.
+      name: what messages call the log.
+
+    Raises:
+      InputError: a key is missing, or a value has the wrong shape, type or range.
+    """
+    from tf_twostage.data.sets import open_bandit  # which makes logs
 
     return open_bandit.from_bandit_feedback(feedback, name)
+
+  @classmethod
+  def from_raw(cls, raw: RawLog, chosen: np.ndarray | slice = slice(None)) -> BanditLog:
+    """The users and items of a log that was read, with some of its rows: a mask or a slice."""
+    names = ("time", "ranker_score", "split_label")
+    beside: dict[str, Any] = {n: raw.columns[n][chosen] for n in names if n in raw.columns}
+    return cls(
+      name=raw.name,
+      schema=raw.schema,
+      users=raw.users,
+      items=raw.items,
+      titles=raw.titles,
+      rows=raw.rows(chosen),
+      notes=raw.notes,
+      items_listed=raw.items_listed,
+      **beside,
+    )
 
   def check(self, policy: PolicyTable | str | os.PathLike | None = None) -> LogReport:
     """What the log is worth: propensities, coverage of other policies, gaps and leaks.
@@ -245,8 +275,6 @@ class BanditLog:
     Args:
       policy: another policy that the log shall evaluate, or its file.
     """
-    from tf_twostage.data.check import examine
-
     return examine.check(self, policy)
 
   def split(
@@ -285,6 +313,17 @@ class BanditLog:
 
   def __len__(self) -> int:
     return len(self.rows)
+
+  def _repr_html_(self) -> str:
+    sides = (("users", self.schema.user), ("items", self.schema.item), ("row", self.schema.context))
+    features = "".join(
+      f"<li>{side}: {', '.join(f'{f.name} ({type(f).__name__})' for f in found)}</li>"
+      for side, found in sides
+      if found
+    )
+    sizes = f"{len(self):,} rows, {self.num_users:,} users, {self.num_items:,} items"
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
+    return f"<b>{html.escape(self.name)}</b>: {sizes}<ul>{features}{notes}</ul>"
 
   @property
   def num_users(self) -> int:

@@ -92,6 +92,9 @@ class TrainingRows(Protocol):
   def shown(self, num_items: int) -> np.ndarray:
     """How many rows show each item of a catalogue, [N] int."""
 
+  def earned(self, num_items: int) -> np.ndarray:
+    """The sum of the rewards of each item of a catalogue, [N]."""
+
   def batches(
     self,
     user_features: Mapping[str, tf.Tensor | np.ndarray],
@@ -167,6 +170,10 @@ class LogRows:
   def shown(self, num_items: int) -> np.ndarray:
     """How many rows show each item of a catalogue, [N] int."""
     return np.bincount(self.action, minlength=num_items)
+
+  def earned(self, num_items: int) -> np.ndarray:
+    """The sum of the rewards of each item of a catalogue, [N]."""
+    return np.bincount(self.action, weights=self.reward, minlength=num_items)
 
   def reading(self) -> AbstractContextManager[None]:
     """Nothing can go wrong in memory."""

@@ -36,7 +36,7 @@ BLOCK = 1 << 14  # rows of a block
 WINDOW = 48  # blocks that are in memory and shuffled together
 _ALL, _REWARDED = "all", "rewarded"
 _DESCRIPTION = "rows.json"
-_SHOWN = "{kind}-shown.npy"
+_ITEMS = "{kind}-items.npy"  # rows and rewards of each item, [2, N]
 _CONTEXT = "context/"
 _HASHES = 1 << 62  # of TensorFlow's fingerprint of a file
 _BLOCKS_ORDER = -1  # takes the place of a window in the key of the order of blocks
@@ -87,8 +87,15 @@ class StreamedRows:
 
   def shown(self, num_items: int) -> np.ndarray:
     """How many rows show each item of a catalogue, [N] int."""
-    counts = np.load(self.directory / _SHOWN.format(kind=self.kind))
-    return np.pad(counts, (0, num_items - len(counts)))
+    return self._items(num_items)[0].astype(np.int64)
+
+  def earned(self, num_items: int) -> np.ndarray:
+    """The sum of the rewards of each item of a catalogue, [N]."""
+    return self._items(num_items)[1]
+
+  def _items(self, num_items: int) -> np.ndarray:
+    found = np.load(self.directory / _ITEMS.format(kind=self.kind))
+    return np.pad(found, ((0, 0), (0, num_items - found.shape[1])))
 
   def batches(
     self,
@@ -189,7 +196,12 @@ class StreamedRows:
     _check_service(str(self.service))
 
     def read(block):
-      rows = self._columns(tf.random.shuffle(self._records(block[None])))
+      records = self._records(block[None])
+      # Other operations would repeat one order in each pass where TensorFlow's global seed is set.
+      now = tf.cast(1e6 * tf.timestamp(), tf.int64)
+      rows = tf.range(tf.shape(records, tf.int64)[0])
+      order = shuffled(rows, tf.stack([now, block, 0]), tf.size(rows))
+      rows = self._columns(tf.gather(records, order))
       return tf.data.Dataset.from_tensors(rows).rebatch(_SERVED_ROWS)
 
     service = tf.data.experimental.service
@@ -321,13 +333,14 @@ class _Writer:
   def __init__(self, directory: pathlib.Path, kind: str, block: int, rng: np.random.Generator):
     self.blocks: list[Block] = []
     self._directory, self._kind, self._block, self._rng = directory, kind, block, rng
-    self._shown = np.zeros(0, np.int64)  # by item
+    self._items = np.zeros((2, 0))
     self._waiting: list[np.ndarray] = []
 
   def add(self, log: LogRows) -> None:
-    shown = log.shown(len(self._shown))
-    shown[: len(self._shown)] += self._shown
-    self._shown = shown
+    before = self._items.shape[1]
+    items = np.stack([log.shown(before), log.earned(before)])
+    items[:, :before] += self._items
+    self._items = items
     words = [
       np.ascontiguousarray(values).view("<i4").reshape(len(log), values.itemsize // 4)
       for values in _stored(log).values()
@@ -345,7 +358,7 @@ class _Writer:
   def finish(self) -> None:
     if self._waiting:
       self._write(np.concatenate(self._waiting))
-    np.save(self._directory / _SHOWN.format(kind=self._kind), self._shown)
+    np.save(self._directory / _ITEMS.format(kind=self._kind), self._items)
 
   def _write(self, records: np.ndarray) -> None:
     records = records[self._rng.permutation(len(records))]

@@ -47,7 +47,7 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
   ranker_logits = ranker.frozen()
   # The policy shows a rare label only where it expects it, and is often right then: by its mean
   # reward a rare label would seem popular.
-  popularity = full_information.total_reward(log, data.num_labels)
+  popularity = log.earned(data.num_labels)
   tests = slice(data.num_train, data.num_documents)
   relevance = data.test.relevance()
   return Environment(

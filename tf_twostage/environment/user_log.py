@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data import load as files
 from tf_twostage.data import splits
 from tf_twostage.data.log import BanditLog
-from tf_twostage.data.rows import joined
+from tf_twostage.data.rows import LogRows, TrainingRows, joined
 from tf_twostage.environment import rankers
 from tf_twostage.environment.base import Environment, requests
-from tf_twostage.environment.log_parts import LogParts
 from tf_twostage.environment.streaming import FIRST, stream_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information, propensities
@@ -42,18 +40,26 @@ def user_log(config: Config, workspace: Workspace) -> Environment:
   if settings.stream:
     with workspace.timed("data"):
       found = stream_log(config, workspace)
-    _check_rows(config, found.data, found.sizes, len(found.parts.train.positives()))
+    _check_rows(config, found.data, found.sizes, len(found.train.positives()))
     ranker = _external(settings.ranker, found.data)
     facts = {"propensities": {"estimated": False}, "rows": found.sizes}
     return _environment(
-      config, found.data, found.parts, workspace, ranker, found.digest, facts, found.notes
+      config,
+      found.data,
+      found.train,
+      found.held_out,
+      workspace,
+      external=ranker,
+      digest=found.digest,
+      facts=facts,
+      notes=found.data.notes,
     )
   with workspace.timed("data"):
-    data = files.load(
+    data = BanditLog.from_files(
       str(settings.log),
-      settings.items,
-      settings.schema,
-      settings.users,
+      items=settings.items,
+      users=settings.users,
+      schema=settings.schema,
       on_bad_rows=settings.on_bad_rows,
     )
   return log_environment(config, data, None, workspace, settings.ranker)
@@ -115,37 +121,56 @@ def log_environment(
     facts["propensities"] = {"estimated": True, **estimated.facts()}
     notes.append(estimated.note())
   logs = {name: data.select(mask) for name, mask in masks.items()}
-  train = logs["train"].rows
-  parts = LogParts(
-    train=train,
-    validation=logs["validation"].rows,
-    test=logs["test"].rows if "test" in logs else None,
-    first=train.select(slice(0, FIRST)),
-    earned=full_information.total_reward(train, data.num_items),
-  )
   digest = fingerprint({"log": log_stage, "split": split, "seed": config.environment_seed})
-  return _environment(config, data, parts, workspace, external, digest, facts, notes, logs)
+  return _environment(
+    config,
+    logs["train"],
+    logs["train"].rows,
+    {name: log.rows for name, log in logs.items() if name != "train"},
+    workspace,
+    external=external,
+    digest=digest,
+    facts=facts,
+    notes=notes,
+    logs=logs,
+  )
 
 
 def _environment(
   config: Config,
   data: BanditLog,
-  parts: LogParts,
+  train: TrainingRows,
+  held_out: Mapping[str, LogRows],
   workspace: Workspace,
+  *,
   external: ExternalRanker | None,
   digest: str,
   facts: dict[str, Any],
   notes: Sequence[str],
   logs: Mapping[str, BanditLog] | None = None,
 ) -> Environment:
-  """The environment of rows that are split already; `logs` has their ranker scores."""
+  """The environment of rows that are split already.
+
+  Args:
+    config: settings.
+    data: users and items; its rows are training rows in memory, at least the first of them.
+    train: the training rows.
+    held_out: rows of "validation" and perhaps "test".
+    workspace: keep what is built.
+    external: the ranker, if it is not fitted.
+    digest: identifies the rows.
+    facts: about the log.
+    notes: sentences about the log.
+    logs: the parts with their ranker scores, if they are in memory.
+  """
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  reward_model = rankers.reward_model(config, tables, parts.train, workspace, depends_on=digest)
+  first = data.rows.select(slice(0, FIRST))
+  reward_model = rankers.reward_model(config, tables, train, workspace, depends_on=digest)
   if external is not None:
     ranker = rankers.external_ranker(external, data, workspace)
   elif data.ranker_score is not None and logs is not None:
-    held_out = logs.get("test") or logs["validation"]
-    ranker = rankers.imitated(config, tables, logs["train"], held_out, workspace, depends_on=digest)
+    scored = logs.get("test") or logs["validation"]
+    ranker = rankers.imitated(config, tables, logs["train"], scored, workspace, depends_on=digest)
   else:
     ranker = reward_model.as_ranker()
   name = "user-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
@@ -159,14 +184,13 @@ def _environment(
       (*notes, f"The log is the {split} rows of the user's log, which nothing was fitted on."),
       grouped=grouped,
     )
-    for split, rows in (("validation", parts.validation), ("test", parts.test))
-    if rows is not None
+    for split, rows in held_out.items()
   }
   return Environment(
     tables=tables,
     users=data.users,
     titles=data.titles,
-    log=parts.train,
+    log=train,
     evaluator=HeldOutEvaluator(
       logs=evaluated,
       users=tables.users,
@@ -174,11 +198,11 @@ def _environment(
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
-    policies=_policies(config, parts, ranker.logits),
+    policies=_policies(config, train, data.num_items, ranker.logits),
     requests=requests(
       data.schema,
-      {feature: values[parts.first.user_index] for feature, values in data.users.items()},
-      parts.first.context,
+      {feature: values[first.user_index] for feature, values in data.users.items()},
+      first.context,
     ),
     name=name,
     facts={**facts, **ranker.facts},
@@ -208,14 +232,15 @@ def _stacked(train: BanditLog, validation: BanditLog) -> BanditLog:
   )
 
 
-def _policies(config: Config, parts: LogParts, ranker_logits: Scorer) -> dict[str, Scorer]:
+def _policies(
+  config: Config, train: TrainingRows, num_items: int, ranker_logits: Scorer
+) -> dict[str, Scorer]:
   """Baselines, besides the logging policy.
 
   Popularity shows one of the K items with the highest smoothed mean reward at random, as a
   generator hands K items on. Few rows would show its best item alone.
   """
-  num_items = len(parts.earned)
-  means = full_information.smoothed_means(parts.train.shown(num_items), parts.earned)
+  means = full_information.smoothed_means(train.shown(num_items), train.earned(num_items))
   top = np.full(num_items, -np.inf)
   top[np.argsort(-means, kind="stable")[: config.slate_size]] = 0.0
   return {

@@ -142,14 +142,9 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
 def popularity(log: LogRows, num_items: int) -> np.ndarray:
   """Mean logged reward of each item, smoothed: [N]."""
   shown = np.bincount(log.action, minlength=num_items)
-  return smoothed_means(shown, total_reward(log, num_items))
+  return smoothed_means(shown, log.earned(num_items))
 
 
 def smoothed_means(shown: np.ndarray, earned: np.ndarray) -> np.ndarray:
   """(earned + 1) / (shown + 2), from numbers of rows [N] and sums of rewards [N]."""
   return (earned + 1) / (shown + 2)
-
-
-def total_reward(log: LogRows, num_items: int) -> np.ndarray:
-  """Sum of the logged rewards of each item: [N]."""
-  return np.bincount(log.action, weights=log.reward, minlength=num_items)

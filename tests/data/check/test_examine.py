@@ -1,11 +1,11 @@
 """The report: what right propensities add up to, what wrong ones do, and what else is noticed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from tf_twostage.data import splits
-from tf_twostage.data.check import examine
-from tf_twostage.data.files import BadRows
+from tf_twostage.data.check import examine, plots
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.data.rows import LogRows
@@ -39,8 +39,7 @@ def logged(n=4000, *, items=ITEMS, policy=POLICY, scale=1.0, reward=None, **colu
 
 
 def report(data, **options):
-  parts = splits.at_random(len(data.rows))
-  return examine.examine(data, BadRows(), parts, split_method="at random", **options)
+  return examine.check(data, split="random", **options)
 
 
 def facts(found):
@@ -69,7 +68,7 @@ def test_propensities_that_are_too_small_make_a_log_unusable():
 
 
 def test_a_catalogue_of_logged_items_only_is_the_likelier_reason():
-  found = report(logged(scale=0.5), all_items_known=False)
+  found = report(dataclasses.replace(logged(scale=0.5), items_listed=False))
   assert found.usable
   assert "only 5 items were logged: name the items file" in texts(found, "warning")
 
@@ -121,7 +120,7 @@ def test_a_policy_may_differ_by_position():
   position = np.arange(4000) % 2
   policy = PolicyTable(np.array([0, 1]), np.stack([POLICY, POLICY[::-1]]))
   data = logged(position=position)
-  weights = examine.policy_weights(data, policy)
+  weights = plots.weights(data, policy)
   np.testing.assert_allclose(weights[::2], 1, rtol=1e-6)
   expected = POLICY[::-1][data.rows.action[1::2]] / POLICY[data.rows.action[1::2]]
   np.testing.assert_allclose(weights[1::2], expected, rtol=1e-6)
@@ -153,3 +152,16 @@ def test_the_report_reads_as_a_table_and_as_json():
   assert content["usable"] is True
   assert content["facts"]["Rows"]["items"] == 6
   assert content["findings"][0].keys() == {"severity", "text"}
+
+  frame = found.to_frame()
+  assert list(frame.columns) == ["section", "name", "value", "meaning"]
+  assert len(frame) == len(found.facts)
+
+
+def test_the_report_shows_in_a_notebook_and_as_a_figure(tmp_path):
+  found = logged(items=6, time=np.arange(4000)).check(PolicyTable(None, np.full((1, 6), 1 / 6)))
+  assert "mean of 1/propensity" in found._repr_html_()
+  titles = [axis.get_title() for axis in found.plot().axes]
+  assert "Share of all weight in the heaviest rows" in titles
+  found.save(tmp_path)
+  assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")

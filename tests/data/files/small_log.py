@@ -6,6 +6,8 @@ import io
 import numpy as np
 import pandas as pd
 
+from tf_twostage.data.log import BanditLog
+
 SCHEMA = """\
 user_id: visitor
 item_id: product
@@ -18,6 +20,10 @@ context_features: {hour: numeric}
 item_features: {genres: bag, price: numeric}
 title: name
 """
+
+
+def read(log, items=None, schema="native", users=None, **options):
+  return BanditLog.from_files(log, items=items, users=users, schema=schema, **options)
 
 
 def frame(n=8):

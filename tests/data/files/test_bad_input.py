@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.files import small_log
-from tf_twostage.data import load, policy_table
+from tf_twostage.data import policy_table
 from tf_twostage.data.files import convert, shards
 from tf_twostage.errors import InputError
 
@@ -117,7 +117,7 @@ FILES |= {
 def check(tmp_path, log, message, **options):
   path, items, schema = small_log.write(tmp_path, log)
   with pytest.raises(InputError, match=f"^{re.escape(str(tmp_path))}/{message}") as raised:
-    load.load(path, items, schema, **options)
+    small_log.read(path, items, schema, **options)
   assert "\n" not in str(raised.value)
   assert raised.value.__cause__ is None  # `raise ... from None`: nothing else is shown
 
@@ -130,7 +130,7 @@ def test_a_bad_row_is_named(tmp_path, kind):
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_bad_row_can_be_skipped(tmp_path, kind):
   path, items, schema = small_log.write(tmp_path, ROWS[kind][0])
-  data = load.load(path, items, schema, on_bad_rows="skip")
+  data = small_log.read(path, items, schema, on_bad_rows="skip")
   assert len(data.rows) == 7
   assert data.notes == ("1 of 8 rows are bad and were left out",)
 
@@ -256,7 +256,7 @@ def test_unreadable_files_are_named(tmp_path, kind):
     schema = root / "shards" / "schema.yaml"
   start = f"^{re.escape(str(root))}" + ("" if message.startswith(":") else "/")
   with pytest.raises(InputError, match=start + message):
-    load.load(log, items, schema)
+    small_log.read(log, items, schema)
 
 
 SCHEMAS = {
@@ -290,13 +290,13 @@ def test_a_bad_schema_is_named_with_its_key(tmp_path, kind):
   text, message = SCHEMAS[kind]
   path, items, schema = small_log.write(tmp_path, schema=text)
   with pytest.raises(InputError, match=f"^{re.escape(str(schema))}: {message}"):
-    load.load(path, items, schema)
+    small_log.read(path, items, schema)
 
 
 def test_a_missing_schema_names_the_command_that_drafts_one(tmp_path):
   path, items, _ = small_log.write(tmp_path)
   with pytest.raises(InputError, match=r"none.yaml: .*python -m launch.infer_schema"):
-    load.load(path, items, tmp_path / "none.yaml")
+    small_log.read(path, items, tmp_path / "none.yaml")
 
 
 ITEMS = {
@@ -328,7 +328,7 @@ def test_a_bad_items_file_is_named(tmp_path, kind):
   path, items, schema = small_log.write(tmp_path)
   change(small_log.items()).to_csv(items, index=False)
   with pytest.raises(InputError, match=message):
-    load.load(path, items, schema, on_bad_rows="skip")
+    small_log.read(path, items, schema, on_bad_rows="skip")
 
 
 def test_an_unknown_user_is_named(tmp_path):
@@ -337,7 +337,7 @@ def test_an_unknown_user_is_named(tmp_path):
   users.to_csv(tmp_path / "users.csv", index=False)
   message = r"column 'visitor' .*unknown user.*users.csv; 2 of 8 .*line 5, row 3, value 'v3'"
   with pytest.raises(InputError, match=message):
-    load.load(path, items, schema, tmp_path / "users.csv")
+    small_log.read(path, items, schema, tmp_path / "users.csv")
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_every_kind_of_fault_is_counted_and_its_first_row_shown(tmp_path):
   frame.loc[1, "product"] = "p77"
   path, items, schema = small_log.write(tmp_path, frame)
   with pytest.raises(InputError) as raised:
-    load.load(path, items, schema)
+    small_log.read(path, items, schema)
   summary, *faults = str(raised.value).splitlines()
   assert summary == "3 of 8 rows are bad, in 3 ways"
   assert [re.search(r"column '(\w+)'.*; (\d) of 8.*line (\d)", f).groups() for f in faults] == [
@@ -385,7 +385,7 @@ def test_every_kind_of_fault_is_counted_and_its_first_row_shown(tmp_path):
 def test_a_log_of_bad_rows_only_cannot_be_skipped(tmp_path):
   path, items, schema = small_log.write(tmp_path, small_log.frame().assign(pscore=0))
   with pytest.raises(InputError, match="8 of 8 rows break this"):
-    load.load(path, items, schema, on_bad_rows="skip")
+    small_log.read(path, items, schema, on_bad_rows="skip")
 
 
 def test_bad_rows_in_a_large_log_are_found_fast(tmp_path):
@@ -395,7 +395,7 @@ def test_bad_rows_in_a_large_log_are_found_fast(tmp_path):
   path, items, schema = small_log.write(tmp_path, f"{head}\n{rows}\nv1,p1,oops,0\n".encode())
   start = time.perf_counter()
   with pytest.raises(InputError, match=rf"1 of {n + 1} rows .*line {n + 2}, row {n}, value '4 f"):
-    load.load(path, items, schema)
+    small_log.read(path, items, schema)
   assert time.perf_counter() - start < 5  # half a second on an idle machine
 
 
@@ -407,7 +407,7 @@ def test_lines_are_counted_past_quotes_blank_lines_and_broken_rows(tmp_path):
   text[-1] = text[-1].replace("0.25", "7")
   path, items, schema = small_log.write(tmp_path, "\r\n".join(text).encode())
   with pytest.raises(InputError) as raised:
-    load.load(path, items, schema)
+    small_log.read(path, items, schema)
   assert "line 7, row 3, value '1 fields'" in str(raised.value)
   assert "line 12, row 8, value '7'" in str(raised.value)
 
@@ -416,4 +416,4 @@ def test_a_gzipped_log_names_lines_too(tmp_path):
   text = csv(pscore=0).to_csv(index=False).encode()
   path, items, schema = small_log.write(tmp_path, gzip.compress(text), name="log.csv.gz")
   with pytest.raises(InputError, match=r"log.csv.gz: .*line 7, row 5"):
-    load.load(path, items, schema)
+    small_log.read(path, items, schema)

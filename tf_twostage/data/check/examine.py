@@ -1,152 +1,128 @@
-"""Metrics a log: what its propensities add up to, what it can tell of other policies, its gaps."""
+"""Facts and findings about a log: its propensities, its overlap with other policies, its gaps."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from tf_twostage.data import policy_table
-from tf_twostage.data import splits as splits_of
+from tf_twostage.data import policy_table, splits
+from tf_twostage.data.check.plots import weights
 from tf_twostage.data.check.report import Fact, Finding, LogReport
 from tf_twostage.data.files import BadRows
-from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
-from tf_twostage.data.splits import NAMES, Splits, find_leaks
 from tf_twostage.metrics import effective_sample_size
 
-# A mean of 1/β above the number of items by this many standard errors, and this much, cannot be
-# chance or a rounded propensity.
+if TYPE_CHECKING:
+  from tf_twostage.data.log import BanditLog
+
+# A mean of 1/β above the number of items by this many standard errors, and this much, is neither
+# chance nor rounding.
 _ERRORS = 5.0
 _EXCESS = 1.1
 _ROUNDING = 1e-3  # of the number of items: propensities are float32, or written with a few digits
-_RARE = 10  # rows of an item; with fewer a normal approximation says nothing
+_RARE = 10  # rows of an item; with fewer the normal approximation fails
 _LEAST_SHARE = 0.01  # of the rows, as effective sample size
+_FALSE_ALARMS = 0.001  # of the test of all items of a log
 _MILLISECONDS = 1e11  # seconds reach this in the year 5138
 
 
-def examine(
-  data: BanditLog,
-  bad_rows: BadRows,
-  splits: Splits,
+def check(
+  log: BanditLog,
+  policy: PolicyTable | str | os.PathLike | None = None,
   *,
-  split_method: str,
-  policy: PolicyTable | None = None,
-  all_items_known: bool = True,
-  on_bad_rows: str = "fail",
+  split: str = "auto",
+  shares: Mapping[str, Any] | None = None,
+  seed: int = 0,
+  bad_rows: BadRows | None = None,
 ) -> LogReport:
-  """The report on a log.
+  """The report on a log; see `BanditLog.check`.
 
   Args:
-    data: its good rows.
-    bad_rows: the others.
-    splits: over the rows of `data`.
-    split_method: how they were made, for people.
-    policy: another policy that the log shall speak about.
-    all_items_known: whether the catalogue is more than what was logged.
-    on_bad_rows: "fail" or "skip".
+    log: the good rows.
+    policy: another policy that the log shall evaluate, or its file.
+    split: method and settings of the split to report on, see `BanditLog.split`.
+    shares: "validation" and "test".
+    seed: of the split.
+    bad_rows: the rows that were left out.
+
+  Raises:
+    InputError: the policy or the split does not fit the log.
   """
+  if policy is not None and not isinstance(policy, PolicyTable):
+    policy = policy_table.read(policy, log.items["item_id"])
+  if bad_rows is None:
+    bad_rows = BadRows()
+    bad_rows.rows = len(log)
   lines = [
-    *_sizes(data, bad_rows),
-    *_rewards(data),
-    *_propensities(data, all_items_known),
-    *_overlap(data, policy),
-    *_times(data),
-    *_splits(data, splits, split_method),
-    *(Finding("note", note) for note in data.notes),
+    *_sizes(log, bad_rows),
+    *_rewards(log),
+    *_propensities(log),
+    *_overlap(log, policy),
+    *_times(log),
+    *_splits(log, split, shares or {}, seed),
+    *(Finding("note", note) for note in log.notes),
   ]
   return LogReport(
-    place=data.name,
+    name=log.name,
     facts=[line for line in lines if isinstance(line, Fact)],
     findings=[line for line in lines if isinstance(line, Finding)],
     bad_rows=bad_rows,
-    on_bad_rows=on_bad_rows,
+    log=log,
+    policy=policy,
   )
 
 
-def check(data: BanditLog, policy: PolicyTable | str | os.PathLike | None = None) -> LogReport:
-  """The report on a log in memory; see `BanditLog.check`."""
-  if policy is not None and not isinstance(policy, PolicyTable):
-    policy = policy_table.read(policy, data.items["item_id"])
-  bad_rows = BadRows()
-  bad_rows.rows = len(data)
-  method = splits_of.method("auto", time=data.time, labels=data.split_label)
-  parts = splits_of.split(
-    method, user_index=data.rows.user_index, time=data.time, labels=data.split_label
-  )
-  return examine(data, bad_rows, parts, split_method=f"by {method}", policy=policy)
-
-
-def refused(place: str, bad_rows: BadRows, on_bad_rows: str) -> LogReport:
-  """The report on a log whose bad rows stop it: measures of the other rows would mislead."""
+def refused(name: str, bad_rows: BadRows) -> LogReport:
+  """The report on a log that was not read because of its bad rows."""
   facts = [Fact("Rows", "rows", bad_rows.rows), Fact("Rows", "bad rows", bad_rows.bad)]
   findings = []
   if bad_rows.bad >= bad_rows.rows:
     findings.append(Finding("problem", "no row of the log is good"))
-  return LogReport(place, facts, findings, bad_rows, on_bad_rows)
+  return LogReport(name, facts, findings, bad_rows)
 
 
-def item_counts(data: BanditLog) -> np.ndarray:
-  """How often each item was shown, [N]."""
-  return np.bincount(data.rows.action, minlength=data.num_items)
-
-
-def uniform_weights(data: BanditLog) -> np.ndarray:
-  """Importance weights of the uniform policy, (1/N) / β, [n]."""
-  return 1 / (data.num_items * np.asarray(data.rows.propensity, np.float64))
-
-
-def policy_weights(data: BanditLog, policy: PolicyTable) -> np.ndarray:
-  """Importance weights π/β of another policy, [n]."""
-  probability = policy.probabilities[policy.rows(data.rows.position), data.rows.action]
-  return probability / np.asarray(data.rows.propensity, np.float64)
-
-
-def _sizes(data: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
-  section = "Rows"
-  log, counts = data.rows, item_counts(data)
-  shown = int((counts > 0).sum())
-  never = data.num_items - shown
+def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
+  section, counts = "Rows", log.rows.shown(log.num_items)
+  never = int((counts == 0).sum())
   yield Fact(section, "rows", bad_rows.rows)
   yield Fact(section, "bad rows", bad_rows.bad)
-  yield Fact(section, "users", data.num_users)
-  yield Fact(section, "users with rows", len(np.unique(log.user_index)))
-  yield Fact(section, "items", data.num_items)
-  yield Fact(section, "items never shown", never, f"{never / data.num_items:.1%} of the catalogue")
+  yield Fact(section, "users", log.num_users)
+  yield Fact(section, "users with rows", len(np.unique(log.rows.user_index)))
+  yield Fact(section, "items", log.num_items)
+  yield Fact(section, "items never shown", never, f"{never / log.num_items:.1%} of the catalogue")
   rare = int(((counts > 0) & (counts < _RARE)).sum())
   yield Fact(section, f"items shown less than {_RARE} times", rare)
   if never:
-    names = ", ".join(map(str, data.titles[counts == 0][:5])) + (", ..." if never > 5 else "")
+    names = ", ".join(map(str, log.titles[counts == 0][:5])) + (", ..." if never > 5 else "")
     yield Finding(
-      "warning" if never / data.num_items > 0.05 else "note",
-      f"{never} of {data.num_items} items were never shown ({names}): the log says nothing of them;"
-      " let the policy explore, or leave them out of the catalogue",
+      "warning" if never / log.num_items > 0.05 else "note",
+      f"{never} of {log.num_items} items were never shown ({names}): the log has no information"
+      " about them; let the policy explore, or leave them out of the catalogue",
     )
-  keys = {"user": log.user_index, "item": log.action}
-  keys |= {} if data.time is None else {"time": data.time}
-  keys |= {} if log.position is None else {"position": log.position}
+  keys = {"user": log.rows.user_index, "item": log.rows.action}
+  keys |= {} if log.time is None else {"time": log.time}
+  keys |= {} if log.rows.position is None else {"position": log.rows.position}
   duplicates = int(pd.DataFrame(keys).duplicated().sum())
   what = f"rows with the {', '.join(keys)} of an earlier one"
   yield Fact(section, "duplicates", duplicates, what)
-  if duplicates and data.time is not None:
+  if duplicates and log.time is not None:
     yield Finding(
       "warning",
-      f"{duplicates} {what}: counted twice, they make the log look surer than it is; drop them if"
-      " they are copies",
+      f"{duplicates} {what}: counted twice, they make estimates look more certain than they are;"
+      " drop them if they are copies",
     )
 
 
-def _rewards(data: BanditLog) -> Iterator[Fact | Finding]:
-  section = "Reward"
-  reward = data.rows.reward.astype(np.float64)
+def _rewards(log: BanditLog) -> Iterator[Fact | Finding]:
+  section, reward = "Reward", log.rows.reward.astype(np.float64)
   rewarded = int((reward > 0).sum())
-  error = float(reward.std() / np.sqrt(len(reward)))
-  yield Fact(
-    section, "mean", float(reward.mean()), f"± {error:.2g}, what the logging policy earned"
-  )
+  mean, error = _mean(reward)
+  yield Fact(section, "mean", mean, f"± {error:.2g}, the value of the logging policy")
   yield Fact(section, "rewarded rows", rewarded, f"{rewarded / len(reward):.2%}")
   yield Fact(section, "lowest, highest", f"{reward.min():.6g}, {reward.max():.6g}")
   if not rewarded:
@@ -159,74 +135,77 @@ def _rewards(data: BanditLog) -> Iterator[Fact | Finding]:
     )
 
 
-def _propensities(data: BanditLog, all_items_known: bool) -> Iterator[Fact | Finding]:
+def _propensities(log: BanditLog) -> Iterator[Fact | Finding]:
   section = "Propensity"
-  if data.rows.propensity is None:
+  if log.rows.propensity is None:
     yield Fact(section, "logged", "no")
     return
-  propensity = data.rows.propensity.astype(np.float64)
+  propensity = log.rows.propensity.astype(np.float64)
   low, middle, high = np.quantile(propensity, [0, 0.5, 1])
   yield Fact(section, "lowest", float(low))
   yield Fact(
-    section, "median", float(middle), f"uniform over the catalogue: {1 / data.num_items:.6g}"
+    section, "median", float(middle), f"uniform over the catalogue: {1 / log.num_items:.6g}"
   )
   yield Fact(section, "highest", float(high))
-  yield from _support(data, 1 / propensity, all_items_known)
-  yield from _sums(data)
+  yield from _support(log, 1 / propensity)
+  yield from _item_mass(log, 1 / propensity)
+  yield from _sums(log)
 
 
-def _support(
-  data: BanditLog, inverse: np.ndarray, all_items_known: bool
-) -> Iterator[Fact | Finding]:
-  """E[1/β] is the number of items with β > 0, averaged over contexts, whatever the policy."""
-  section, items, n = "Propensity", data.num_items, len(inverse)
-  mean, error = float(inverse.mean()), float(inverse.std() / np.sqrt(n))
+def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
+  """E[1/β] is the number of items with β > 0, averaged over contexts, for any policy."""
+  items = log.num_items
+  mean, error = _mean(inverse)
   yield Fact(
-    section,
+    "Propensity",
     "mean of 1/propensity",
     mean,
     f"± {error:.2g}; the number of items that can be shown, at most {items}",
   )
+  found = f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}"
+  chance = max(_ERRORS * error, _ROUNDING * items)
   if mean > items * _EXCESS and mean - items > _ERRORS * error:
-    if all_items_known:
+    if log.items_listed:
       yield Finding(
         "problem",
-        f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}, but cannot exceed the {items} items"
-        " there are: the propensities are too small. Log the probability of the single item, not of"
-        " a slate, over this catalogue, and all rows, not a sample that depends on their items",
+        f"{found}, but cannot exceed the {items} items there are: the propensities are too small."
+        " Log the probability of the single item, not of a slate, over this catalogue, and all"
+        " rows, not a sample that depends on their items",
       )
     else:
       yield Finding(
         "warning",
-        f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}, but only {items} items were logged:"
-        " name the items file, for items that were never shown belong to the catalogue, too",
+        f"{found}, but only {items} items were logged: name the items file, since items that were"
+        " never shown also belong to the catalogue",
       )
-  elif mean - items > max(_ERRORS * error, _ROUNDING * items):
+  elif mean - items > chance:
     yield Finding(
       "warning",
-      f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}, above the {items} items there are:"
-      " propensities are a little too small, as estimated or rounded ones can be",
+      f"{found}, above the {items} items there are: propensities are a little too small, as"
+      " estimated or rounded ones can be",
     )
-  elif items - mean > max(_ERRORS * error, _ROUNDING * items):
+  elif items - mean > chance:
     yield Finding(
       "note",
-      f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}, below the {items} items there are:"
-      " the policy shows some items to some users never, or too rarely for this log to have seen."
-      " What is outside its support only a reward model can judge",
+      f"{found}, below the {items} items there are: the policy never shows some items to some"
+      " users, or too rarely for this log to contain them. Only a reward model can evaluate what is"
+      " outside its support",
     )
-  # The same for one item: Σ over its rows of 1/β, by n, is the share of contexts that may see it.
-  mass = np.bincount(data.rows.action, inverse, minlength=items) / n
-  square = np.bincount(data.rows.action, inverse**2, minlength=items) / n
+
+
+def _item_mass(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
+  """Σ 1/β over the rows of an item, by n, is the share of contexts that may show it."""
+  n, items, action = len(log), log.num_items, log.rows.action
+  mass = np.bincount(action, inverse, minlength=items) / n
+  square = np.bincount(action, inverse**2, minlength=items) / n
   spread = np.sqrt(np.maximum(square - mass**2, 0) / n)
-  tested = item_counts(data) >= _RARE
+  tested = log.rows.shown(items) >= _RARE
   if not tested.any():
     return
-  bound = -special.ndtri(
-    0.001 / int(tested.sum())
-  )  # normal errors; one false alarm in a thousand logs
+  bound = -special.ndtri(_FALSE_ALARMS / int(tested.sum()))
   over = tested & (mass - 1 > bound * spread) & (mass > _EXCESS)
   yield Fact(
-    section,
+    "Propensity",
     "items with too much weight",
     int(over.sum()),
     "Σ 1/propensity of their rows exceeds the number of all rows; should be 0",
@@ -236,20 +215,18 @@ def _support(
     yield Finding(
       "warning",
       f"{int(over.sum())} items were shown more often than their propensities allow (worst:"
-      f" {data.titles[worst]}, {mass[worst]:.3g} times): look at how theirs are logged",
+      f" {log.titles[worst]}, {mass[worst]:.3g} times): check how theirs are logged",
     )
 
 
-def _sums(data: BanditLog) -> Iterator[Fact | Finding]:
-  """Different items that one user could have been shown in one situation: β sums to 1 at most."""
-  log = data.rows
-  frame = pd.DataFrame({"user": log.user_index, "item": log.action, "β": log.propensity})
-  if log.position is not None:
-    frame["position"] = log.position
-  for name, values in log.context.items():
-    frame[name] = values
-  situation = [column for column in frame if column not in ("item", "β")]
-  lowest = frame.groupby([*situation, "item"], sort=False)["β"].min()
+def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
+  """Propensities of the different items shown to one user in one situation: at most 1 in sum."""
+  rows = log.rows
+  columns = {"user": rows.user_index, "item": rows.action, "β": rows.propensity, **rows.context}
+  if rows.position is not None:
+    columns["position"] = rows.position
+  situation = [column for column in columns if column not in ("item", "β")]
+  lowest = pd.DataFrame(columns).groupby([*situation, "item"], sort=False)["β"].min()
   sums = lowest.groupby(level=situation, sort=False).sum()
   over = int((sums > 1.001).sum())
   yield Fact(
@@ -268,19 +245,19 @@ def _sums(data: BanditLog) -> Iterator[Fact | Finding]:
     )
 
 
-def _overlap(data: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Finding]:
-  if data.rows.propensity is None:
+def _overlap(log: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Finding]:
+  if log.rows.propensity is None:
     return
-  yield from _weights("Uniform policy on this log", uniform_weights(data), "the uniform policy")
+  yield from _weights("Uniform policy on this log", weights(log), "the uniform policy")
   if policy is None:
     return
   section = "Given policy on this log"
-  yield from _weights(section, policy_weights(data, policy), "the given policy")
-  share = np.bincount(policy.rows(data.rows.position), minlength=len(policy.probabilities))
+  yield from _weights(section, weights(log, policy), "the given policy")
+  share = np.bincount(policy.rows(log.rows.position), minlength=len(policy.probabilities))
   mass = share / share.sum() @ policy.probabilities
-  unseen = float(mass[item_counts(data) == 0].sum())
+  unseen = float(mass[log.rows.shown(log.num_items) == 0].sum())
   yield Fact(
-    section, "probability of items never shown", unseen, "only a reward model can judge it"
+    section, "probability of items never shown", unseen, "only a reward model can evaluate it"
   )
   if unseen > _LEAST_SHARE:
     yield Finding(
@@ -290,14 +267,11 @@ def _overlap(data: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Fin
     )
 
 
-def _weights(section: str, weights: np.ndarray, name: str) -> Iterator[Fact | Finding]:
-  n = len(weights)
-  size = effective_sample_size(weights)
-  error = weights.std() / np.sqrt(n)
-  yield Fact(
-    section, "mean weight", float(weights.mean()), f"± {error:.2g}; 1 if all it shows is here"
-  )
-  yield Fact(section, "largest weight", float(weights.max()))
+def _weights(section: str, values: np.ndarray, name: str) -> Iterator[Fact | Finding]:
+  n, size = len(values), effective_sample_size(values)
+  mean, error = _mean(values)
+  yield Fact(section, "mean weight", mean, f"± {error:.2g}; 1 if the log covers the policy")
+  yield Fact(section, "largest weight", float(values.max()))
   yield Fact(section, "effective sample size", round(size, 1), f"{size / n:.2%} of the rows")
   if size < _LEAST_SHARE * n:
     yield Finding(
@@ -307,11 +281,11 @@ def _weights(section: str, weights: np.ndarray, name: str) -> Iterator[Fact | Fi
     )
 
 
-def _times(data: BanditLog) -> Iterator[Fact | Finding]:
-  if data.time is None:
+def _times(log: BanditLog) -> Iterator[Fact | Finding]:
+  if log.time is None:
     yield Fact("Time", "logged", "no")
     return
-  first, last = float(data.time.min()), float(data.time.max())
+  first, last = float(log.time.min()), float(log.time.max())
   yield Fact("Time", "first", _date(first))
   yield Fact("Time", "last", _date(last))
   if last > _MILLISECONDS:
@@ -329,25 +303,36 @@ def _date(seconds: float) -> str:
   return f"{pd.Timestamp(seconds, unit='s'):%Y-%m-%d %H:%M:%S}"
 
 
-def _splits(data: BanditLog, splits: Splits, method: str) -> Iterator[Fact | Finding]:
-  section = f"Split {method}"
-  for name in NAMES:
-    mask = splits.masks()[name]
-    rewarded = float(data.rows.reward[mask].mean()) if mask.any() else None
-    shown = "" if rewarded is None else f"mean reward {rewarded:.4g}"
-    yield Fact(section, f"{name} rows", int(mask.sum()), shown)
-  leaks = find_leaks(
-    splits, user_index=data.rows.user_index, action=data.rows.action, time=data.time
+def _splits(
+  log: BanditLog, method: str, shares: Mapping[str, Any], seed: int
+) -> Iterator[Fact | Finding]:
+  rows, time, labels = log.rows, log.time, log.split_label
+  method = splits.method(method, time=time, labels=labels)
+  parts = splits.split(
+    method, user_index=rows.user_index, time=time, labels=labels, seed=seed, **shares
   )
-  later = "training rows are later than the first row that validates or tests"
-  yield Fact(section, "training rows too late", leaks.later_rows, "later than what they predict")
-  shared = "rows have the user, item and time of a row in another split"
+  section = "Split at random" if method == "random" else f"Split by {method}"
+  for name, mask in parts.masks().items():
+    shown = f"mean reward {rows.reward[mask].mean():.4g}" if mask.any() else ""
+    yield Fact(section, f"{name} rows", int(mask.sum()), shown)
+  leaks = splits.find_leaks(parts, rows.user_index, rows.action, log.time)
+  yield Fact(section, "training rows too late", leaks.later_rows, "later than rows they predict")
   yield Fact(section, "rows in two splits", leaks.shared_rows, "by user, item and time")
   if leaks.later_rows:
     yield Finding(
       "warning",
-      f"{leaks.later_rows} {later} ({leaks.later_share:.1%}): what is evaluated then is not what"
-      " would have been known; split by time",
+      f"{leaks.later_rows} training rows are later than the first row that validates or tests"
+      f" ({leaks.later_share:.1%}): models are evaluated with knowledge of the future; split by"
+      " time",
     )
   if leaks.shared_rows:
-    yield Finding("warning", f"{leaks.shared_rows} {shared}: drop the copies, or split by user")
+    yield Finding(
+      "warning",
+      f"{leaks.shared_rows} rows have the user, item and time of a row in another split: drop the"
+      " copies, or split by user",
+    )
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+  """The mean and its standard error."""
+  return float(values.mean()), float(values.std() / np.sqrt(len(values)))

@@ -75,17 +75,19 @@ class LogFiles:
       )
 
 
-def locate(log: str | os.PathLike | Sequence[str | os.PathLike]) -> LogFiles:
+def locate(log: str | os.PathLike | LogFiles | Sequence[str | os.PathLike]) -> LogFiles:
   """Finds the files of a log.
 
   Args:
     log: a file, a directory with files of one format (in a native log, its shards), a pattern
-      such as "logs/*.csv", or several of these.
+      such as "logs/*.csv", or several of these. Located files are returned as they are.
 
   Raises:
     InputError: there are no files, files of several formats, or numbered parts of which some are
       missing.
   """
+  if isinstance(log, LogFiles):
+    return log
   if not isinstance(log, str | os.PathLike):
     found = [locate(part) for part in log]
     if not found:

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import tensorflow as tf
 
 from tests.data.files import small_log
-from tf_twostage.data import load
 from tf_twostage.data.files import convert
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema
@@ -24,7 +24,7 @@ def places(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(places):
-  return load.load(*places)
+  return small_log.read(*places)
 
 
 def test_vocabularies_and_ranges_are_those_of_the_data(data):
@@ -69,7 +69,7 @@ def test_items_never_shown_belong_to_the_catalogue(data):
 
 @pytest.mark.parametrize("name", ["log.csv.gz", "log.parquet"])
 def test_the_format_makes_no_difference(tmp_path, data, name):
-  other = load.load(*small_log.write(tmp_path, name=name))
+  other = small_log.read(*small_log.write(tmp_path, name=name))
   assert other.fingerprint() == data.fingerprint()
 
 
@@ -84,7 +84,7 @@ def test_nor_does_a_conversion(tmp_path, places, data, compress):
     "log.json",
     "schema.yaml",
   ]
-  other = load.load(tmp_path / "new", items, tmp_path / "new" / "schema.yaml")
+  other = small_log.read(tmp_path / "new", items, tmp_path / "new" / "schema.yaml")
   assert other.fingerprint() == data.fingerprint()
 
 
@@ -95,7 +95,7 @@ def test_several_files_are_one_log(tmp_path, places, data):
   _, items, schema = places
   pattern, files = f"{tmp_path}/day-*.csv", sorted(tmp_path.glob("*.csv"))
   for log in (tmp_path, pattern, files):
-    assert load.load(log, items, schema).fingerprint() == data.fingerprint()
+    assert small_log.read(log, items, schema).fingerprint() == data.fingerprint()
 
 
 def test_parquet_may_hold_dates_numbers_and_categories(tmp_path, places, data):
@@ -105,23 +105,25 @@ def test_parquet_may_hold_dates_numbers_and_categories(tmp_path, places, data):
   frame["click"] = frame["click"].astype(bool)
   _, items, schema = places
   path, *_ = small_log.write(tmp_path, frame, name="log.parquet")
-  assert load.load(path, items, schema).fingerprint() == data.fingerprint()
+  assert small_log.read(path, items, schema).fingerprint() == data.fingerprint()
 
 
 def test_without_an_items_file_the_catalogue_is_what_was_logged(places):
-  data = load.load(places[0], None, BARE)
+  data = small_log.read(places[0], None, BARE)
   assert data.schema.item_id.vocabulary == ("p0", "p1", "p2")
   np.testing.assert_array_equal(data.titles, ["p0", "p1", "p2"])
   assert data.notes == ("no items file: the catalogue is the 3 items that were logged",)
 
 
 def test_a_schema_with_item_features_asks_for_the_file(places):
-  with pytest.raises(InputError, match="item features or a title, which stand in an items file"):
-    load.load(places[0], None, places[2])
+  with pytest.raises(
+    InputError, match="item features or a title, which are columns of an items file"
+  ):
+    small_log.read(places[0], None, places[2])
 
 
 def test_without_propensities_there_are_none(places):
-  data = load.load(places[0], None, dataclasses.replace(BARE, propensity=None))
+  data = small_log.read(places[0], None, dataclasses.replace(BARE, propensity=None))
   assert data.rows.propensity is None
   assert not data.has_propensities
   assert "the log has no propensities; they have to be estimated" in data.notes
@@ -135,7 +137,7 @@ def test_users_of_a_file_keep_its_order_and_need_no_rows(tmp_path, places):
   users = pd.DataFrame({"id": ["v3", "v9", "v0", "v1", "v2"], "gender": list("FMFMF")})
   users.to_csv(tmp_path / "users.csv", index=False)
   schema = dataclasses.replace(LogSchema.from_file(places[2]), user_key="id")
-  data = load.load(places[0], places[1], schema, tmp_path / "users.csv")
+  data = small_log.read(places[0], places[1], schema, tmp_path / "users.csv")
   assert data.schema.user_id.vocabulary == ("v3", "v9", "v0", "v1", "v2")
   np.testing.assert_array_equal(data.users["gender"], list("FMFMF"))
   np.testing.assert_array_equal(data.rows.user_index, [2, 3, 4, 0] * 2)
@@ -154,20 +156,20 @@ def test_without_user_ids_combinations_of_features_are_the_users(tmp_path):
   frame.to_csv(tmp_path / "log.csv", index=False)
   features = tuple(FeatureColumn(name, "categorical") for name in "ab")
   schema = LogSchema(user_id=None, user_features=features)
-  data = load.load(tmp_path / "log.csv", None, schema)
+  data = small_log.read(tmp_path / "log.csv", None, schema)
   assert data.num_users == 2
   np.testing.assert_array_equal(data.users["a"][data.rows.user_index], frame["a"])
   np.testing.assert_array_equal(data.users["b"][data.rows.user_index], frame["b"])
   assert not data.schema.user_id.embedded
   with pytest.raises(InputError, match=r"users.csv: a users file needs ids"):
-    load.load(tmp_path / "log.csv", None, schema, tmp_path / "users.csv")
+    small_log.read(tmp_path / "log.csv", None, schema, tmp_path / "users.csv")
 
 
 def test_scores_and_splits_come_along(tmp_path):
   frame = small_log.frame().assign(score=np.arange(8) / 4, part=["train"] * 6 + ["val", "test"])
   path, *_ = small_log.write(tmp_path, frame)
   schema = dataclasses.replace(BARE, ranker_score="score", split="part")
-  data = load.load(path, None, schema)
+  data = small_log.read(path, None, schema)
   np.testing.assert_array_equal(data.ranker_score, np.arange(8, dtype=np.float32) / 4)
   np.testing.assert_array_equal(data.split_label, frame["part"])
   part = data.select(np.array([7, 0]))
@@ -176,26 +178,28 @@ def test_scores_and_splits_come_along(tmp_path):
 
 def test_a_time_that_is_context_is_read_as_seconds(tmp_path, places):
   context = (FeatureColumn("moment", "numeric", column="at"),)
-  data = load.load(places[0], None, dataclasses.replace(BARE, time="at", context_features=context))
+  data = small_log.read(
+    places[0], None, dataclasses.replace(BARE, time="at", context_features=context)
+  )
   np.testing.assert_array_equal(data.rows.context["moment"], data.time)
 
 
 def test_whole_numbers_are_ordered_as_numbers(tmp_path):
   frame = small_log.frame(20).assign(product=np.arange(20)[::-1])
   path, *_ = small_log.write(tmp_path, frame)
-  data = load.load(path, None, BARE)
+  data = small_log.read(path, None, BARE)
   assert data.schema.item_id.vocabulary == tuple(map(str, range(20)))
   np.testing.assert_array_equal(data.rows.action, np.arange(20)[::-1])
 
 
 def test_users_that_first_come_in_a_later_chunk_keep_their_features(tmp_path, monkeypatch):
   monkeypatch.setattr("tf_twostage.data.files.csv_format._BLOCK", 128)  # a row or two
-  data = load.load(*small_log.write(tmp_path))
+  data = small_log.read(*small_log.write(tmp_path))
   np.testing.assert_array_equal(data.users["gender"], ["F", "M", "F", "M"])
   frame = small_log.frame()
   frame.loc[7, "gender"] = "F"
   with pytest.raises(InputError, match=r"'gender' must be the same.*; 1 of 8 .*line 9, row 7"):
-    load.load(*small_log.write(tmp_path, frame))
+    small_log.read(*small_log.write(tmp_path, frame))
 
 
 def test_the_fingerprint_sees_every_array(data):
@@ -221,7 +225,7 @@ def test_open_bandit_loads(test_data):
   directory = test_data / "open-bandit" / "bts" / "all"
   if not directory.exists():
     pytest.skip("TF_TWOSTAGE_TEST_DATA holds no open-bandit/bts/all")
-  data = load.load(directory / "all.csv", directory / "item_context.csv", "open_bandit")
+  data = small_log.read(directory / "all.csv", directory / "item_context.csv", "open_bandit")
   assert isinstance(data, BanditLog)
   raw = pd.read_csv(directory / "all.csv", index_col=0)
   assert (len(data.rows), data.num_items) == (10_000, 80)
@@ -234,3 +238,108 @@ def test_open_bandit_loads(test_data):
     np.testing.assert_array_equal(data.users[name][data.rows.user_index], raw[name])
   moments = pd.to_datetime(raw["timestamp"], format="ISO8601").astype("datetime64[us, UTC]")
   np.testing.assert_array_equal(data.time, moments.astype("int64") / 1e6)
+
+
+def make_frames():
+  """A frame of logged rows and one of items, with columns of every kind."""
+  log = small_log.frame(40).assign(at=pd.date_range("2024-05-01", periods=40, freq="h"))
+  log["product"] = np.arange(40) % 3
+  items = pd.DataFrame(
+    {
+      "product": [0, 1, 2, 9],
+      "title": ["Zero", "One", "Two", "Nine"],
+      "genres": ["a|b", "", "b", "c|a"],
+      "tags": [["x"], ["y", "x"], [], ["y"]],
+      "price": [1.0, 2.5, 0.0, 4.0],
+      "size": pd.Categorical(["S", "M", "S", "M"]),
+      "since": pd.to_datetime(["2020-01-01"] * 4),
+    }
+  )
+  return log, items
+
+
+COLUMNS = {"user": "visitor", "item": "product", "propensity": "pscore", "reward": "click"}
+
+
+def test_a_frame_is_a_log_whose_item_features_are_inferred():
+  log, items = make_frames()
+  data = BanditLog.from_pandas(log, **COLUMNS, time="at", context=["hour"], items=items)
+  assert data.schema.item == (
+    Id("item_id", ("0", "1", "2", "9")),
+    Bag("genres", ("a", "b", "c"), max_length=2),
+    Bag("tags", ("x", "y"), max_length=2),
+    Numeric("price", offset=0.0, scale=4.0),
+    Categorical("size", ("M", "S")),
+  )
+  np.testing.assert_array_equal(data.items["tags"], [["x", ""], ["y", "x"], ["", ""], ["y", ""]])
+  np.testing.assert_array_equal(data.titles, items["title"])
+  np.testing.assert_array_equal(data.rows.action, np.arange(40) % 3)
+  seconds = (log["at"] - pd.Timestamp(0)) / pd.Timedelta(seconds=1)
+  np.testing.assert_array_equal(data.time, seconds)
+  assert "columns of items that are not read: since" in data.notes[-1]
+  assert "log" in data._repr_html_()
+
+
+def test_a_frame_equals_a_file(tmp_path, data):
+  features = {"genres": "bag", "price": "numeric"}
+  same = BanditLog.from_pandas(
+    small_log.frame(),
+    **COLUMNS,
+    position="slot",
+    time="at",
+    context=["hour"],
+    user_features={"gender": "categorical"},
+    items=small_log.items(),
+    item_features=features,
+    title="name",
+  )
+  assert same.fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_a_dataset_equals_a_frame(batch):
+  log, items = make_frames()
+  dataset = tf.data.Dataset.from_tensor_slices(dict(log.drop(columns="at")))
+  dataset = dataset if batch is None else dataset.batch(batch)
+  read = BanditLog.from_dataset(dataset, **COLUMNS, items=items)
+  assert read.fingerprint() == BanditLog.from_pandas(log, **COLUMNS, items=items).fingerprint()
+  with pytest.raises(InputError, match="never ends"):
+    BanditLog.from_dataset(dataset.repeat(), **COLUMNS)
+
+
+@pytest.mark.parametrize(
+  ("column", "value", "message"),
+  [
+    ("pscore", 2.0, r"log: column 'pscore' must lie in \(0, 1\]; 1 of 40 .*row 7, value '2.0'"),
+    ("click", np.nan, "log: column 'click' must be finite.*row 7, value missing"),
+    ("product", 5, "unknown item, not in items; 1 of 40 .*row 7, value '5'"),
+    ("visitor", None, "'visitor' must not be blank"),
+  ],
+)
+def test_bad_cells_of_a_frame_are_named(column, value, message):
+  log, items = make_frames()
+  log[column] = log[column].astype(object)
+  log.loc[7, column] = value
+  with pytest.raises(InputError, match=message):
+    BanditLog.from_pandas(log, **COLUMNS, items=items)
+  kept = BanditLog.from_pandas(log, **COLUMNS, items=items, on_bad_rows="skip")
+  assert len(kept) == 39
+
+
+def test_missing_columns_of_a_frame_are_named():
+  log, items = make_frames()
+  with pytest.raises(InputError, match=r"log: no column 'p' \(propensity\); found 'visitor'"):
+    BanditLog.from_pandas(log, **{**COLUMNS, "propensity": "p"})
+  with pytest.raises(InputError, match="items: no column 'product'"):
+    BanditLog.from_pandas(log, **COLUMNS, items=items.rename(columns={"product": "id"}))
+
+
+def test_the_parts_of_a_split_share_users_and_items():
+  log, items = make_frames()
+  data = BanditLog.from_pandas(log, **COLUMNS, time="at", items=items)
+  train, validation, test = data.split(validation=0.2, test=0.1)
+  assert [len(part) for part in (train, validation, test)] == [28, 8, 4]
+  assert train.time.max() < validation.time.min()
+  assert train.items is test.items
+  with pytest.raises(InputError, match="no rows for test, of 40"):
+    data.split(test=0)

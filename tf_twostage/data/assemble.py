@@ -1,0 +1,260 @@
+"""Reads a log part by part, through one set of checks, while it collects its users and items."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tf_twostage.data import feature_tables, files
+from tf_twostage.data.feature_tables import RawTable, strings
+from tf_twostage.data.files import BadRows, IdSet, LogFiles
+from tf_twostage.data.files.vocabulary import Vocabulary, natural_order
+from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.schema import FeatureTable, Id, Schema, unit_range
+from tf_twostage.errors import InputError
+
+File = str | os.PathLike | LogFiles
+Columns = Mapping[str, np.ndarray]
+_NUMBERS = ("propensity", "reward", "position", "time", "ranker_score")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RawLog:
+  """A log that was read: its users and items, and the columns of its good rows.
+
+  Attributes:
+    name: its files.
+    schema: the features, with their vocabularies.
+    users: raw user features, [U] each.
+    items: raw item features, [N] each.
+    titles: display names of the items, [N] str.
+    columns: [n] each; users and items are numbered in the order in which they were met.
+    user_rank: number of a user -> its row in `users`.
+    item_rank: number of an item -> its row in `items`.
+    notes: sentences for whoever reads results.
+    items_listed: whether the catalogue is a table of items, not just what was logged.
+  """
+
+  name: str
+  schema: Schema
+  users: FeatureTable
+  items: FeatureTable
+  titles: np.ndarray
+  columns: Columns
+  user_rank: np.ndarray
+  item_rank: np.ndarray
+  notes: tuple[str, ...]
+  items_listed: bool
+
+  def user_index(self) -> np.ndarray:
+    """The user of every row, [n]."""
+    return self.user_rank[self.columns["user_index"]]
+
+  def rows(self, chosen: np.ndarray | slice = slice(None)) -> LogRows:
+    """Some of the rows: a mask [n], indices, or a slice."""
+    part = {name: values[chosen] for name, values in self.columns.items()}
+    return LogRows(
+      user_index=self.user_rank[part["user_index"]],
+      action=self.item_rank[part["action"]],
+      propensity=part.get("propensity"),
+      reward=part["reward"],
+      context={feature.name: part[feature.name] for feature in self.schema.context},
+      position=part.get("position"),
+    )
+
+
+def in_memory(parts: Iterator[dict[str, np.ndarray]]) -> Columns:
+  """The columns of all parts."""
+  columns: dict[str, list[np.ndarray]] = {}
+  for part in parts:
+    for name, values in part.items():
+      columns.setdefault(name, []).append(values)
+  return {name: np.concatenate(values) for name, values in columns.items()}
+
+
+def read(
+  log: File | Sequence[str | os.PathLike],
+  items: File | None,
+  users: File | None,
+  schema: str | os.PathLike | LogSchema,
+  *,
+  on_bad_rows: str = "fail",
+  bad_rows: BadRows | None = None,
+  collect: Callable[[Iterator[dict[str, np.ndarray]]], Columns] = in_memory,
+) -> RawLog:
+  """Reads and checks a log with its users and items.
+
+  Ids of a table keep its order; ids of the log are sorted. Items of the table that were never shown
+  belong to the catalogue; items shown that are not in it are bad rows.
+
+  Args:
+    log: files, see `files.locate`.
+    items: table with a row for each item. None: the catalogue is what was logged.
+    users: table with a row for each user. None: user features are columns of the log.
+    schema: a `LogSchema`, its file, or the name of a preset.
+    on_bad_rows: "fail", or "skip" to leave them out.
+    bad_rows: collects their faults.
+    collect: joins the columns of the parts, [m] each, as they are read.
+
+  Raises:
+    InputError: files cannot be read, columns are missing, or nothing is left.
+    BadRowsError: rows are bad; names each kind of fault.
+  """
+  schema = load_schema(schema)
+  faults = BadRows() if bad_rows is None else bad_rows
+  if users is not None and schema.user_id is None:
+    raise InputError(
+      f"{_place(users)}: a users file needs ids to look up, but the schema says `user_id: null`;"
+      " name the column of the user ids, or leave the file out"
+    )
+  if items is None and (schema.item_features or schema.title):
+    raise InputError(
+      "the schema has item features or a title, which are columns of an items file; name the file,"
+      " or leave them out"
+    )
+  catalogue = _Ids("item", items, schema.item_key, schema.item_features, schema.title)
+  people = _Ids("user", users, schema.user_key, schema.user_features)
+  of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
+  found = files.locate(log)
+  context = [feature.name for feature in schema.context_features]
+
+  def parts() -> Iterator[dict[str, np.ndarray]]:
+    known = catalogue.known | people.known
+    for part in files.read(found, schema, faults, user_features=users is None, known=known):
+      table = part.table
+      user = people.encode(
+        table["user_id"] if schema.user_id else _combinations([table[name] for name in of_users])
+      )
+      good = np.ones(len(user), bool)
+      for name, first in of_users.items():
+        same = first.agree(user, len(people.met), table[name])
+        faults.require(
+          same,
+          part,
+          name,
+          f"must be the same in all rows of a user ({schema.user_id!r})",
+          "mend these rows, or give each user's features once, in a users file",
+        )
+        good &= same
+      faults.bad += int((~good).sum())
+      columns = {"user_index": user, "action": catalogue.encode(table["item_id"])}
+      numbers = [name for name in (*_NUMBERS, *context) if name in table.column_names]
+      columns |= {name: table[name].to_numpy() for name in numbers}
+      if schema.split:
+        columns["split_label"] = strings(table["split"].combine_chunks())
+      yield {name: values[good] for name, values in columns.items()}
+
+  columns = collect(parts())
+  faults.settle(on_bad_rows)
+  item_table, item_rank = catalogue.table({})
+  user_table, user_rank = people.table({name: f.values() for name, f in of_users.items()})
+  item_ids, user_ids = strings(item_table.ids), strings(user_table.ids)
+  item_features, item_columns = feature_tables.build(schema.item_features, item_table.columns)
+  user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
+  notes = []
+  if faults.bad:
+    notes.append(f"{faults.bad} of {faults.rows} rows are bad and were left out")
+  if items is None:
+    notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
+  if not schema.has_propensities:
+    notes.append("the log has no propensities; they have to be estimated")
+  # Combinations of features have no identity beyond them.
+  user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
+  return RawLog(
+    name=found.place,
+    schema=Schema(
+      user=(user_id, *user_features),
+      item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
+      context=tuple(unit_range(name, columns[name]) for name in context),
+    ),
+    users={"user_id": user_ids, **user_columns},
+    items={"item_id": item_ids, **item_columns},
+    titles=item_table.columns.get("title", item_ids),
+    columns=columns,
+    user_rank=user_rank,
+    item_rank=item_rank,
+    notes=tuple(notes),
+    items_listed=items is not None,
+  )
+
+
+class _Ids:
+  """Users or items: those of a table, or those that the log shows."""
+
+  def __init__(
+    self,
+    side: str,
+    file: File | None,
+    key: str | None,
+    features: Sequence[FeatureColumn],
+    title: str | None = None,
+  ):
+    self.met = Vocabulary()
+    self.known: dict[str, IdSet] = {}
+    self._listed = None
+    if file is not None:
+      self._listed = feature_tables.read(file, str(key), features, title)
+      self.known[f"{side}_id"] = IdSet(
+        self._listed.ids,
+        f"must name a known {side}: unknown {side}, not in {_place(file)}",
+        f"add them to {_place(file)} or drop these rows",
+      )
+
+  def encode(self, ids: pa.ChunkedArray) -> np.ndarray:
+    """A number for each id, [m] int32."""
+    if self._listed is None:
+      return self.met.encode(ids)
+    return pc.index_in(ids, value_set=self._listed.ids).to_numpy().astype(np.int32)
+
+  def table(self, columns: Columns) -> tuple[RawTable, np.ndarray]:
+    """All of them, and the row of each number; `columns` are by number."""
+    if self._listed is not None:
+      return self._listed, np.arange(len(self._listed.ids), dtype=np.int32)
+    values = self.met.values
+    order = natural_order(values)
+    rank = np.empty(len(order), np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    ids = pa.array(values, pa.string()).take(pa.array(order))
+    return RawTable(ids, {name: column[order] for name, column in columns.items()}), rank
+
+
+class _FirstValues:
+  """The value of a user feature in the first row of each user."""
+
+  def __init__(self, feature: FeatureColumn):
+    self.feature = feature
+    self._vocabulary = None if feature.kind == "numeric" else Vocabulary()
+    self._first = np.empty(0, np.float64)  # by number of the user; NaN: not met yet
+
+  def agree(self, users: np.ndarray, num_users: int, column: pa.ChunkedArray) -> np.ndarray:
+    """Whether each row has the first value of its user, [m] bool."""
+    values = column.to_numpy() if self._vocabulary is None else self._vocabulary.encode(column)
+    self._first = np.append(self._first, np.full(num_users - len(self._first), np.nan))
+    new = np.flatnonzero(np.isnan(self._first[users]))[::-1]
+    self._first[users[new]] = values[new]  # of several rows of a user the last assigned stays
+    return self._first[users] == values
+
+  def values(self) -> np.ndarray:
+    """By number of the user."""
+    if self._vocabulary is None:
+      return self._first
+    return strings(self._vocabulary.values)[self._first.astype(int)]
+
+
+def _place(file: File) -> str:
+  return file.place if isinstance(file, LogFiles) else str(file)
+
+
+def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+  """Values side by side as one string, such that different values make different strings."""
+  escaped = []
+  for column in columns:
+    values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
+    escaped.append(pc.replace_substring(values, "|", "\\|"))
+  return pc.binary_join_element_wise(*escaped, "|")
