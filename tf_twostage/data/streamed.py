@@ -338,7 +338,7 @@ class _Writer:
 
   def add(self, log: LogRows) -> None:
     before = self._items.shape[1]
-    items = np.stack([log.shown(before), log.earned(before)])
+    items = np.stack([log.shown(before), log.earned(before)]).astype(np.float64)
     items[:, :before] += self._items
     self._items = items
     words = [
