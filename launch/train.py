@@ -75,7 +75,7 @@ def check_same(config: Config, workers: Workers) -> None:
   """Raises: InputError: workers have different settings; at all workers."""
   settings: dict[str, Any] = {}
   for name, value in dataclasses.asdict(config).items():
-    section = isinstance(value, dict)
+    section = isinstance(value, dict) and name != "loss_options"
     settings |= {f"{name}.{n}": v for n, v in value.items()} if section else {name: value}
   if different := workers.differing(settings):
     raise InputError(

@@ -20,8 +20,7 @@ from tests.histories import timeless
 
 SETTINGS = (
   "--flagfile=launch/synthetic.flags",
-  "--sampling=systematic",
-  "--num_slates=5",
+  "--loss=two_stage_ips:sampling=systematic:num_slates=5",
   "--simulator_epochs=1",
   "--behavior_epochs=2",
   "--ranker_epochs=2",

@@ -299,4 +299,5 @@ class Config(Section):
     super().__post_init__()
     name, options = parse_loss(self.loss)
     object.__setattr__(self, "loss", name)
-    object.__setattr__(self, "loss_options", {**options, **self.loss_options})
+    options |= self.loss_options
+    object.__setattr__(self, "loss_options", dict(sorted(options.items())))

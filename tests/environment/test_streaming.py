@@ -167,5 +167,5 @@ def test_what_needs_all_rows_in_memory_is_refused_at_once(world, tmp_path, schem
 
 
 def test_a_service_without_files_to_read_is_refused():
-  with pytest.raises(InputError, match="add --stream"):
+  with pytest.raises(InputError, match="needs stream=true"):
     dataclasses.replace(CONFIG.user_log, data_service="grpc://localhost:5000")
