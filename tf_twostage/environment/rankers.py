@@ -88,38 +88,9 @@ class SecondStage(NamedTuple):
   notes: tuple[str, ...] = ()
 
 
-class RewardModel(NamedTuple):
-  """The expected reward of every item.
-
-  Attributes:
-    ranker: its logits are those of reward / `scale`.
-    scale: the largest reward, at least 1.
-    stage: name of its stage.
-  """
-
-  ranker: Ranker
-  scale: float
-  stage: str
-
-  @property
-  def expected_rewards(self) -> Scorer:
-    """Maps a batch to the expected reward of each item, [B, N]."""
-    logits = self.ranker.frozen()
-    return lambda batch: self.scale * tf.sigmoid(logits(batch))
-
-  def as_ranker(self) -> SecondStage:
-    """A ranker that orders items by their expected reward."""
-    return SecondStage(
-      self.ranker.frozen(),
-      TowerRanker(self.ranker.towers),
-      self.stage,
-      {"ranker": "fitted to the rewards of the training rows"},
-    )
-
-
-def reward_model(
+def fitted_to_rewards(
   config: Config, tables: EncodedTables, log: TrainingRows, workspace: Workspace, *, depends_on: str
-) -> RewardModel:
+) -> tuple[SecondStage, Scorer]:
   """Fits a pointwise ranker to rewards that may be any numbers >= 0, and rare.
 
   Args:
@@ -128,6 +99,10 @@ def reward_model(
     log: the training rows.
     workspace: keep what is built.
     depends_on: identifies the rows.
+
+  Returns:
+    The ranker, which orders items by expected reward, and the expected reward of every item: maps
+    a batch to [B, N].
   """
   rewards = log.rewards()
   scale = max(1.0, rewards.largest)
@@ -141,7 +116,9 @@ def reward_model(
     scale=scale,
     stage="reward_model",
   )
-  return RewardModel(ranker, scale, stage)
+  logits, facts = ranker.frozen(), {"ranker": "fitted to the rewards of the training rows"}
+  second_stage = SecondStage(logits, TowerRanker(ranker.towers), stage, facts)
+  return second_stage, lambda batch: scale * tf.sigmoid(logits(batch))
 
 
 def imitated(

@@ -165,15 +165,17 @@ def _environment(
   """
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   first = data.rows.select(slice(0, FIRST))
-  reward_model = rankers.reward_model(config, tables, train, workspace, depends_on=digest)
+  fitted, expected_rewards = rankers.fitted_to_rewards(
+    config, tables, train, workspace, depends_on=digest
+  )
   if external is not None:
     ranker = rankers.external_ranker(external, data, workspace)
   elif data.ranker_score is not None and logs is not None:
     scored = logs.get("test") or logs["validation"]
     ranker = rankers.imitated(config, tables, logs["train"], scored, workspace, depends_on=digest)
   else:
-    ranker = reward_model.as_ranker()
-  name = "user-log-" + fingerprint({"reward_model": reward_model.stage, "ranker": ranker.stage})
+    ranker = fitted
+  name = "user-log-" + fingerprint({"reward_model": fitted.stage, "ranker": ranker.stage})
   # Users that are only combinations of features are not people; their rows are independent.
   grouped = data.schema.user_id.embedded
   evaluated = {
@@ -194,7 +196,7 @@ def _environment(
     evaluator=HeldOutEvaluator(
       logs=evaluated,
       users=tables.users,
-      reward_model=reward_model.expected_rewards,
+      reward_model=expected_rewards,
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,

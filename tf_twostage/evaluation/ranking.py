@@ -42,24 +42,12 @@ def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
   return np.take_along_axis(relevance, np.maximum(ids, 0), axis=1) & (ids >= 0)
 
 
-def precision_at_k(hits: np.ndarray, k: int) -> np.ndarray:
-  """The share of the k ranks that hold a relevant item: hits in the top k / k.
+def metrics_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> dict[str, np.ndarray]:
+  """Precision, recall and NDCG of the top k, of each user.
 
-  Args:
-    hits: [U, L] bool, from the best rank down.
-    k: number of ranks, >= 1; a list shorter than k is still divided by k.
-
-  Returns:
-    [U] float64 in [0, 1].
-
-  Raises:
-    InputError: `hits` is not [U, L] bool, or k < 1.
-  """
-  return _top(hits, k).sum(axis=1) / k
-
-
-def recall_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-  """The share of the relevant items that stand in the top k: hits in the top k / relevant.
+  Precision: hits in the top k / k, also where a list is shorter. Recall: hits in the top k /
+  relevant items. NDCG: DCG = Σ_l hit_l / log2(l + 1) over ranks l = 1..k, over that of the ideal
+  list, which has min(k, relevant) hits in front.
 
   Args:
     hits: [U, L] bool, from the best rank down.
@@ -67,27 +55,8 @@ def recall_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarra
     k: number of ranks, >= 1.
 
   Returns:
-    [U] float64 in [0, 1]; NaN where a user has no relevant item.
-
-  Raises:
-    InputError: shapes or types do not fit, a user has more hits than relevant items, or k < 1.
-  """
-  found = _top(hits, k).sum(axis=1)
-  return _ratio(found, _check_num_relevant(hits, num_relevant))
-
-
-def ndcg_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
-  """Discounted gain of the top k over that of the best possible top k.
-
-  DCG = Σ_l hit_l / log2(l + 1) over ranks l = 1..k; the ideal has min(k, relevant) hits in front.
-
-  Args:
-    hits: [U, L] bool, from the best rank down.
-    num_relevant: [U] int, relevant items in the catalogue.
-    k: number of ranks, >= 1.
-
-  Returns:
-    [U] float64 in [0, 1]; NaN where a user has no relevant item.
+    "precision", "recall" and "ndcg", [U] float64 in [0, 1] each. Recall and NDCG are NaN where a
+    user has no relevant item.
 
   Raises:
     InputError: shapes or types do not fit, a user has more hits than relevant items, or k < 1.
@@ -95,11 +64,30 @@ def ndcg_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> np.ndarray:
   References:
     Järvelin, Kekäläinen. Cumulated gain-based evaluation of IR techniques. ACM TOIS 20 (2002).
   """
-  top = _top(hits, k)
+  if k < 1:
+    raise InputError(f"k must be at least 1, got {k}")
+  hits, counts = np.asarray(hits), np.asarray(num_relevant)
+  if hits.ndim != 2 or hits.dtype != np.bool_:
+    raise InputError(f"hits must be [U, L] bool, got {hits.dtype} of shape {hits.shape}")
+  if counts.shape != hits.shape[:1] or counts.dtype.kind not in "iu":
+    raise InputError(
+      f"num_relevant must be [{len(hits)}] int, got {counts.dtype} of shape {counts.shape}"
+    )
+  enough, remedy = hits.sum(axis=1) <= counts, "count relevant items over the whole catalogue"
+  require(enough, "num_relevant", "must not be below the number of hits", remedy, counts)
+  top = hits[:, :k]
+  found = top.sum(axis=1)
   discounts = 1 / np.log2(np.arange(2, k + 2))
-  ideal = np.concatenate([[0.0], np.cumsum(discounts)])
-  gain = top @ discounts[: top.shape[1]]
-  return _ratio(gain, ideal[np.minimum(_check_num_relevant(hits, num_relevant), k)])
+  ideal = np.concatenate([[0.0], np.cumsum(discounts)])[np.minimum(counts, k)]
+
+  def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+  return {
+    "precision": found / k,
+    "recall": ratio(found, counts),
+    "ndcg": ratio(top @ discounts[: top.shape[1]], ideal),
+  }
 
 
 def summarise(
@@ -108,52 +96,21 @@ def summarise(
   """Averages every metric over the users who have a relevant item; skips the others.
 
   Args:
-    hits: [U, L] bool, from the best rank down.
-    num_relevant: [U] int, relevant items in the catalogue.
+    hits, num_relevant: as for `metrics_at_k`.
     ks: cut-offs, each >= 1.
 
   Returns:
     "precision@k", "recall@k" and "ndcg@k" for each k.
 
   Raises:
-    InputError: no user has a relevant item, or as for `ndcg_at_k`.
+    InputError: no user has a relevant item, or as for `metrics_at_k`.
   """
-  counts = _check_num_relevant(hits, num_relevant)
-  kept = counts > 0
+  kept = np.asarray(num_relevant) > 0
   if not kept.any():
-    raise InputError(f"none of {len(counts)} users has a relevant item: nothing to average")
-  hits, counts = np.asarray(hits)[kept], counts[kept]
-  metrics = {
-    "precision": lambda k: precision_at_k(hits, k),
-    "recall": lambda k: recall_at_k(hits, counts, k),
-    "ndcg": lambda k: ndcg_at_k(hits, counts, k),
+    raise InputError(f"none of {len(kept)} users has a relevant item: nothing to average")
+  by_cutoff = {k: metrics_at_k(hits, num_relevant, k) for k in ks}
+  return {
+    f"{name}@{k}": float(by_cutoff[k][name][kept].mean())
+    for name in ("precision", "recall", "ndcg")
+    for k in ks
   }
-  return {f"{name}@{k}": float(metric(k).mean()) for name, metric in metrics.items() for k in ks}
-
-
-def _check_hits(hits: np.ndarray) -> np.ndarray:
-  hits = np.asarray(hits)
-  if hits.ndim != 2 or hits.dtype != np.bool_:
-    raise InputError(f"hits must be [U, L] bool, got {hits.dtype} of shape {hits.shape}")
-  return hits
-
-
-def _top(hits: np.ndarray, k: int) -> np.ndarray:
-  if k < 1:
-    raise InputError(f"k must be at least 1, got {k}")
-  return _check_hits(hits)[:, :k]
-
-
-def _check_num_relevant(hits: np.ndarray, num_relevant: np.ndarray) -> np.ndarray:
-  hits, counts = _check_hits(hits), np.asarray(num_relevant)
-  if counts.shape != hits.shape[:1] or counts.dtype.kind not in "iu":
-    raise InputError(
-      f"num_relevant must be [{len(hits)}] int, got {counts.dtype} of shape {counts.shape}"
-    )
-  enough, remedy = hits.sum(axis=1) <= counts, "count relevant items over the whole catalogue"
-  require(enough, "num_relevant", "must not be below the number of hits", remedy, counts)
-  return counts
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-  return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
