@@ -86,8 +86,11 @@ def test_a_data_set_is_a_loader_of_ratings(monkeypatch, tmp_path):
   assert len(model.recommend(asked, k=3)) == 6
 
 
-def test_the_first_program_runs_as_it_stands(tmp_path, monkeypatch):
-  program = pathlib.Path(__file__).parent.parent / "examples" / "quickstart.py"
+def test_the_first_program_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+  root = pathlib.Path(__file__).parent.parent
+  program = root / "examples" / "quickstart.py"
+  _, text = program.read_text().split('"""\n\n', 1)
+  assert f"```python\n{text}```" in (root / "README.md").read_text()
   small.skip_replay(monkeypatch.setattr)
   monkeypatch.chdir(tmp_path)
   found = runpy.run_path(str(program))
