@@ -22,7 +22,7 @@ from tf_twostage import environment as environments
 from tf_twostage import losses
 from tf_twostage.experiment import stored_config
 from tf_twostage.models.support import most_probable
-from tf_twostage.recommender import TwoStageRecommender, make_objective, rows_to_learn
+from tf_twostage.recommender import TwoStageRecommender, rows_to_learn
 from tf_twostage.workspace import Workspace
 
 import tensorflow as tf  # isort: skip
@@ -53,7 +53,9 @@ def main() -> None:
   batch = next(iter(log.batches(environment.tables.users, batch_size=arguments.rows, seed=0)))
   query = towers.query(batch["user"])
   objectives = {
-    name: make_objective(dataclasses.replace(config, loss=loss, loss_options={}))
+    name: TwoStageRecommender.from_config(
+      dataclasses.replace(config, loss=loss, loss_options={})
+    ).objective()
     for name, loss in OBJECTIVES.items()
   }
   importance = objectives["ips"].importance  # normalised weights have a mean of 1 anyway

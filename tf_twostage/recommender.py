@@ -50,6 +50,11 @@ _DEFAULTS = Config()
 class TwoStageRecommender:
   """A candidate generator (two towers), trained off-policy with the ranker behind it in the loss.
 
+      model = TwoStageRecommender().fit(train, validation=valid)
+      model.recommend(["u42"], k=10)
+      evaluate(test, {"ours": model.policy()})
+      model.export("saved_models/shop")
+
   Attributes:
     config: all settings.
   """
@@ -452,12 +457,20 @@ class TwoStageRecommender:
   @property
   def loss_name(self) -> str:
     """The name of the objective."""
+    if self._environment is None and self._served is not None:
+      return self._served.settings["loss"]
     return self.config.loss if self._loss is None else type(self._loss).__name__
 
   def objective(self) -> OffPolicyLoss:
-    """The loss of this model's slate size."""
+    """The loss, with the slate size of this model.
+
+    Raises:
+      InputError: the loss does not have one of the options, or a value does not fit.
+    """
     if self._loss is None:
-      return make_objective(self.config)
+      taken = losses.find(self.config.loss).parameters()
+      run = {name: getattr(self.config, name) for name in ("slate_size", "seed") if name in taken}
+      return losses.get(self.config.loss, **self.config.loss_options, **run)
     if "slate_size" not in self._loss.parameters():
       return self._loss
     return type(self._loss)(**{**_options(self._loss), "slate_size": self.slate_size})
@@ -662,19 +675,6 @@ class RecommenderPolicy:
 def rows_to_learn(config: Config, log: TrainingRows) -> TrainingRows:
   """The rows of a log that the generator is trained on."""
   return log.positives() if config.generator.positives_only else log
-
-
-def make_objective(config: Config) -> OffPolicyLoss:
-  """The configured loss.
-
-  Raises:
-    InputError: the loss does not have one of the options, or a value does not fit.
-  """
-  run = {"slate_size": config.slate_size, "seed": config.seed}
-  taken = losses.find(config.loss).parameters()
-  return losses.get(
-    config.loss, **config.loss_options, **{k: v for k, v in run.items() if k in taken}
-  )
 
 
 def _options(loss: OffPolicyLoss) -> dict[str, Any]:

@@ -9,12 +9,15 @@ from absl import flags
 from launch import config as launch_config
 from launch import experiment
 from tests import commands
-from tf_twostage import losses
+from tf_twostage import TwoStageRecommender, losses
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
-from tf_twostage.recommender import make_objective
 
 PRESETS = sorted(path.stem for path in pathlib.Path(launch_config.__file__).parent.glob("*.flags"))
+
+
+def objective(config):
+  return TwoStageRecommender.from_config(config).objective()
 
 
 def parse(*arguments):
@@ -41,8 +44,8 @@ def test_a_loss_is_the_same_from_flags_and_from_python(name):
   taken = losses.find(name).parameters()
   run = {k: v for k, v in {"slate_size": 10, "seed": 0}.items() if k in taken}
   expected = comparable(losses.get(name, **run))
-  assert comparable(make_objective(parse(f"--loss={name}"))) == expected
-  assert comparable(make_objective(Config(loss=name))) == expected
+  assert comparable(objective(parse(f"--loss={name}"))) == expected
+  assert comparable(objective(Config(loss=name))) == expected
 
 
 @pytest.mark.parametrize("name", sorted(losses.LOSSES))
@@ -74,8 +77,8 @@ def test_a_preset_is_found_by_name_anywhere_and_fits(preset, tmp_path, monkeypat
   monkeypatch.chdir(tmp_path)
   config = parse(f"--flagfile={preset}")
   assert config == parse(f"--flagfile=launch/{preset}.flags") == parse("--flagfile", preset)
-  make_objective(config)
-  make_objective(parse(f"--flagfile={preset}", "--loss=cross_entropy"))
+  objective(config)
+  objective(parse(f"--flagfile={preset}", "--loss=cross_entropy"))
 
 
 def test_a_file_comes_before_the_preset_of_its_name(tmp_path, monkeypatch):
