@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from tf_twostage.data.schema import Numeric
 from tf_twostage.data.sets.ratings import RatingsData

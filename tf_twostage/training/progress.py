@@ -6,7 +6,7 @@ import sys
 import time
 
 import tensorflow as tf
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def progress_bar(name: str, steps: int, *, done: int = 0, shown: bool = True) -> tqdm:
