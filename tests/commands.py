@@ -35,7 +35,7 @@ def cold(*arguments, name="train"):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def run(*arguments, name="train", replay=True):
+def run(*arguments, name="train", replay=False):
   """Runs a command to its end; see `start`."""
   running = start(*arguments, name=name, replay=replay)
   running.process.join()
@@ -44,13 +44,13 @@ def run(*arguments, name="train", replay=True):
   )
 
 
-def start(*arguments, name="train", replay=True):
+def start(*arguments, name="train", replay=False):
   """Starts a command.
 
   Args:
     arguments: its flags.
     name: of the command.
-    replay: whether an export is tried in one more process before it appears.
+    replay: whether a fresh process tests an export before it appears, as users have it.
   """
   said = tempfile.TemporaryDirectory()
   return Running(process(_become, name, [*map(str, arguments)], said.name, replay), said)

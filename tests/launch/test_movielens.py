@@ -66,7 +66,6 @@ def rounds(trained, test_data, tmp_path_factory):
     f"--workdir={root / 'run'}",
     f"--export_dir={root / 'export'}",
     name="loop",
-    replay=False,
   )
   assert done.returncode == 0, done.stderr
   assert "full_information: reused" in done.stderr

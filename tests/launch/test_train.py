@@ -93,7 +93,7 @@ def another_loss(finished):
   """The same run with cross-entropy, and the metrics that were there before."""
   root, _ = finished
   before = {p: p.read_bytes() for p in (root / "run" / "generators").glob("*/metrics.json")}
-  done = run(*SHORT, "--loss=cross_entropy", *directories(root), replay=False)
+  done = run(*SHORT, "--loss=cross_entropy", *directories(root))
   assert done.returncode == 0, done.stderr
   return root, before
 
@@ -109,7 +109,7 @@ def test_another_loss_reuses_every_stage_and_keeps_earlier_results(another_loss)
 
 def test_the_seed_fixes_the_run(finished, tmp_path):
   root, _ = finished
-  done = commands.cold(*SHORT, *directories(tmp_path))
+  done = run(*SHORT, *directories(tmp_path))
   assert done.returncode == 0, done.stderr
   name = next((tmp_path / "run" / "generators").iterdir()).name
   first, second = (
@@ -235,7 +235,6 @@ def exported_again(finished, tmp_path_factory):
     f"--add_items={changes / 'new.csv'}",
     f"--remove_items={changes / 'gone.txt'}",
     name="export",
-    replay=False,  # which is what checks are for
   )
   assert done.returncode == 0, done.stderr
   return export, done

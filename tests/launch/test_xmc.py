@@ -36,7 +36,11 @@ def files(tmp_path_factory):
 
 def test_wiki10_trains_evaluates_and_exports(files, tmp_path):
   done = run(
-    "--flagfile=launch/wiki10.flags", f"--data_dir={files}", *SHORT, *directories(tmp_path)
+    "--flagfile=launch/wiki10.flags",
+    f"--data_dir={files}",
+    *SHORT,
+    *directories(tmp_path),
+    replay=True,
   )
   assert done.returncode == 0, done.stderr
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
