@@ -4,6 +4,7 @@ import dataclasses
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
@@ -16,6 +17,7 @@ from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.precomputed import PrecomputedTowers
 from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.serving import catalogue
+from tf_twostage.serving.served import Served
 
 ALL = np.int32(20)
 
@@ -132,6 +134,14 @@ def test_ids_that_differ_in_their_last_character_are_different(blank):
   request = {**small.users(1), "exclude": small.exclude(1), "k": ALL}
   answer = model.retrieve(**{name: tf.constant(value) for name, value in request.items()})
   assert {b"x", ("x" + blank).encode()} <= set(answer["item_id"].numpy()[0])
+
+
+def test_ids_may_hold_any_text():
+  pair = renamed({item: f"{item} é" for item in IDS})
+  served = Served.of(serving.ServableRecommender(*pair, 2), pair.schema, DATA.users, {})
+  assert list(served.items) == [f"{item} é" for item in IDS]
+  asked = pd.DataFrame({"user_id": DATA.users["user_id"][:1], **small.context(1)})
+  assert set(served.recommend(asked, 15, None)["item"]) == set(served.items)
 
 
 def test_blanks_around_a_removed_id_are_ignored_if_no_item_has_them():

@@ -64,7 +64,7 @@ class Served:
       model,
       model.recommend,
       model.inputs,
-      model._ids.numpy().astype(str),
+      np.array([item.decode() for item in model._ids.numpy()], object),
       users if schema.user_id.embedded else None,
       {**settings, **names},
     )
@@ -82,13 +82,15 @@ class Served:
       raise InputError(f"{version}: no {EXTRA}/{SETTINGS}; export the model again")
     model = tf.saved_model.load(str(version))
     signature = model.signatures["recommend"]
-    inputs = dict(signature.structured_input_signature[1])
+    inputs = dict(
+      sorted(signature.structured_input_signature[1].items())
+    )  # has no order of its own
     users = version / EXTRA / USERS
     return cls(
       model,
       signature,
       {name: spec for name, spec in inputs.items() if name not in ("exclude", "k")},
-      model._ids.numpy().astype(str),
+      np.array([item.decode() for item in model._ids.numpy()], object),
       _read_table(users) if users.is_file() else None,
       json.loads(file.read_text(encoding="utf-8")),
     )
