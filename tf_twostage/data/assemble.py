@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tf_twostage.data import feature_tables, files
-from tf_twostage.data.feature_tables import RawTable, strings
+from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import BadRows, IdSet, LogFiles
-from tf_twostage.data.files.vocabulary import Vocabulary, natural_order
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Id, Schema, unit_range
@@ -195,7 +194,7 @@ class _Ids:
     features: Sequence[FeatureColumn],
     title: str | None = None,
   ):
-    self.met = Vocabulary()
+    self.met = _Vocabulary()
     self.known: dict[str, IdSet] = {}
     self._listed = None
     if file is not None:
@@ -229,7 +228,7 @@ class _FirstValues:
 
   def __init__(self, feature: FeatureColumn):
     self.feature = feature
-    self._vocabulary = None if feature.kind == "numeric" else Vocabulary()
+    self._vocabulary = None if feature.kind == "numeric" else _Vocabulary()
     self._first = np.empty(0, np.float64)  # by number of the user; NaN: not met yet
 
   def agree(self, users: np.ndarray, num_users: int, column: pa.ChunkedArray) -> np.ndarray:
@@ -258,3 +257,26 @@ def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
     values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
     escaped.append(pc.replace_substring(values, "|", "\\|"))
   return pc.binary_join_element_wise(*escaped, "|")
+
+
+class _Vocabulary:
+  """Numbers distinct strings in the order in which they first occur."""
+
+  def __init__(self):
+    self._codes: dict[str, int] = {}
+
+  def __len__(self) -> int:
+    return len(self._codes)
+
+  @property
+  def values(self) -> list[str]:
+    return list(self._codes)
+
+  def encode(self, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Codes of the strings, [k] int32; new strings get the next ones."""
+    encoded = pc.dictionary_encode(column)
+    if isinstance(encoded, pa.ChunkedArray):
+      encoded = encoded.combine_chunks()
+    codes = self._codes
+    known = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
+    return np.array(known, np.int32)[encoded.indices.to_numpy()]

@@ -52,12 +52,14 @@ class _Column:
     text: cells as strings, [k].
     numbers: the same as numbers where every cell is one, else None.
     dated: whether all cells are dates.
+    lists: whether cells are lists; `text` then joins their values with "|".
   """
 
   name: str
   text: pd.Series
   numbers: np.ndarray | None
   dated: bool
+  lists: bool = False
 
   @property
   def distinct(self) -> int:
@@ -173,7 +175,8 @@ def _column(name: str, raw: pa.ChunkedArray) -> _Column:
   values, is_number = files.numbers(raw)
   if is_number.all() and not np.isnan(values).any():
     return _Column(name, text, values, False)
-  return _Column(name, text, None, bool(np.isfinite(files.times(raw)).all()))
+  dated, lists = bool(np.isfinite(files.times(raw)).all()), pa.types.is_list(raw.type)
+  return _Column(name, text, None, dated, lists)
 
 
 def _roles(columns: Sequence[_Column]) -> tuple[dict[str, _Column], dict[str, str]]:
@@ -263,6 +266,8 @@ def _section(side: str, columns: Sequence[_Column]) -> Iterator[str]:
 
 def _kind(column: _Column) -> tuple[str, str]:
   """Kind and, of a bag, separator."""
+  if column.lists:
+    return "bag", "|"
   if column.numbers is not None:
     return ("categorical" if column.whole and column.distinct <= _FEW else "numeric"), ""
   for separator in "|;,":

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from tf_twostage.data import files
 from tf_twostage.data.files import NUMBER, BadRows, CheckedColumns, LogFiles
-from tf_twostage.data.files.vocabulary import natural_order
 from tf_twostage.data.log_schema import FeatureColumn
 from tf_twostage.data.schema import Bag, Categorical, Feature, unit_range
 from tf_twostage.errors import InputError
@@ -125,6 +124,13 @@ def _bag(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
 
 
 _BUILDERS = {"numeric": _numeric, "categorical": _categorical, "bag": _bag}
+
+
+def natural_order(values: Sequence[str]) -> np.ndarray:
+  """Indices that sort strings: as numbers if all are whole numbers, otherwise as text."""
+  if all(value.isdecimal() and value.isascii() and len(value) < 19 for value in values):
+    return np.lexsort((np.array(values, dtype=str), np.array(values, dtype=np.int64)))
+  return np.array(sorted(range(len(values)), key=values.__getitem__))
 
 
 def _distinct(spec: FeatureColumn, values: np.ndarray) -> tuple[str, ...]:

@@ -59,8 +59,9 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
   try:
     with _open(path, columns, skip) as batches:
       for batch in batches:
-        rows = start + np.arange(len(batch) + len(broken))
-        rows = np.setdiff1d(rows, [row.row for row in broken])[: len(batch)]
+        good = np.ones(len(batch) + len(broken), bool)
+        good[[row.row - start for row in broken if row.row - start < len(good)]] = False
+        rows = start + np.flatnonzero(good)[: len(batch)]
         start = int(rows[-1]) + 1 if len(rows) else start
         before = [row for row in broken if row.row < start]
         del broken[: len(before)]

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 COLUMNS = {
-  "user_id": ("string", "raw id of the user, as in the users' table"),
-  "item_id": ("string", "raw id of the item shown, as in the items' table"),
-  "propensity": ("float32", "probability that the behavior policy gave the item, in (0, 1]"),
-  "reward": ("float32", "what came of it, >= 0; usually 0 or 1"),
-  "position": ("int32", "optional: 0-based draw or slot of the item on its slate"),
-  "time": ("float64", "optional: when it was shown, in seconds if the log had dates"),
-  "ranker_score": ("float32", "optional: score of the ranker in production"),
-  "split": ("string", "optional: train, validation or test"),
+  "user_id": "raw id of the user, as in the users' table",
+  "item_id": "raw id of the item shown, as in the items' table",
+  "propensity": "probability that the behavior policy gave the item, in (0, 1]",
+  "reward": "what came of it, >= 0; usually 0 or 1",
+  "position": "optional: 0-based draw or slot of the item on its slate",
+  "time": "optional: when it was shown, in seconds if the log had dates",
+  "ranker_score": "optional: score of the ranker in production",
+  "split": "optional: train, validation or test",
 }
 _SCHEMA = "schema.yaml"
 _ROWS = 1 << 16  # serialized at a time
@@ -151,7 +151,7 @@ def write(
     "columns": {
       name: {
         "dtype": _DTYPES.get(kind, kind),
-        "meaning": COLUMNS[name][1] if name in COLUMNS else "feature of the schema",
+        "meaning": COLUMNS.get(name, "feature of the schema"),
       }
       for name, kind in columns.items()
     },
