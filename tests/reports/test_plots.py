@@ -1,4 +1,4 @@
-"""Pictures: proper files, in which nothing is cut off or covered."""
+"""Plots: proper files, in which nothing is cut off or covered."""
 
 import builtins
 import itertools
@@ -15,7 +15,6 @@ from tf_twostage.reports import plots, tables
 
 matplotlib = pytest.importorskip("matplotlib")
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.image import imread  # noqa: E402
 
 PICTURES = {"curves.png", "losses.png", "stages.png", "seeds.png"}
@@ -51,10 +50,21 @@ def made_up(variants, seeds, epochs):
   return histories
 
 
-def draw(directory, variants, seeds=3, epochs=5, baselines=BASELINES):
+def experiment(variants, seeds=3, epochs=5, baselines=BASELINES):
   histories = made_up(variants, seeds, epochs)
-  shown = tables.every_seed(histories), tables.curves(histories)
-  plots.Experiment(*shown, variants, baselines).save(directory)
+  return plots.Experiment(
+    tables.every_seed(histories), tables.curves(histories), variants, baselines
+  )
+
+
+def figures(shown):
+  """All figures of an experiment, without a warning."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    drawn = shown.by_epoch(), shown.by_loss(), shown.by_stage(), shown.by_seed()
+    for figure in drawn:
+      figure.draw(FigureCanvasAgg(figure).get_renderer())
+  return dict(zip(("curves", "losses", "stages", "seeds"), drawn, strict=True))
 
 
 def check_png(path):
@@ -69,58 +79,33 @@ def check_png(path):
   return width, height
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-  """The figures that were saved, by file name."""
-  saved = {}
-  savefig = Figure.savefig
-
-  def keep(self, path, **options):
-    saved[path.name.lstrip(".").split(".png")[0] + ".png"] = self
-    savefig(self, path, **{**options, "dpi": 50})  # quick
-
-  monkeypatch.setattr(Figure, "savefig", keep)
-  return saved
-
-
-def test_an_experiment_leaves_four_pictures_and_nothing_else(tmp_path):
-  draw(tmp_path, ["cross_entropy", "ips"])
+def test_an_experiment_leaves_four_files_in_one_step_each_and_replaces_old_ones(tmp_path):
+  experiment(["cross_entropy"]).save(tmp_path)
+  before = {name: (tmp_path / name).read_bytes() for name in PICTURES}
+  experiment(["cross_entropy", "ips"]).save(tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == PICTURES
   for name in PICTURES:
     width, _ = check_png(tmp_path / name)
     assert width >= 1400  # seven inches of 200 dots: fit for print
+    assert (tmp_path / name).read_bytes() != before[name]
 
 
 @pytest.mark.parametrize(
   ("variants", "seeds", "epochs"), [(1, 1, 1), (1, 3, 4), (3, 1, 4), (3, 3, 1), (10, 2, 25)]
 )
-def test_experiments_of_any_size_are_drawn(tmp_path, variants, seeds, epochs):
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    draw(tmp_path, [f"loss_{i}" for i in range(variants)], seeds, epochs)
-  for name in PICTURES:
-    check_png(tmp_path / name)
+def test_experiments_of_any_size_are_drawn(variants, seeds, epochs):
+  names = [f"loss_{i}" for i in range(variants)]
+  for figure in figures(experiment(names, seeds, epochs)).values():
+    assert all(axis.has_data() for axis in figure.axes)
 
 
-def test_no_baselines_are_needed(tmp_path):
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    draw(tmp_path, ["cross_entropy"], baselines={})
-  assert {path.name for path in tmp_path.iterdir()} == PICTURES
-
-
-def test_a_new_picture_replaces_the_old_one(tmp_path):
-  draw(tmp_path, ["cross_entropy"])
-  before = {name: (tmp_path / name).read_bytes() for name in PICTURES}
-  draw(tmp_path, ["cross_entropy", "ips"])
-  assert all((tmp_path / name).read_bytes() != content for name, content in before.items())
+def test_no_baselines_are_needed():
+  assert len(figures(experiment(["cross_entropy"], baselines={}))) == 4
 
 
 @pytest.mark.parametrize("variants", [LONG_NAMES, LONG_NAMES[:1], [f"loss_{i}" for i in range(10)]])
-def test_nothing_is_cut_off_or_covered(tmp_path, drawn, variants):
-  draw(tmp_path, variants)
-  assert set(drawn) == PICTURES
-  for name, figure in drawn.items():
+def test_nothing_is_cut_off_or_covered(variants):
+  for name, figure in figures(experiment(variants)).items():
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     axes = [axis.get_tightbbox(renderer) for axis in figure.axes]
@@ -143,20 +128,19 @@ def test_nothing_is_cut_off_or_covered(tmp_path, drawn, variants):
       assert frame.height > 0.35 * box.height, name
 
 
-def test_legends_name_variants_and_baselines_but_not_random(tmp_path, drawn):
-  draw(tmp_path, LONG_NAMES)
+def test_legends_name_variants_and_baselines_but_not_random():
   shown = [name for name in BASELINES if name != "random"]
-  for name, figure in drawn.items():
+  for name, figure in figures(experiment(LONG_NAMES)).items():
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     # Where every variant has a row of its own, the row is named.
-    assert names == ([*LONG_NAMES, *shown] if name in ("curves.png", "stages.png") else shown)
+    assert names == ([*LONG_NAMES, *shown] if name in ("curves", "stages") else shown)
 
 
-def test_all_that_is_drawn_lies_within_the_axes(tmp_path, drawn):
-  draw(tmp_path, LONG_NAMES)
-  for name in ("losses.png", "seeds.png"):
-    for axis in drawn[name].axes:
+def test_all_that_is_drawn_lies_within_the_axes():
+  shown = experiment(LONG_NAMES)
+  for figure in (shown.by_loss(), shown.by_seed()):
+    for axis in figure.axes:
       low, high = axis.get_xlim()
       room = 0.01 * (high - low)
       for line in axis.get_lines():
@@ -164,7 +148,7 @@ def test_all_that_is_drawn_lies_within_the_axes(tmp_path, drawn):
           assert low + room < x < high - room
 
 
-def test_intervals_are_those_of_student(tmp_path, drawn):
+def test_intervals_are_those_of_student():
   # 50, 60, 70: mean 60, standard error 10 / sqrt(3); the 97.5% point of Student's distribution
   # with 2 degrees of freedom is t with t / sqrt(2 + t^2) = 0.95.
   t = np.sqrt(2 * 0.95**2 / (1 - 0.95**2))
@@ -172,32 +156,29 @@ def test_intervals_are_those_of_student(tmp_path, drawn):
     {("v", seed): history(scores(value)) for seed, value in enumerate((0.5, 0.6, 0.7))}
   )
   curves = tables.curves({("v", 0): history(scores(0.5))})
-  plots.Experiment(table, curves, ["v"], {}).save(tmp_path)
-  for axis in drawn["losses.png"].axes:
+  for axis in plots.Experiment(table, curves, ["v"], {}).by_loss().axes:
     (container,) = axis.containers
     (segment,) = container.lines[2][0].get_segments()
     half = t * 10 / np.sqrt(3)
     np.testing.assert_allclose(segment[:, 0], [60 - half, 60 + half])
 
 
-def test_the_line_of_no_change_is_the_diagonal(tmp_path, drawn):
-  draw(tmp_path, LONG_NAMES)
-  (axis,) = drawn["stages.png"].axes
+def test_the_line_of_no_change_is_the_diagonal():
+  (axis,) = experiment(LONG_NAMES).by_stage().axes
   (line,) = axis.get_lines()
   (x, y), slope = line.get_xy1(), line.get_slope()
   assert x == y
   assert slope == 1
 
 
-def test_points_alone_set_the_limits_of_stages(tmp_path, drawn):
+def test_points_alone_set_the_limits_of_stages():
   histories = {}
   for seed in range(3):
     given = scores(0.30 + 0.01 * seed)
     given["test"]["two_stage"] = scores(0.80 + 0.01 * seed)["test"]["two_stage"]
     histories["v", seed] = history(given)
   shown = tables.every_seed(histories), tables.curves(histories)
-  plots.Experiment(*shown, ["v"], {}).save(tmp_path)
-  (axis,) = drawn["stages.png"].axes
+  (axis,) = plots.Experiment(*shown, ["v"], {}).by_stage().axes
   for (low, high), first in ((axis.get_xlim(), 30), (axis.get_ylim(), 80)):
     assert first - 1 < low < first
     assert first + 2 < high < first + 3
@@ -220,10 +201,9 @@ def test_the_curves_of_a_run_are_written_in_one_step(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 25])
-def test_the_curves_of_a_run_show_every_epoch(tmp_path, drawn, epochs):
+def test_the_curves_of_a_run_show_every_epoch(epochs):
   run = made_up(["v"], 1, epochs)["v", 0]
-  save_run(run, BASELINES, tmp_path / "curves.png")
-  loss, *panels = drawn["curves.png"].axes
+  loss, *panels = plots.run_curves(run, BASELINES, "a run").axes
   np.testing.assert_array_equal(
     loss.get_lines()[0].get_ydata(), [1 / e for e in range(1, epochs + 1)]
   )
@@ -243,7 +223,7 @@ def test_without_matplotlib_one_warning_names_the_remedy(tmp_path, monkeypatch, 
     return real_import(name, *arguments, **options)
 
   monkeypatch.setattr(builtins, "__import__", without_matplotlib)
-  draw(tmp_path, ["cross_entropy"])
+  experiment(["cross_entropy"]).save(tmp_path)
   (record,) = caplog.records
   message = record.getMessage()
   assert "tf_twostage[plot]" in message

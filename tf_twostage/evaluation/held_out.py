@@ -61,7 +61,6 @@ class HeldOutEvaluator:
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
   ) -> Callable[[], Scores]:
     """A function that estimates the values of `scorer` in its state at the time of the call."""
-
     example = self.logs["validation"].inputs(np.arange(1), self.users)
     # TensorFlow warns of retracing by function object; a partial is a new one each time.
     answer = tf.function(
