@@ -1,37 +1,25 @@
-"""The bandit log: what an older policy showed, how likely it was to, and what came of it.
+"""The rows of a log: what a policy showed, with what probability, and the reward.
 
-One row is one shown item. `COLUMNS` is the contract on disk, where ids are raw strings; in memory
-a `LogRows` holds catalogue indices, and `batches` turns it into what models learn from. `write`
-and `read` go between disk and memory, and nothing leaves `read` unchecked. docs/bandit_log.md tells
-the contract to those who write logs; `logs` reads the files, also those whose columns have other
-names.
+One row is one item that was shown. `LogRows` are in memory, `StreamedRows` on disk; models train on
+the batches of either (`TrainingRows`). docs/bandit_log.md describes logs in files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-from tf_twostage.data import files
-from tf_twostage.data.files import BadRows, rule, shards
-from tf_twostage.data.log_schema import FeatureColumn, LogSchema
-from tf_twostage.data.schema import Id, Numeric, Schema
+from tf_twostage.data.files import rule
 from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
-COLUMNS = {
-  name: shards.COLUMNS[name] for name in ("user_id", "item_id", "propensity", "reward", "position")
-}
 _FIELDS = ("user_index", "action", "propensity", "reward", "position")
 
 
@@ -281,76 +269,6 @@ def with_users(batch: dict[str, Any], users: Mapping[str, tf.Tensor]) -> dict[st
   return {**batch, "user": {name: tf.gather(table, index) for name, table in users.items()}}
 
 
-def write(
-  log: LogRows,
-  directory: str | os.PathLike,
-  schema: Schema,
-  *,
-  num_shards: int = 4,
-  parquet: bool = False,
-) -> None:
-  """Writes a log as TFRecord shards, with a CSV view and a description beside them.
-
-  The files are written aside and renamed, so they appear together. An earlier log in the same
-  directory is replaced; a directory that holds anything else is left alone.
-
-  Args:
-    log: the rows, kept in order.
-    directory: where `log-00000-of-00004.tfrecord`, ..., `log.csv` and `log.json` go.
-    schema: names the ids and the context features of the log.
-    num_shards: number of TFRecord files, of nearly equal length.
-    parquet: whether to write `log.parquet` as well.
-
-  Raises:
-    InputError: the log is empty or does not fit the schema, or the directory is in other use.
-  """
-  table = pa.table(_raw_columns(log, schema))
-  with shards.new_log(directory) as aside:
-    shards.write([table], aside, rows=len(log), num_shards=num_shards)
-    frame = table.to_pandas()
-    frame.to_csv(aside / "log.csv", index=False)
-    if parquet:
-      frame.to_parquet(aside / "log.parquet", engine="pyarrow", index=False)
-
-
-def read(path: str | os.PathLike, schema: Schema) -> LogRows:
-  """Reads and checks a log whose columns have their native names.
-
-  Args:
-    path: a directory of shards as `write` leaves it, or any file or files that `files.locate`
-      takes: CSV, Parquet, TFRecord.
-    schema: gives the catalogue indices of the raw ids, and the context features to expect.
-
-  Returns:
-    The log; rows stand in the order of the files.
-
-  Raises:
-    InputError: files are missing, damaged or empty, a column is missing, an id is unknown, or a
-      value is out of range. The message names the file, the column, how many rows are bad, the
-      first of them (its line, or its row counted from 0 in that file), and the remedy.
-  """
-  columns = LogSchema(
-    context_features=tuple(FeatureColumn(name, "numeric") for name in _context_names(schema))
-  )
-  known = {"user_id": _known(schema.user_id, "user"), "item_id": _known(schema.item_id, "item")}
-  bad_rows = BadRows()
-  parts = list(files.read(files.locate(path), columns, bad_rows, known=known))
-  bad_rows.settle("fail")
-  table = pa.concat_tables([part.table for part in parts])
-
-  def index(name: str) -> np.ndarray:
-    return pc.index_in(table[name], value_set=known[name].ids).to_numpy().astype(np.int32)
-
-  return LogRows(
-    user_index=index("user_id"),
-    action=index("item_id"),
-    propensity=table["propensity"].to_numpy(),
-    reward=table["reward"].to_numpy(),
-    context={feature.name: table[feature.name].to_numpy() for feature in schema.context},
-    position=table["position"].to_numpy() if "position" in table.column_names else None,
-  )
-
-
 def shuffled_rows(
   num_rows: int, batch_size: int, *, seed: int, start_step: int = 0, slices: Slices = WHOLE
 ) -> tf.data.Dataset:
@@ -405,48 +323,3 @@ def _check(name: str, values: np.ndarray) -> None:
   wanted = rule(name)
   subject = f"bandit log: column {name!r}"
   require(wanted.valid(values), subject, wanted.text, wanted.remedy, values)
-
-
-def _known(feature: Id, side: str) -> files.IdSet:
-  return files.IdSet(
-    pa.array(feature.vocabulary, pa.string()),
-    f"must name a known {side} ({feature.name!r} of the schema)",
-    f"add them to the {side}s' table or drop these rows",
-  )
-
-
-def _context_names(schema: Schema) -> list[str]:
-  taken = {*shards.COLUMNS, *_FIELDS}
-  odd = [f.name for f in schema.context if not isinstance(f, Numeric) or f.name in taken]
-  if odd:
-    raise InputError(
-      f"schema: context features of a log must be Numeric and not be called one of"
-      f" {sorted(taken)}; got {odd}"
-    )
-  return [f.name for f in schema.context]
-
-
-def _raw_columns(log: LogRows, schema: Schema) -> dict[str, np.ndarray | pa.Array]:
-  """The columns on disk, in order; refuses what `read` would refuse."""
-  names = _context_names(schema)
-  if set(log.context) != set(names):
-    raise InputError(
-      f"bandit log: context features {sorted(log.context)} are not the schema's {sorted(names)}"
-    )
-  if not len(log):
-    raise InputError("bandit log: no rows to write")
-  if log.propensity is None:
-    raise InputError("bandit log: it has no propensities; estimate them before you write it")
-  sizes = {"user_index": schema.num_users, "action": schema.num_items}
-  for name, size in sizes.items():
-    index, says = getattr(log, name), f"must be below {size}, the size of the vocabulary"
-    require(index < size, f"bandit log: column {name!r}", says, "mend or drop these rows", index)
-  columns: dict[str, np.ndarray | pa.Array] = {
-    "user_id": pa.array(schema.user_id.vocabulary, pa.string()).take(pa.array(log.user_index)),
-    "item_id": pa.array(schema.item_id.vocabulary, pa.string()).take(pa.array(log.action)),
-    "propensity": log.propensity,
-    "reward": log.reward,
-  }
-  if log.position is not None:
-    columns["position"] = log.position
-  return columns | {name: log.context[name] for name in names}

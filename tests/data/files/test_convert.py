@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from tests.data import native
 from tests.data.files import small_log
-from tf_twostage.data import rows
 from tf_twostage.data.files import BadRows, convert, locate, read, shards
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.schema import Id, Schema
@@ -78,7 +78,7 @@ def test_a_converted_log_is_a_bandit_log(tmp_path):
   convert(path, tmp_path / "new", schema)
   ids = {"visitor": 4, "product": 3}
   users, items = (tuple(f"{name[0]}{i}" for i in range(n)) for name, n in ids.items())
-  log = rows.read(
+  log = native.read(
     tmp_path / "new", Schema(user=(Id("user_id", users),), item=(Id("item_id", items),))
   )
   np.testing.assert_array_equal(log.action, np.arange(8) % 3)
