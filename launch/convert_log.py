@@ -1,9 +1,9 @@
-"""Writes a log as native TFRecord shards, with the schema that reads them.
+"""Checks a log and writes it as native TFRecord shards, with the schema that reads them.
 
 python -m launch.convert_log --log=FILE --schema=FILE --output=DIR --num_shards=8
 
-Rows are checked and stream through; DIR appears when it is complete. Exit code 0: written; 1: bad
-rows and --on_bad_rows=fail, nothing is written; 2: wrong usage, or a file cannot be read.
+A part of the log is in memory at a time. DIR appears when it is complete. Exit code 0: written; 1:
+bad rows and --on_bad_rows=fail, nothing is written; 2: wrong usage, or a file cannot be read.
 """
 
 import sys
