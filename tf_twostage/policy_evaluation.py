@@ -19,7 +19,7 @@ from tf_twostage.data.log import BanditLog
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import policy_file, propensities, values
 from tf_twostage.evaluation.estimators import Estimators, by_name
-from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog
 from tf_twostage.evaluation.reward_model import fit_reward_model
 from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
@@ -202,7 +202,7 @@ def _target(
     ids = np.asarray(log.schema.item_id.vocabulary)
     return dataclasses.replace(policy_file.read(pathlib.Path(policy), evaluation, ids), name=name)
   if callable(policy):
-    return TargetPolicy(name, "function", policy, by_row=True)
+    return TargetPolicy(name, "function", _checked(name, policy, evaluation.num_items), by_row=True)
   table = np.asarray(policy, np.float64)
   shape = len(evaluation), evaluation.num_items
   if table.shape not in (shape, shape[1:]):
@@ -214,3 +214,18 @@ def _target(
   if table.ndim == 1:
     return TargetPolicy(name, "array", lambda rows: np.broadcast_to(table, (len(rows), shape[1])))
   return TargetPolicy(name, "array", lambda rows: table[rows], by_row=True)
+
+
+def _checked(name: str, policy: Callable[[np.ndarray], Any], num_items: int) -> ByRow:
+  """The function of a policy; refuses answers of another shape."""
+
+  def probabilities(rows: np.ndarray) -> np.ndarray:
+    found, shape = np.asarray(policy(rows)), (len(rows), num_items)
+    if found.shape != shape:
+      raise InputError(
+        f"the function returned {found.shape} for {len(rows)} rows; return {shape}, a probability"
+        " for each item of the catalogue"
+      )
+    return found
+
+  return probabilities

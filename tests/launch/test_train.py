@@ -393,11 +393,11 @@ def test_an_experiment_whose_process_is_killed_says_so_and_goes_on(compared):
   code, stderr, _ = cut_short(
     root, 1, lambda process, ids: os.kill(ids[0], signal.SIGKILL), "--seeds=2"
   )
-  assert code == 2
+  assert code == 1
   assert "Traceback" not in stderr
   assert stderr.count("error:") == 1
   assert "a process of the experiment was killed" in stderr
-  assert "the same command goes on where it stopped" in stderr
+  assert "the same call resumes the experiment" in stderr
   assert not (root / "experiment" / "table.csv").exists()
 
   before = histories(root)
