@@ -16,16 +16,21 @@ import pathlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
+import numpy as np
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage import environment as environments
+from tf_twostage import evaluate
+from tf_twostage.config import Config
 from tf_twostage.errors import InputError
-
-if TYPE_CHECKING:
-  from tf_twostage.config import Config
-  from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.evaluation import policy_file
+from tf_twostage.evaluation.values import REPORTED, TargetPolicy
+from tf_twostage.experiment import finished
+from tf_twostage.metrics import STAGES
+from tf_twostage.recommender import TwoStageRecommender
+from tf_twostage.workspace import Workspace
 
 _UNKNOWN_TO_TRAINING = ("all", "policy_file")
 
@@ -93,18 +98,6 @@ def run(
   remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
     raise InputError(f"{workdir} holds no generator; {remedy}")
-
-  # These import TensorFlow, which wrong flags can do without.
-  import numpy as np
-
-  from tf_twostage import environment as environments
-  from tf_twostage import evaluate
-  from tf_twostage.evaluation import policy_file
-  from tf_twostage.evaluation.values import REPORTED
-  from tf_twostage.experiment import finished
-  from tf_twostage.metrics import STAGES
-  from tf_twostage.recommender import TwoStageRecommender
-  from tf_twostage.workspace import Workspace
 
   workspace = Workspace(workdir / "stages")
   environment = environments.make(config, workspace)

@@ -14,6 +14,7 @@ command goes on where a killed one stopped.
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage import experiment
 
 
 def define_flags() -> None:
@@ -36,9 +37,6 @@ def main() -> None:
   values = flags.FLAGS
   plan = launch_config.plan_variants(config, values.losses, values.sweep)
   workdir = launch_config.work_directory(config)
-
-  from tf_twostage import experiment  # brings TensorFlow, which wrong flags can do without
-
   variants = [experiment.Variant(*variant) for variant in plan]
   print(
     experiment.run(

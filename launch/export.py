@@ -13,7 +13,11 @@ import pathlib
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage import environment as environments
 from tf_twostage.errors import InputError
+from tf_twostage.recommender import TwoStageRecommender
+from tf_twostage.serving import catalogue
+from tf_twostage.workspace import Workspace
 
 
 def define_flags() -> None:
@@ -32,11 +36,6 @@ def main() -> None:
   )
   if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
     raise unfinished
-
-  from tf_twostage import environment as environments
-  from tf_twostage.recommender import TwoStageRecommender
-  from tf_twostage.serving import catalogue
-  from tf_twostage.workspace import Workspace
 
   environment = environments.make(config, Workspace(workdir / "stages"))
   model = TwoStageRecommender.from_config(config)

@@ -29,9 +29,7 @@ def main() -> None:
   values = flags.FLAGS
 
   try:
-    from tf_twostage import (
-      online_loop as loop,  # brings TensorFlow, which --help and wrong flags can do without
-    )
+    from tf_twostage import online_loop as loop
   except ModuleNotFoundError as error:
     raise InputError(f"no module {error.name}: pip install 'tf_twostage[serving]'") from error
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from launch import config as launch_config
+from tf_twostage import environment as environments
+from tf_twostage.config import Config
 from tf_twostage.errors import InputError
+from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.training.distribution import Job, Workers
-
-if TYPE_CHECKING:
-  from tf_twostage.config import Config
+from tf_twostage.workspace import Workspace
 
 
 def main() -> None:
@@ -41,11 +42,6 @@ def run(
   Raises:
     InputError: the data or the settings do not fit; nothing has been trained.
   """
-  # These import TensorFlow, which --help and wrong flags can do without.
-  from tf_twostage import environment as environments
-  from tf_twostage.recommender import TwoStageRecommender
-  from tf_twostage.workspace import Workspace
-
   start = time.perf_counter()
   model = TwoStageRecommender.from_config(config)
   job = Job.of(config)
