@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests import user_logs
-from tf_twostage.data import load
+from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import evaluation_log, off_policy, values
@@ -139,8 +139,12 @@ def test_without_a_reward_model_estimators_are_those_that_need_none(world, estim
 
 def test_a_users_log_is_an_evaluation_log(tmp_path):
   user_logs.make(50).write(tmp_path)
-  names = ("log.csv", "items.csv", "schema.yaml", "users.csv")
-  data = load.load(*(tmp_path / name for name in names))
+  data = BanditLog.from_files(
+    tmp_path / "log.csv",
+    items=tmp_path / "items.csv",
+    users=tmp_path / "users.csv",
+    schema=tmp_path / "schema.yaml",
+  )
   evaluation = EvaluationLog.of(data)
   assert (len(evaluation), evaluation.num_items) == (50, user_logs.ITEMS)
   assert evaluation.grouped == data.schema.user_id.embedded

@@ -23,12 +23,10 @@ class Evaluator(Protocol):
   @property
   def metrics(self) -> Metrics:
     """The metrics in its scores."""
-    ...
 
   @property
   def settings(self) -> Mapping[str, Any]:
     """What scores depend on besides the environment and the scorer; JSON-able."""
-    ...
 
   def evaluation(
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
@@ -40,12 +38,9 @@ class Evaluator(Protocol):
       ranker_logits: the second stage.
       slate_size: K.
     """
-    ...
 
   def known(self) -> Mapping[str, Scores]:
     """Scores, by name, of policies that have no scorer."""
-    ...
 
   def warnings(self, scores: Scores) -> list[str]:
     """Reasons not to trust scores, a sentence each."""
-    ...

@@ -20,7 +20,7 @@ import pandas as pd
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.estimators import ESTIMATORS, IPS, Estimators, by_name
-from tf_twostage.evaluation.intervals import RatioSummary, summarise_ratios
+from tf_twostage.evaluation.intervals import summarise_ratios
 from tf_twostage.evaluation.overlap import MODEL_ALONE, support_warnings, weight_warnings
 from tf_twostage.evaluation.rows import PolicyRows, check_vector
 from tf_twostage.metrics import effective_sample_size
@@ -108,10 +108,25 @@ def evaluate(
     seed=seed,
   )
   support = support_warnings(rows, mean_weight.num_units)
-  return [
-    _estimate(name, rows, term.weights, summary, mean_weight, support, confidence)
-    for name, term, summary in zip(named, terms, summaries, strict=True)
-  ]
+  estimates = []
+  for name, term, summary in zip(named, terms, summaries, strict=True):
+    weights = term.weights
+    doubts = support if weights is None else weight_warnings(rows, weights, mean_weight) + support
+    estimates.append(
+      Estimate(
+        name,
+        **summary._asdict(),
+        confidence=confidence,
+        num_rows=len(rows),
+        effective_sample_size=np.nan if weights is None else effective_sample_size(weights),
+        max_weight=np.nan if weights is None else float(weights.max()),
+        mean_weight=np.nan if weights is None else float(weights.mean()),
+        unlogged_mass=rows.unlogged[1],
+        unreliable=bool(doubts),
+        warnings=(MODEL_ALONE, *doubts) if weights is None else doubts,
+      )
+    )
+  return estimates
 
 
 def on_policy(rewards: Any, groups: Any = None, **options: Any) -> Estimate:
@@ -133,37 +148,7 @@ def on_policy(rewards: Any, groups: Any = None, **options: Any) -> Estimate:
 
 def to_frame(estimates: Iterable[Estimate]) -> pd.DataFrame:
   """A row for each estimate; intervals as columns _low and _high, warnings as a tuple."""
-  records = []
-  for estimate in estimates:
-    record = {}
-    for name, value in dataclasses.asdict(estimate).items():
-      if name.endswith("interval"):
-        record[f"{name}_low"], record[f"{name}_high"] = value
-      else:
-        record[name] = value
-    records.append(record)
-  return pd.DataFrame(records).set_index("estimator")
-
-
-def _estimate(
-  name: str,
-  rows: PolicyRows,
-  weights: np.ndarray | None,
-  summary: RatioSummary,
-  mean_weight: RatioSummary,
-  support: tuple[str, ...],
-  confidence: float,
-) -> Estimate:
-  doubts = support if weights is None else weight_warnings(rows, weights, mean_weight) + support
-  return Estimate(
-    name,
-    **summary._asdict(),
-    confidence=confidence,
-    num_rows=len(rows),
-    effective_sample_size=np.nan if weights is None else effective_sample_size(weights),
-    max_weight=np.nan if weights is None else float(weights.max()),
-    mean_weight=np.nan if weights is None else float(weights.mean()),
-    unlogged_mass=rows.unlogged[1],
-    unreliable=bool(doubts),
-    warnings=(MODEL_ALONE, *doubts) if weights is None else doubts,
-  )
+  frame = pd.DataFrame(map(vars, estimates)).set_index("estimator")
+  for name in ("interval", "bootstrap_interval"):
+    frame[f"{name}_low"], frame[f"{name}_high"] = zip(*frame.pop(name), strict=True)
+  return frame
