@@ -1,4 +1,4 @@
-"""Which environment the settings ask for."""
+"""Makes the environment that the settings describe."""
 
 from __future__ import annotations
 

@@ -33,11 +33,11 @@ Tower = Callable[..., Any]  # a Keras model or layer, or a function without argu
 
 
 class Towers(Protocol):
-  """What an export needs of a fitted stage: scores are query(user) . candidate(item)."""
+  """A fitted stage as an export needs it: scores are query(user) . candidate(item)."""
 
   @property
   def variables(self) -> Sequence[Any]:
-    """All that `query` reads."""
+    """All variables that `query` reads."""
     ...
 
   def query(self, user: Codes) -> tf.Tensor:
@@ -112,9 +112,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   same normal distribution, except out-of-vocabulary and padding rows, which start (and, untrained,
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1.
 
-  Where ids are bounded (`EncoderConfig.id_buckets`), those that are a multiple of it apart in the
-  vocabulary share an embedding: no bucket holds more than its part, and the first ids, in an
-  ordered vocabulary the usual ones, do not share with each other.
+  With `EncoderConfig.id_buckets`, ids whose places in the vocabulary differ by a multiple of it
+  share an embedding. Buckets have equal sizes, and the first ids do not share with each other.
   """
 
   def __init__(
@@ -158,7 +157,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
     return tf.concat([self._encode(f, codes) for f in self._features], axis=-1)
 
   def touched_penalty(self, codes: Codes) -> tf.Tensor:
-    """l2/2 times the squared norm of the embeddings that `codes` read, each once however often."""
+    """l2/2 times the squared norm of the embeddings that `codes` read, each counted once."""
     penalty = tf.constant(0.0)
     if not self._touched_l2:
       return penalty
@@ -179,7 +178,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
     return self._buckets.get(feature.name, len(feature.vocabulary))
 
   def _rows(self, feature: Categorical, codes: Codes) -> tf.Tensor:
-    """Of the embedding, by code."""
+    """Rows of the embedding, by code."""
     code, buckets = codes[feature.name], self._buckets.get(feature.name)
     return code if buckets is None else tf.where(code > 0, 1 + (code - 1) % buckets, 0)
 
@@ -272,10 +271,7 @@ class TwoTower(tf.keras.layers.Layer):
     return cls(tables, encoder, l2=training.l2, sparse_l2=training.sparse_l2, **options)
 
   def custom_digest(self) -> str:
-    """Identifies the custom towers: their classes, settings, and weights at the time of the call.
-
-    A tower whose weights start from another seed is another tower.
-    """
+    """Identifies the custom towers by their classes, settings and current weights."""
     digest = hashlib.sha256()
     for tower in (self._users, self._items):
       if isinstance(tower, FeatureEncoder):
@@ -397,7 +393,7 @@ def l2_regularizer(l2: float) -> tf.keras.regularizers.Regularizer | None:
 
 
 def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> tf.Tensor:
-  """Σ_l weights[b, l] embeddings[ids[b, l]], [B, D]. What has weight 0 costs no time."""
+  """Σ_l weights[b, l] embeddings[ids[b, l]], [B, D]. Entries of weight 0 cost no time."""
   entries = tf.where(weights != 0)
   columns = tf.cast(tf.gather_nd(ids, entries), tf.int64)
   shape = tf.stack([tf.shape(ids, tf.int64)[0], embeddings.shape[0]])
@@ -408,7 +404,7 @@ def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> 
 
 
 def _special_rows(feature: Categorical | SparseVector) -> int:
-  """Embeddings of no value of its own: out of vocabulary, padding."""
+  """Number of embeddings for unknown values and padding."""
   return {Bag: 2, SparseVector: 0}.get(type(feature), 1)
 
 

@@ -1,4 +1,4 @@
-"""Towers that somebody else fitted, of which only the vectors are left."""
+"""Towers fitted elsewhere, of which only the vectors are known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tf_twostage.models.encoders import Codes
 
 
 class PrecomputedTowers(tf.Module):
-  """Users and items as given vectors; stands where a fitted `TwoTower` would in an export."""
+  """Vectors of users and items; replaces a fitted `TwoTower` in an export."""
 
   def __init__(self, user_id: str, user_vectors: np.ndarray, item_vectors: np.ndarray):
     """Args:

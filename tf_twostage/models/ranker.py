@@ -11,7 +11,7 @@ from tf_twostage.models.generator import Batch, RankerLogits
 
 
 def usual_logit(total: float, rows: int) -> float:
-  """Logit of the mean of rewards in [0, 1] that come to `total`, smoothed: never infinite."""
+  """Logit of the smoothed mean of rewards in [0, 1] with sum `total`; always finite."""
   usual = (total + 1) / (rows + 2)
   return float(np.log(usual / (1 - usual)))
 
@@ -23,8 +23,8 @@ class Ranker(tfrs.Model):
     """Args:
     towers: users with context (`use_context=True`) and items.
     context_lookup: the context features of the schema.
-    prior: logit of the usual reward, which the towers' logits add to. Where rewards are rare
-      and many items are never logged, these would stay at 1/2 and above all others without it.
+    prior: logit of the mean reward, added to the towers' logits. Without it, items that are
+      never logged would keep a probability of 1/2, above all others where rewards are rare.
     """
     super().__init__()
     self.towers = towers

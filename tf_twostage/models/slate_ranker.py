@@ -1,4 +1,4 @@
-"""The second stage where it is served: scores of the few items of a slate."""
+"""The ranker of an export: scores the items of a slate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tf_twostage.models.encoders import Codes, Towers
 
 
 class SlateRanker(Protocol):
-  """What an export ranks candidates with; a `tf.Module` that holds all it needs."""
+  """Ranks the candidates of an export; a `tf.Module` that holds its variables."""
 
   def __call__(self, raw: FeatureTable, codes: Codes, slate: tf.Tensor) -> tf.Tensor:
     """Scores of each user's slate.
@@ -32,8 +32,7 @@ class TowerRanker(tf.Module):
 
   def __init__(self, towers: Towers):
     super().__init__()
-    # A SavedModel keeps the towers' variables, not the Keras layers around them, which it would
-    # find in an attribute.
+    # A lambda hides the Keras layers from the SavedModel, which keeps their variables only.
     self._towers = lambda: towers
     self._query = towers.query
     self._weights = [*towers.variables]
@@ -44,7 +43,7 @@ class TowerRanker(tf.Module):
 
   @property
   def towers(self) -> Towers:
-    """What this was made of."""
+    """The towers that this ranker was made of."""
     return self._towers()
 
   def products(self, codes: Codes) -> tf.Tensor:
