@@ -7,23 +7,24 @@ from tf_twostage import BanditLog, TwoStageRecommender, evaluate, losses
 
 random = np.random.default_rng(0)
 user, item = random.integers(100, size=20_000), random.integers(20, size=20_000)
-log = pd.DataFrame({"user": user, "item": item})
-log["shown_at"] = pd.date_range("2026-01-01", periods=len(log), freq="min")
-log["propensity"] = 1 / 20  # the items of this log were shown at random
-log["click"] = (random.random(len(log)) < np.where(user % 4 == item % 4, 0.3, 0.05)).astype(int)
+frame = pd.DataFrame({"user": user, "item": item})
+frame["shown_at"] = pd.date_range("2026-01-01", periods=len(frame), freq="min")
+frame["propensity"] = 1 / 20  # the items of this log were shown at random
+frame["click"] = (random.random(len(frame)) < np.where(user % 4 == item % 4, 0.3, 0.05)).astype(int)
 items = pd.DataFrame({"item": np.arange(20), "genre": [f"g{i % 4}" for i in range(20)]})
 
 columns = {"user": "user", "item": "item", "propensity": "propensity", "reward": "click"}
-log = BanditLog.from_pandas(log, **columns, time="shown_at", items=items)
-print(log.check())
+genre = {"genre": "categorical"}
+log = BanditLog.from_pandas(frame, **columns, time="shown_at", items=items, item_features=genre)
+print(log.check())  # rows, propensities, overlap, leaks
 train, valid, test = log.split("time")
 
-model = TwoStageRecommender(losses.IPS(policy="two_stage"), ranker=None, user_tower=None)
+model = TwoStageRecommender(loss=losses.IPS(policy="two_stage"), ranker=None, user_tower=None)
 model.fit(train, validation=valid, workdir="runs/shop")
-result = evaluate(test, {"ours": model.policy(), "uniform": np.full(20, 1 / 20)})
-print(result)
+policies = {"ours": model.policy(), "uniform": np.full(20, 1 / 20)}
+result = evaluate(test, policies, estimators=["snips", "dr"])
+print(result.to_frame()[["policy", "estimator", "value", "standard_error"]])
 result.plot().savefig("values.png")
 print(model.recommend(["42"], k=10, exclude={"42": ["1", "2"]}))
-
 model.export("saved_models/shop")
 model = TwoStageRecommender.load("saved_models/shop")

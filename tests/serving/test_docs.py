@@ -17,7 +17,7 @@ from tf_twostage.serving import exporting, local_server
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-README = README[README.index("## Serving") : README.index("## The loop")]
+README = README[README.index("## Serving") : README.index("## Documentation")]
 CALLS = [
   (model, json.loads(body), url)
   for model, text in (("synthetic", DOCS), ("ml1m", README))
@@ -84,9 +84,9 @@ def test_the_python_program_runs(exports, capsys):
   assert printed[-1].endswith("k must be at least 1, got 0")
 
 
-def test_the_readme_recommends_from_an_export(exports):
+def test_tensorflow_alone_recommends_from_an_export(exports):
   names = {}
-  exec(program(README, "saved_model.load").replace("saved_models", str(exports)), names)
+  exec(program(DOCS, "saved_model.load").replace("saved_models", str(exports)), names)
   answer = names["answer"]
   ids = set(answer["item_id"].numpy()[0].astype(str))
   assert len(ids) == 30
