@@ -90,7 +90,7 @@ def to_text(
     parts += [f"{str(k).capitalize()}\n{_overview(group, number)}" for k, group in kinds]
     parts.append(
       "Value ± standard error; ! unreliable (reasons: warnings in estimates.csv). ess: effective"
-      " rows of unclipped weights."
+      " sample size of the first estimator with weights."
     )
   agreement = values.agreement(estimates)
   if not agreement.empty:
@@ -152,7 +152,6 @@ def _overview(group: pd.DataFrame, number: Number) -> str:
   text = group.apply(_with_error, axis=1, number=number) + marks
   group = group.assign(text=text).set_index("policy")
   columns = {name: own["text"] for name, own in group.groupby("estimator", sort=False)}
-  # The first estimator that uses weights has them unclipped.
   weighted = group[group["effective_sample_size"].notna()].groupby("estimator", sort=False)
   sizes = next((own["effective_sample_size"].map(_whole) for _, own in weighted), "-")
   truth = next(own["truth"].map(number) for _, own in group.groupby("estimator", sort=False))
