@@ -254,7 +254,7 @@ def test_a_finished_run_is_found_and_exported_with_the_items_of_today(exported_a
 
 def test_an_export_is_checked(exported_again):
   export, _ = exported_again
-  done = run(f"--model={export}", "--repeats=3", name="serve_check")
+  done = run(f"--model={export}", "--repeats=3", name="serve_check", replay=True)
   assert done.returncode == 0, done.stderr
   for words in ("sample", "propensity", "p99", "24 calls answered as in the exporting process"):
     assert words in done.stdout
