@@ -56,7 +56,7 @@ def test_one_process_is_the_chief(monkeypatch, distribution, cluster, kind, inde
     ("multi_worker", WORKERS, {"index": "x"}, "is not JSON with a cluster and a task"),
     ("multi_worker", WORKERS, {"batch_size": 127}, "2 replicas cannot share .*such as 128"),
     ("mirrored", None, {"batch_size": 128, "replicas": 3}, "3 replicas .*such as 129"),
-    ("none", None, {"replicas": 2}, "replicas is 2, "),
+    ("none", None, {"replicas": 2}, "replicas=2 changes nothing unless distribution=mirrored"),
     ("mirrored", None, {"replicas": -1}, "replicas must be at least 0"),
     ("nonsense", None, {}, "distribution must be one of none, mirrored, multi_worker"),
   ],
