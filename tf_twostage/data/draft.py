@@ -1,4 +1,4 @@
-"""A first draft of a log's schema, from the names and the values of its columns."""
+"""Drafts the schema of a log from the names and values of its columns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tf_twostage.data import files, splits
 from tf_twostage.data.log_schema import RESERVED, ROLES
 from tf_twostage.errors import InputError
 
-_ROWS = 100_000  # of the first chunk; enough to tell a click from a probability
-_FEW = 20  # whole numbers with no more values than this are codes
+_ROWS = 100_000  # of the first chunk that are looked at
+_FEW = 20  # whole numbers with at most this many values are categories
 # Names by role, likeliest first, without case and punctuation.
 _NAMES = {
   "item_id": "itemid item iid action actionid arm movieid productid articleid documentid docid"
@@ -45,12 +45,12 @@ _MISSING = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Column:
-  """What can be seen of a column.
+  """The values of a column.
 
   Attributes:
-    name: as the header has it.
+    name: as in the header.
     text: cells as strings, [k].
-    numbers: the same as numbers where every cell is one, else None.
+    numbers: the same as numbers; None if a cell is not a number.
     dated: whether all cells are dates.
     lists: whether cells are lists; `text` then joins their values with "|".
   """
@@ -83,7 +83,7 @@ class _Column:
     return f"{self.distinct} values, {self.numbers.min():.6g} to {self.numbers.max():.6g}"
 
 
-# What the values of a role look like; a column that only has the name is not believed.
+# Conditions on the values of a role, which a column with a matching name must also meet.
 _LOOKS: dict[str, Callable[[_Column], bool]] = {
   "item_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
   "user_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
@@ -94,8 +94,8 @@ _LOOKS: dict[str, Callable[[_Column], bool]] = {
   "ranker_score": lambda c: c.numbers is not None,
   "split": lambda c: bool(splits.is_label(c.text).all()),
 }
-# What is believed by its values alone.
-_UNMISTAKABLE: dict[str, Callable[[_Column], bool]] = {
+# Conditions that suffice without a matching name.
+_BY_VALUES: dict[str, Callable[[_Column], bool]] = {
   "propensity": lambda c: _LOOKS["propensity"](c) and not c.whole,
   "reward": lambda c: c.within(0, 1) and c.whole and c.distinct == 2,
   "time": lambda c: c.dated,
@@ -108,7 +108,7 @@ def draft(
   items: str | os.PathLike | None = None,
   users: str | os.PathLike | None = None,
 ) -> str:
-  """The text of a schema file, each line with what it was guessed from.
+  """The text of a schema file; comments give the evidence for each line.
 
   Args:
     log: file, directory or pattern; its first rows are looked at.
@@ -122,8 +122,8 @@ def draft(
   roles, how = _roles(columns)
   lines = [
     f"# Drafted from the first {len(columns[0].text)} rows of {place}",
-    "# Check every line: names and values suggest, they do not know.",
-    "# A line says which column plays a part; null says that the log has none.",
+    "# Check every line: the draft is a guess from names and values.",
+    "# Each line names the column of a role; null: the log has no such column.",
   ]
   for role in ROLES:
     if role in roles:
@@ -180,7 +180,7 @@ def _column(name: str, raw: pa.ChunkedArray) -> _Column:
 
 
 def _roles(columns: Sequence[_Column]) -> tuple[dict[str, _Column], dict[str, str]]:
-  """Columns by role, and how each was found out."""
+  """Columns by role, and the evidence for each."""
   roles: dict[str, _Column] = {}
   how: dict[str, str] = {}
   for evidence, role_of in (("by its name", _by_name), ("by its values", _by_values)):
@@ -197,9 +197,9 @@ def _by_name(role: str, columns: Sequence[_Column]) -> _Column | None:
 
 
 def _by_values(role: str, columns: Sequence[_Column]) -> _Column | None:
-  if role not in _UNMISTAKABLE:
+  if role not in _BY_VALUES:
     return None
-  return next((column for column in columns if _UNMISTAKABLE[role](column)), None)
+  return next((column for column in columns if _BY_VALUES[role](column)), None)
 
 
 def _named(columns: Sequence[_Column], names: str) -> _Column | None:
@@ -208,7 +208,7 @@ def _named(columns: Sequence[_Column], names: str) -> _Column | None:
 
 
 def _is_row_number(column: _Column) -> bool:
-  """Whether it is the unnamed index that pandas writes, or no more than one."""
+  """Whether it is the unnamed index that pandas writes, or another row number."""
   numbers = column.numbers
   return not column.name or (
     column.name.lower().startswith(("unnamed", "index", "row"))
@@ -220,10 +220,10 @@ def _is_row_number(column: _Column) -> bool:
 def _sort_out(
   columns: Sequence[_Column], user: _Column | None, *, elsewhere: bool
 ) -> tuple[list[_Column], list[_Column], list[_Column]]:
-  """The log's other columns: user features, context features, and those of no use as they are.
+  """The log's other columns: user features, context features, and columns that are not read.
 
-  What is the same in all rows of a user describes the user; a number that changes is context.
-  Without user ids whatever is no number describes the user. A constant describes nobody.
+  A column that is constant within each user is a user feature, and other numbers are context.
+  Without user ids, all columns but numbers are user features. Constant columns are not read.
   """
   user_features, context, unread = [], [], []
   for column in columns:
@@ -244,7 +244,7 @@ def _sort_out(
 
 
 def _key(table: Sequence[_Column], logged: _Column | None) -> _Column | None:
-  """The column of a table whose values hold most of the log's ids."""
+  """The column of a table that contains most of the log's ids."""
   if logged is None:
     return None
   ids = set(logged.text)
@@ -273,7 +273,7 @@ def _kind(column: _Column) -> tuple[str, str]:
   for separator in "|;,":
     parts = column.text.str.split(separator, regex=False).explode().str.strip()
     several = column.text.str.contains(separator, regex=False).mean() > 0.2
-    # Values of a bag come again in other cells; commas in prose do not.
+    # The values of a bag recur in other cells; the parts of prose do not.
     if several and parts.nunique() <= len(parts) / 4:
       return "bag", separator
   return "categorical", ""
@@ -288,7 +288,7 @@ def _line(key: str, value: str | Mapping[str, str] | None, comment: str) -> str:
 
 
 def _ranges(names: Sequence[str]) -> Iterator[str]:
-  """Names, those that only differ in a number at the end as first ... last."""
+  """Names; several that differ only in a final number are shortened to first ... last."""
   groups: dict[str, list[str]] = {}
   for name in names:
     groups.setdefault(re.sub(r"\d+$", "", name), []).append(name)

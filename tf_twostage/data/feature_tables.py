@@ -1,4 +1,4 @@
-"""Users and items from files of their own, and raw columns -> features with their vocabularies."""
+"""Tables of users and items; raw columns -> features with their vocabularies."""
 
 from __future__ import annotations
 

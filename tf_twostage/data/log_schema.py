@@ -1,7 +1,6 @@
-"""Which column of a log is what: a dataclass, and the YAML or JSON file that holds it.
+"""The columns of a log and their roles: a dataclass, and the YAML or JSON file that holds it.
 
-The defaults are the native names, so that a log written by `bandit_log.write` needs no more than
-its features. docs/bandit_log.md describes the file.
+The defaults are the native names. docs/bandit_log.md describes the file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tf_twostage.errors import InputError
 
 KINDS = ("categorical", "numeric", "bag")
 SIDES = ("user_features", "item_features", "context_features")
-# What a native log calls these; features cannot be called so, or two columns would share a name.
+# Names in a native log. Features cannot have them, or two columns would share a name.
 ROLES = (
   "user_id",
   "item_id",
@@ -39,10 +38,10 @@ class FeatureColumn:
   """A column that a tower reads.
 
   Attributes:
-    name: what the feature is called in models and requests.
+    name: the feature's name in models and requests.
     kind: "categorical" (one string), "numeric", or "bag" (several strings in one cell).
-    column: the column it stands in; by default its name.
-    separator: what separates the values of a bag.
+    column: its column; by default its name.
+    separator: separates the values of a bag.
   """
 
   name: str
@@ -62,28 +61,25 @@ class FeatureColumn:
         f" another name and say `column: {self.column}`"
       )
     if not self.separator:
-      raise InputError(
-        f"feature {self.name!r}: separator is empty; name what stands between values"
-      )
+      raise InputError(f"feature {self.name!r}: separator is empty; name the text between values")
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSchema:
-  """Which column of a log is what.
+  """The columns of a log by their roles.
 
   Attributes:
-    user_id: who was shown something. None: the distinct combinations of the user features are the
-      users.
-    item_id: what was shown.
-    propensity: the probability of the row's item. None: the log has no propensities.
-    reward: what came of it.
-    position: the draw or slot. A log without the native column `position` does without it.
-    time: when, as numbers or ISO 8601 text. None: not logged, as the next two.
-    ranker_score: what the ranker in production gave the item.
-    split: the column that says train, validation or test.
-    user_key: the id's column in a users file; by default called as in the log.
-    item_key: the id's column in an items file; by default called as in the log.
-    title: the column of the items file that people read; by default the item id.
+    user_id: id of the user. None: distinct combinations of the user features are the users.
+    item_id: id of the item that was shown.
+    propensity: the probability of showing the row's item. None: not logged.
+    reward: the reward, >= 0.
+    position: the draw or slot. The native column `position` may be missing.
+    time: numbers or ISO 8601 text. None: not logged, as for the next two.
+    ranker_score: score of the ranker in production.
+    split: train, validation or test.
+    user_key: the id's column in a users file; by default as in the log.
+    item_key: the id's column in an items file; by default as in the log.
+    title: the column of the items file with display names; by default the item id.
     user_features: columns of the users file, or of the log where there is none.
     item_features: columns of the items file.
     context_features: numeric columns of the log, one value a row. The time column may be one.
@@ -118,7 +114,7 @@ class LogSchema:
     columns = [column for role in ROLES if (column := getattr(self, role))]
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice:
-      raise InputError(f"column {twice[0]!r} plays two parts; each column is one thing")
+      raise InputError(f"column {twice[0]!r} has two roles; give each role its own column")
     names = [f.name for side in SIDES for f in getattr(self, side)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -137,10 +133,10 @@ class LogSchema:
     return self.propensity is not None
 
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
-    """Columns to read of the log: what each is in a native log -> its name in the file.
+    """The columns to read of the log: native name -> name in the file.
 
     Args:
-      user_features: whether the log holds them, there being no users file.
+      user_features: whether they are columns of the log; otherwise a users file has them.
     """
     roles = {role: column for role in ROLES if (column := getattr(self, role))}
     sides = (self.user_features if user_features else ()) + self.context_features
@@ -165,7 +161,7 @@ class LogSchema:
 
   @classmethod
   def from_file(cls, path: str | os.PathLike) -> LogSchema:
-    """Reads a schema of a `.json` file, or of YAML in a file of any other name.
+    """Reads a schema from a `.json` file, or as YAML from any other.
 
     Raises:
       InputError: no such file, not YAML or JSON, an unknown key or kind, a value that does not
@@ -218,7 +214,7 @@ class LogSchema:
     return cls(**values)
 
   def to_dict(self) -> dict[str, Any]:
-    """What `from_dict` reads; roles at their defaults are said, too, optional absent ones not."""
+    """The input of `from_dict`, with roles at their defaults, without optional roles not logged."""
     content: dict[str, Any] = {}
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -269,7 +265,7 @@ PRESETS: dict[str, Callable[[], LogSchema]] = {"native": LogSchema, "open_bandit
 
 
 def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
-  """A schema as it is, of a file, or the preset of that name where there is no such file.
+  """Returns a schema, that of a file, or, if there is no such file, the preset of that name.
 
   Raises:
     InputError: as `LogSchema.from_file`.
@@ -282,7 +278,7 @@ def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-  """YAML where a repeated key is an error, not the loss of the first."""
+  """YAML in which repeated keys are errors."""
 
   def construct_mapping(self, node, deep=False):
     keys = [self.construct_object(key, deep=True) for key, _ in node.value]

@@ -58,7 +58,7 @@ def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
     item_ids: [N] ids of the catalogue.
 
   Raises:
-    InputError: the file cannot be read; an item is unknown or there twice; probabilities are out of
+    InputError: the file cannot be read; an item is unknown or repeated; probabilities are out of
       range, or do not sum to 1.
   """
   bad_rows = BadRows()
@@ -81,7 +81,7 @@ def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
   positions, place = np.unique(position, return_inverse=True)
   cells = place * len(item_ids) + item
   if len(np.unique(cells)) < len(cells):
-    raise InputError(f"{path}: an item is there twice in one position; keep one row of each")
+    raise InputError(f"{path}: an item is repeated in one position; keep one row of each")
   table = np.zeros((len(positions), len(item_ids)))
   table.reshape(-1)[cells] = probability
   sums = table.sum(axis=1)

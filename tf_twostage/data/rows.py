@@ -25,10 +25,9 @@ _FIELDS = ("user_index", "action", "propensity", "reward", "position")
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-  """Which part of every batch one reader takes, such as one worker of several.
+  """The part of every batch that one reader takes, such as one worker of several.
 
-  A batch of B rows falls into `of` equal slices, which follow each other; a reader takes those from
-  `begin` to before `end`, one after the other.
+  A batch of B rows consists of `of` equal slices; the reader takes slices `begin` to `end - 1`.
 
   Raises:
     InputError: there are no such slices.
@@ -40,18 +39,18 @@ class Slices:
 
   def __post_init__(self):
     if not 0 <= self.begin < self.end <= self.of:
-      raise InputError(f"slices {self.begin} to {self.end} of {self.of}: there are none such")
+      raise InputError(f"slices {self.begin} to {self.end} of {self.of} do not exist")
 
   def rows(self, batch_size: int) -> int:
     """Rows of a slice, B / of.
 
     Raises:
-      InputError: a batch does not fall into equal slices.
+      InputError: slices would not be equal.
     """
     if batch_size < 1 or batch_size % self.of:
       raise InputError(
-        f"batch_size must be >= 1 and a multiple of {self.of}, so that all who share a batch get as"
-        f" much of it; got {batch_size}"
+        f"batch_size must be >= 1 and a multiple of {self.of}, so that the workers that share a"
+        f" batch get equal parts; got {batch_size}"
       )
     return batch_size // self.of
 
@@ -60,14 +59,14 @@ WHOLE = Slices(0, 1, 1)
 
 
 class Rewards(NamedTuple):
-  """What the rewards of a log come to: their sum, and the largest."""
+  """The sum of the rewards of a log, and the largest reward."""
 
   total: float
   largest: float
 
 
 class TrainingRows(Protocol):
-  """What training asks of a log, in memory or on disk; see `LogRows` and `StreamedRows`."""
+  """Rows to train on, in memory (`LogRows`) or on disk (`StreamedRows`)."""
 
   def __len__(self) -> int: ...
 
@@ -95,7 +94,7 @@ class TrainingRows(Protocol):
     """Endless batches; see `LogRows.batches`."""
 
   def reading(self) -> AbstractContextManager[None]:
-    """Wherever batches are drawn: says what is wrong with the log if they cannot be."""
+    """Surrounds code that draws batches; replaces read errors by one that names the file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,11 +104,11 @@ class LogRows:
   Attributes:
     user_index: [n] int32, row of the user in the users' table.
     action: [n] int32, catalogue index of the item shown.
-    propensity: [n] float32 in (0, 1], probability the behavior policy gave the action; None where
-      the log does not say, and someone has yet to estimate it.
+    propensity: [n] float32 in (0, 1], probability the behavior policy gave the action; None if it
+      was not logged and is not estimated yet.
     reward: [n] float32, >= 0.
     context: raw context features by name, each [n] float64.
-    position: [n] int32, 0-based draw or slot; None where the log does not say.
+    position: [n] int32, 0-based draw or slot; None if it was not logged.
 
   Raises:
     InputError: a column has the wrong type, shape or length, or holds a value out of range.
@@ -135,7 +134,7 @@ class LogRows:
       object.__setattr__(self, field, held)
 
   def columns(self) -> dict[str, np.ndarray]:
-    """What the log has of its own columns by name, [n] each; the context is apart."""
+    """The columns that are present by name, [n] each, without the context."""
     return {name: getattr(self, name) for name in _FIELDS if getattr(self, name) is not None}
 
   def __len__(self) -> int:
@@ -164,7 +163,7 @@ class LogRows:
     return np.bincount(self.action, weights=self.reward, minlength=num_items)
 
   def reading(self) -> AbstractContextManager[None]:
-    """Nothing can go wrong in memory."""
+    """Does nothing: rows in memory can always be read."""
     return contextlib.nullcontext()
 
   def batches(
@@ -178,17 +177,17 @@ class LogRows:
   ) -> tf.data.Dataset:
     """Endless batches of the log; a batch is a pure function of the seed and its step.
 
-    Place p of the stream belongs to pass p // n over the log. Each pass holds every row once, in an
-    order of its own, and passes join without a gap: a batch may hold the end of one and the start
-    of the next, and a batch larger than the log holds several. A run resumed at `start_step` sees
-    what an uninterrupted run would.
+    Row p of the stream belongs to pass p // n over the log. A pass has every row once, in an order
+    of its own. Passes join without a gap: a batch may have the end of one and the start of the
+    next, and a batch larger than the log has several. A run resumed at `start_step` sees the
+    batches of an uninterrupted run.
 
     Args:
       user_features: encoded features of all users by name, each [U, ...].
       batch_size: rows in a batch, B.
       seed: fixes the order of every pass.
       start_step: number of batches already taken.
-      slices: what of each batch to yield; all of it by default.
+      slices: the part of each batch to yield; by default all of it.
 
     Returns:
       A dataset of dicts, one for each slice of b = B / slices.of rows: "user" {name: [b, ...]},
@@ -234,7 +233,7 @@ def checked_users(
   last_user: int,
   start_step: int,
 ) -> dict[str, tf.Tensor]:
-  """The tables of users as tensors, if batches can be made of a log and them.
+  """Returns the tables of users as tensors, after checking that batches can be made.
 
   Args:
     user_features: [U, ...] each, by name.
@@ -243,7 +242,7 @@ def checked_users(
     start_step: number of batches already taken.
 
   Raises:
-    InputError: they cannot.
+    InputError: the log is empty, a table lacks users, or `start_step` is negative.
   """
   import tensorflow as tf
 
@@ -262,7 +261,7 @@ def checked_users(
 
 
 def with_users(batch: dict[str, Any], users: Mapping[str, tf.Tensor]) -> dict[str, Any]:
-  """The batch and under "user" the features of its users."""
+  """Adds the features of the batch's users as "user"."""
   import tensorflow as tf
 
   index = batch["user_index"]
@@ -272,7 +271,7 @@ def with_users(batch: dict[str, Any], users: Mapping[str, tf.Tensor]) -> dict[st
 def shuffled_rows(
   num_rows: int, batch_size: int, *, seed: int, start_step: int = 0, slices: Slices = WHOLE
 ) -> tf.data.Dataset:
-  """Endless batches of row numbers, int64; see `LogRows.batches`, whose order this is."""
+  """Endless batches of row numbers, int64, in the order of `LogRows.batches`."""
   import tensorflow as tf
 
   size = slices.rows(batch_size)
@@ -291,12 +290,12 @@ def shuffled_rows(
 
 
 def shuffled(index: tf.Tensor, key: tf.Tensor, n: int | tf.Tensor) -> tf.Tensor:
-  """Where numbers below n come to stand in a shuffle: a function of the key, each once.
+  """Maps numbers below n to their places in a permutation that the key determines.
 
   Args:
     index: [] or [B] int64, in [0, n).
-    key: [3] or [B, 3] int64, of each index; one key is one order.
-    n: how many numbers there are.
+    key: [3] or [B, 3] int64, of each index; equal keys give the same permutation.
+    n: size of the permutation.
   """
   import tensorflow as tf
 

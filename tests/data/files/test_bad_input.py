@@ -244,7 +244,7 @@ SCHEMAS = {
   "column is a number": ("reward: 3", r"reward: expected the name of a column, got 3"),
   "no item": ("item_id: null", r"item_id: every log needs it"),
   "nobody": ("user_id: null", r"user_id: null means that combinations of user features"),
-  "column in two parts": ("reward: a\ntime: a", r"column 'a' plays two parts"),
+  "column in two parts": ("reward: a\ntime: a", r"column 'a' has two roles"),
   "feature twice": (
     "user_features: {a: numeric}\nitem_features: {a: numeric}",
     r"feature 'a' is listed twice",
@@ -319,7 +319,7 @@ def test_an_unknown_user_is_named(tmp_path):
     ("item_id,probability\np0,0.5\n", r"sum to 0.5, not to 1"),
     ("item_id,probability\np0,1.5\n", r"'probability' must lie in \[0, 1\]; 1 of 1 .*line 2"),
     ("item_id,probability\np77,1\n", r"'item_id' must name a known item; 1 of 1 .*'p77'"),
-    ("item_id,probability\np0,0.5\np0,0.5\n", r"an item is there twice"),
+    ("item_id,probability\np0,0.5\np0,0.5\n", r"an item is repeated"),
     ("item_id,position,probability\np0,0,1\np1,1,0.9\n", r"of position 1 sum to 0.9"),
     ("item,probability\np0,1\n", r"missing column\(s\) \['item_id'\]"),
     ("item_id,probability\n", r"the policy has no rows"),
