@@ -192,7 +192,8 @@ class TwoStageRecommender:
     if isinstance(data, BanditLog):
       self._adapt_slate(data.num_items)
       workspace = Workspace(root / "stages")
-      environment = log_environment(self.config, data, validation, workspace, self._ranker)
+      ranker = self.config.user_log.ranker if self._ranker is None else self._ranker
+      environment = log_environment(self.config, data, validation, workspace, ranker)
     else:
       self._adapt_slate(data.tables.schema.num_items)
       environment = data
