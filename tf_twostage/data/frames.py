@@ -76,30 +76,69 @@ def _text(value: Any) -> str:
   return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def features(
-  kinds: Mapping[str, str] | None,
+def table(
   frame: pd.DataFrame | None,
+  key: str | None,
+  kinds: Mapping[str, str] | None,
   side: str,
-  skip: Collection[str | None],
+  *,
   taken: Collection[str] = (),
-) -> tuple[tuple[FeatureColumn, ...], list[str]]:
-  """The features of a table of users or items, and the columns that are not read.
+  title: str | None = None,
+) -> tuple[LogFiles | None, tuple[FeatureColumn, ...], list[str]]:
+  """A frame of users or items as a file, its features, and notes on columns that are not read.
 
   Args:
-    kinds: column -> "categorical", "numeric" or "bag"; None: inferred, see `kind`.
-    frame: the table, or the log where features are columns of it.
+    frame: the table.
+    key: the column, or the index, of the ids.
+    kinds: see `features`.
     side: "user" or "item".
-    skip: columns that are no features.
-    taken: names that features cannot have.
+    taken: see `features`.
+    title: the column of display names.
+
+  Raises:
+    InputError: there is no such table or column.
   """
   if frame is None:
     if kinds:
       raise InputError(f"{side}_features needs a frame of {side}s; pass it as `{side}s`")
-    return (), []
-  found, unread = [], []
-  chosen = kinds or {}
+    return None, (), []
+  if key is None:
+    raise InputError(f"{side}s: the frame needs ids; name their column as `{side}`")
+  if key == frame.index.name:
+    frame = frame.reset_index()
+  found, unread = features(kinds, frame, side, skip=(key, title), taken=taken)
+  columns = {side: key} | {feature.name: feature.column for feature in found}
+  columns |= {} if title is None else {"title": title}
+  note = (
+    f"columns of {side}s that are not read: {', '.join(unread)}; name their kinds in"
+    f" {side}_features to read them"
+  )
+  return as_files(frame, columns, f"{side}s", [key]), found, [note] if unread else []
+
+
+def features(
+  kinds: Mapping[str, str] | None,
+  frame: pd.DataFrame,
+  side: str,
+  *,
+  skip: Collection[str | None] = (),
+  taken: Collection[str] = (),
+) -> tuple[tuple[FeatureColumn, ...], list[str]]:
+  """The features of a frame, and the columns that are not read.
+
+  Args:
+    kinds: column -> "categorical", "numeric" or "bag"; None: inferred, see `kind`.
+    frame: the table, or the log where features are columns of it.
+    side: "user" or "item"; begins the names of features whose own are taken.
+    skip: columns that are no features.
+    taken: names that features cannot have.
+  """
+  found: list[FeatureColumn] = []
+  unread: list[str] = []
+  chosen = dict(kinds or {})
   if kinds is None:
-    chosen = {c: kind(frame[c]) for c in map(str, frame.columns) if c not in skip}
+    names = [column for column in frame.columns if column not in skip]
+    chosen = {c: kind(frame[c]) if names.count(c) == 1 else "" for c in names}
   for column, what in chosen.items():
     if not what:
       unread.append(column)

@@ -140,21 +140,15 @@ class BanditLog:
       InputError: a column is missing, or no row is left.
       BadRowsError: rows are bad; names each kind of fault, its first row and the remedy.
     """
-    frames_of = {"item": (items, item), "user": (users, user)}
-    for side, (table, key) in frames_of.items():
-      if table is not None and key is not None and key == table.index.name:
-        frames_of[side] = (table.reset_index(), key)
-    items, users = frames_of["item"][0], frames_of["user"][0]
     if title is None and items is not None and "title" in items:
       title = "title"
-    of_items, no_item = frames.features(item_features, items, "item", (item, title))
-    of_users, no_user = frames.features(
-      {} if users is None and user_features is None else user_features,
-      frame if users is None else users,
-      "user",
-      (user,),
-      [feature.name for feature in of_items],
-    )
+    item_table, of_items, notes = frames.table(items, item, item_features, "item", title=title)
+    taken = [feature.name for feature in of_items]
+    if users is None:
+      user_table, of_users = None, frames.features(user_features or {}, frame, "user")[0]
+    else:
+      user_table, of_users, unread = frames.table(users, user, user_features, "user", taken=taken)
+      notes += unread
     schema = LogSchema(
       user_id=user,
       item_id=item,
@@ -173,24 +167,14 @@ class BanditLog:
       ),
     )
     ids = [column for column in (user, item) if column is not None]
-    columns = {"item": {"item": item}, "user": {"user": user or ""}}
-    columns["item"] |= {feature.name: feature.column for feature in of_items}
-    columns["item"] |= {"title": title} if title else {}
-    columns["user"] |= {feature.name: feature.column for feature in of_users}
     raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
-      None if items is None else frames.as_files(items, columns["item"], "items", ids),
-      None if users is None else frames.as_files(users, columns["user"], "users", ids),
+      item_table,
+      user_table,
       schema,
       on_bad_rows=on_bad_rows,
     )
-    unread = [
-      f"columns of {side}s that are not read: {', '.join(names)}; name their kinds in"
-      f" {side}_features to read them"
-      for side, names in (("item", no_item), ("user", no_user))
-      if names
-    ]
-    return cls.from_raw(dataclasses.replace(raw, notes=(*raw.notes, *unread)))
+    return cls.from_raw(dataclasses.replace(raw, notes=(*raw.notes, *notes)))
 
   @classmethod
   def from_dataset(cls, dataset: tf.data.Dataset, *, item: str, **columns: Any) -> BanditLog:
