@@ -4,7 +4,7 @@
   python -m benchmarks.evaluation --items 1000 100000 --output DIR
 
 Full information (`evaluation.full_information`, users a second), held-out rows
-(`evaluation.held_out`) and off-policy estimates of a policy (`evaluation.evaluation_log`, rows a
+(`evaluation.held_out`) and the reduction of a policy to rows (`evaluation.evaluation_log`, rows a
 second; every row of a user of its own, so that no answer serves twice). Contenders take turns;
 beside them stand a bare product with
 its top-k, and the floor of the operations and bytes that `work` counts at this machine's peaks.
