@@ -82,7 +82,7 @@ def test_rows_are_those_of_the_log_in_memory(pair):
 
 @pytest.mark.parametrize("split", ["user", "random", "column"])
 def test_every_split_is_the_one_in_memory(world, tmp_path, split, monkeypatch):
-  monkeypatch.setattr(rankers, "fit", lambda *_: None)  # what it learns is of no interest here
+  monkeypatch.setattr(rankers, "fit", lambda *_, **__: None)
   world = dataclasses.replace(world, log=world.log.copy(), schema=dict(world.schema))
   world.log["fold"] = np.resize(["train", " Dev", "train", "test"], ROWS)
   if split == "column":
