@@ -71,7 +71,7 @@ def evaluation(environment, workdir):
 
 
 def test_the_evaluation_log_is_another_of_the_same_policy_and_users(environment, evaluation):
-  log, trained = evaluation.log, environment.log
+  log, trained = evaluation.rows, environment.log
   assert len(log) == len(trained) == ROWS
   np.testing.assert_array_equal(log.user_index, trained.user_index)
   assert (log.action != trained.action).mean() > 0.5
@@ -84,7 +84,7 @@ def test_the_evaluation_log_is_another_of_the_same_policy_and_users(environment,
 
 
 def test_a_policy_sees_what_evaluation_shows_it_whatever_was_drawn(environment, evaluation):
-  users, context = evaluation.log.user_index, evaluation.log.context
+  users, context = evaluation.rows.user_index, evaluation.rows.context
   shown = environment.evaluator.inputs["context"]
   assert context.keys() == shown.keys()
   for name, values in context.items():

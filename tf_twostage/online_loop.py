@@ -72,7 +72,7 @@ class Loop:
     self._environment = environments.make(config, workspace)
     self._evaluation = self._environment.evaluation_log(workspace)
     contexts, _ = self._evaluation.distinct_contexts
-    log, rewards = self._evaluation.log, self._evaluation.expected_rewards
+    log, rewards = self._evaluation.rows, self._evaluation.expected_rewards
     assert rewards is not None
     # Each user's context, and rewards of every item: [U, N].
     self._users = log.user_index[contexts]
@@ -84,7 +84,7 @@ class Loop:
   @property
   def logging_policy(self) -> Estimate:
     """The mean reward of the policy that wrote the first log."""
-    log = self._evaluation.log
+    log = self._evaluation.rows
     return off_policy.on_policy(log.reward, log.user_index)
 
   def run(self, export_dir: pathlib.Path, rounds: int, *, keep: int) -> Iterator[Round]:
@@ -95,7 +95,7 @@ class Loop:
       rounds: number of policies.
       keep: how many versions stay.
     """
-    training, held_out = self._environment.log, self._evaluation.log
+    training, held_out = self._environment.log, self._evaluation.rows
     assert isinstance(training, LogRows)  # users are simulated
     for number in range(rounds):
       model = TwoStageRecommender.from_config(self._config)

@@ -120,7 +120,7 @@ def evaluate(
       unknown.
   """
   chosen = by_name(estimators)
-  evaluation = log if isinstance(log, EvaluationLog) else _evaluation_log(log)
+  evaluation = log if isinstance(log, EvaluationLog) else EvaluationLog.of(log)
   targets: Iterable[TargetPolicy]
   if isinstance(policies, Mapping):
     targets = [_target(name, policy, log, evaluation) for name, policy in policies.items()]
@@ -142,7 +142,7 @@ def evaluate(
     confidence=confidence,
     seed=seed,
   )
-  explained = None if model is None else model.explained(evaluation.log)
+  explained = None if model is None else model.explained(evaluation.rows)
   return Evaluation(evaluation, estimates, explained)
 
 
@@ -177,15 +177,6 @@ def _workspace(workdir: str | os.PathLike | None) -> Iterator[Workspace]:
     yield Workspace(pathlib.Path(workdir or scratch) / "stages")
 
 
-def _evaluation_log(log: BanditLog) -> EvaluationLog:
-  if not log.has_propensities:
-    raise InputError(
-      f"{log.name}: the log has no propensities, and weights need them; estimate them before the"
-      " log is split: log = estimate_propensities(log)"
-    )
-  return EvaluationLog.of(log)
-
-
 def _target(
   name: str, policy: PolicyLike, log: BanditLog | EvaluationLog, evaluation: EvaluationLog
 ) -> TargetPolicy:
@@ -202,7 +193,7 @@ def _target(
     ids = np.asarray(log.schema.item_id.vocabulary)
     return dataclasses.replace(policy_file.read(pathlib.Path(policy), evaluation, ids), name=name)
   if callable(policy):
-    return TargetPolicy(name, "function", _checked(name, policy, evaluation.num_items), by_row=True)
+    return TargetPolicy(name, "function", _checked(policy, evaluation.num_items), by_row=True)
   table = np.asarray(policy, np.float64)
   shape = len(evaluation), evaluation.num_items
   if table.shape not in (shape, shape[1:]):
@@ -216,7 +207,7 @@ def _target(
   return TargetPolicy(name, "array", lambda rows: table[rows], by_row=True)
 
 
-def _checked(name: str, policy: Callable[[np.ndarray], Any], num_items: int) -> ByRow:
+def _checked(policy: Callable[[np.ndarray], Any], num_items: int) -> ByRow:
   """The function of a policy; refuses answers of another shape."""
 
   def probabilities(rows: np.ndarray) -> np.ndarray:

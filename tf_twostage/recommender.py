@@ -658,7 +658,7 @@ class RecommenderPolicy:
     else:
       if environment is None:
         raise InputError("a loaded model is evaluated on a BanditLog, not on an EvaluationLog")
-      order, rows, users = None, log.log, environment.users
+      order, rows, users = None, log.rows, environment.users
     scores = served.scores(rows, users)
 
     def probabilities(at: np.ndarray) -> np.ndarray:

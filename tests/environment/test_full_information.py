@@ -209,7 +209,7 @@ def test_ratings_in_a_dataframe_become_an_environment(tmp_path):
     np.testing.assert_array_equal(getattr(again.log, name), values)
   drawn = world.evaluation_log(workspace)
   np.testing.assert_array_equal(
-    drawn.expected_rewards(np.arange(len(drawn)))[np.arange(len(drawn)), drawn.log.action],
-    drawn.log.reward,
+    drawn.expected_rewards(np.arange(len(drawn)))[np.arange(len(drawn)), drawn.rows.action],
+    drawn.rows.reward,
   )
-  assert not np.array_equal(drawn.log.action, world.log.action)
+  assert not np.array_equal(drawn.rows.action, world.log.action)

@@ -139,7 +139,7 @@ def test_held_out_rows_that_would_not_fit_are_drawn(written, tmp_path):
   for split in ("validation", "test"):
     log = made.evaluator.logs[split].log
     assert len(log) == 100
-    np.testing.assert_array_equal(log.action, again.evaluator.logs[split].log.action)
+    np.testing.assert_array_equal(log.action, again.evaluator.logs[split].rows.action)
   assert made.facts["rows"]["test"] == 150
   assert any("values are of 100 of the 150 test rows" in note for note in made.notes)
 

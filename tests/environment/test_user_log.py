@@ -67,8 +67,8 @@ def test_the_latest_rows_are_held_out(world, made):
   cuts = {"validation": slice(1200, 1350), "test": slice(1350, 1500)}
   np.testing.assert_array_equal(made.log.action, action[:1200])
   for split, rows in cuts.items():
-    np.testing.assert_array_equal(made.evaluator.logs[split].log.action, action[rows])
-  np.testing.assert_array_equal(made.evaluation_log(None).log.action, action[1350:])
+    np.testing.assert_array_equal(made.evaluator.logs[split].rows.action, action[rows])
+  np.testing.assert_array_equal(made.evaluation_log(None).rows.action, action[1350:])
   assert made.facts["rows"] == {"train": 1200, "validation": 150, "test": 150}
   assert made.facts["propensities"] == {"estimated": False}
 
@@ -90,7 +90,7 @@ def test_baselines_are_values_with_errors(made, tmp_path):
   scores = made.baselines(Workspace(tmp_path), SLATE)
   assert set(scores) == {"logging policy", "popularity", "ranker, all items", "random"}
   assert scores["logging policy"]["test"]["one_stage"]["snips"] == pytest.approx(
-    made.evaluator.logs["test"].log.reward.mean()
+    made.evaluator.logs["test"].rows.reward.mean()
   )
   assert scores["ranker, all items"]["test"]["two_stage"]["snips_error"] > 0
 

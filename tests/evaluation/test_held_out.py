@@ -59,7 +59,7 @@ class World:
 
   def rows(self, split, stage, grouped=True):
     """The same by arrays [n, N]."""
-    log = self.logs[split].log
+    log = self.logs[split].rows
     hour = (1 + log.context["hour"])[:, np.newaxis]
     logits, ranker, rewards = (
       (tf.gather(table, log.user_index) * hour)
@@ -131,7 +131,7 @@ def test_items_that_a_policy_never_shows_weigh_nothing(world):
     world.scorer(world.ranker),
     SLATE,
   )
-  log = world.logs["test"].log
+  log = world.logs["test"].rows
   weights = np.where(log.action < 3, 1 / 3, 0) / log.propensity
   scores = evaluate()["test"]
   assert scores["one_stage"]["ips"] == pytest.approx(np.mean(weights * log.reward), rel=1e-5)
@@ -140,7 +140,7 @@ def test_items_that_a_policy_never_shows_weigh_nothing(world):
 
 def test_the_logging_policy_has_its_mean_reward(world):
   (scores,) = world.evaluator(grouped=False).known().values()
-  reward = world.logs["test"].log.reward
+  reward = world.logs["test"].rows.reward
   for stage in STAGES:
     shown = scores["test"][stage]
     assert shown["snips"] == shown["ips"] == shown["dr"] == pytest.approx(reward.mean())

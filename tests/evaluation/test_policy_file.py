@@ -23,7 +23,7 @@ EVALUATION = EvaluationLog(
   "log",
 )
 SHELVES = dataclasses.replace(
-  EVALUATION, log=dataclasses.replace(EVALUATION.log, position=np.array([0, 1, 1, 0], np.int32))
+  EVALUATION, rows=dataclasses.replace(EVALUATION.rows, position=np.array([0, 1, 1, 0], np.int32))
 )
 LISTED = pd.DataFrame({"item_id": ["c", "a"], "probability": [0.75, 0.25]})
 BY_POSITION = pd.DataFrame(
@@ -80,7 +80,7 @@ def test_an_array_answers_row_by_row(tmp_path, suffix, content):
     (LISTED.assign(probability=[0.75, 0.5]), ".csv", "sum to 1.25, not to 1"),
     (LISTED.drop(columns="probability"), ".csv", r"missing column\(s\) \['probability'\]"),
     (LISTED.drop(columns="item_id"), ".parquet", r"missing column\(s\) \['item_id'\]"),
-    (LISTED.assign(item_id="a"), ".csv", "twice"),
+    (LISTED.assign(item_id="a"), ".csv", "repeated"),
     (LISTED[:0], ".csv", "no rows"),
     (BY_POSITION, ".csv", "the log has none"),
     (TABLE[:3], ".npy", r"shape \(3, 3\), expected floats of shape \(4, 3\)"),

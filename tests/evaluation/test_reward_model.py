@@ -72,7 +72,7 @@ def model(stages):
 
 
 def test_it_learns_who_likes_what(model):
-  log = evaluation_log().log
+  log = evaluation_log().rows
   predicted = model(np.arange(ROWS))[:, : ITEMS - 1]
   liked = (log.user_index[:, None] + np.arange(ITEMS - 1)) % 2 == 0
   assert predicted[liked].mean() > 0.7
@@ -81,18 +81,18 @@ def test_it_learns_who_likes_what(model):
 
 
 def test_an_item_that_was_never_shown_is_near_the_usual_reward(model):
-  usual = evaluation_log().log.reward.mean()
+  usual = evaluation_log().rows.reward.mean()
   assert abs(model(np.arange(ROWS))[:, ITEMS - 1] - usual).max() < 0.15
 
 
 def test_rewards_of_a_fold_do_not_move_its_own_predictions_but_their_scale_does(model, stages):
   evaluation = evaluation_log("another")
-  log = evaluation.log
+  log = evaluation.rows
   folds = assign_folds(ROWS, FOLDS, groups=log.user_index, seed=0)
   np.testing.assert_array_equal(folds, model.folds)
   reward = 50 * np.where(folds == 2, 1 - log.reward, log.reward)
   other = fitted(
-    dataclasses.replace(evaluation, log=dataclasses.replace(log, reward=reward)), stages
+    dataclasses.replace(evaluation, rows=dataclasses.replace(log, reward=reward)), stages
   )
   own, others = np.flatnonzero(folds == 2), np.flatnonzero(folds == 1)
   np.testing.assert_allclose(other(own), 50 * model(own), rtol=1e-4)
@@ -100,7 +100,7 @@ def test_rewards_of_a_fold_do_not_move_its_own_predictions_but_their_scale_does(
 
 
 def test_users_who_differ_in_their_id_alone_are_alike(model):
-  log = evaluation_log().log
+  log = evaluation_log().rows
   for fold in range(FOLDS):
     rows = np.flatnonzero((model.folds == fold) & (log.user_index % 2 == 0))
     predicted = model(rows)
@@ -115,6 +115,6 @@ def test_it_is_found_again(model, stages, monkeypatch):
 
 def test_fewer_users_than_folds_are_refused(stages):
   evaluation = evaluation_log("few")
-  log = evaluation.log.select(evaluation.log.user_index < FOLDS - 1)
+  log = evaluation.rows.select(evaluation.rows.user_index < FOLDS - 1)
   with pytest.raises(InputError, match="num_folds must be"):
-    fitted(dataclasses.replace(evaluation, log=log), stages)
+    fitted(dataclasses.replace(evaluation, rows=log), stages)

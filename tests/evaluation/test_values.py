@@ -60,7 +60,7 @@ def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pa
   ((rows, truth),) = reduce_to_rows(
     evaluation, lambda rows: ([target[rows]], predictions[rows]), by_row=by_row
   )
-  log = evaluation.log
+  log = evaluation.rows
   whole = PolicyRows.from_arrays(
     log.action, log.reward, log.propensity, target, predictions, groups=log.user_index
   )
@@ -85,7 +85,7 @@ def test_several_policies_are_reduced_as_each_alone(world):
 def test_a_policy_is_asked_once_for_each_distinct_context(world):
   evaluation, target, _ = world
   first, index = evaluation.distinct_contexts
-  log = evaluation.log
+  log = evaluation.rows
   pairs = list(zip(log.user_index, log.context["hour"], strict=True))
   assert len(first) == len(set(pairs))
   assert [pairs[row] for row in first[index]] == pairs
@@ -95,8 +95,9 @@ def test_a_policy_is_asked_once_for_each_distinct_context(world):
     asked.extend(rows)
     return [target[rows]], None
 
-  reduce_to_rows(evaluation, answer)
+  ((rows, _),) = reduce_to_rows(evaluation, answer, action_mass=False)
   assert sorted(asked) == sorted(first)
+  assert rows.action_mass is None
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, np.nan])
@@ -112,9 +113,9 @@ def test_the_logging_policy_as_a_target_has_its_mean_reward(world):
   frame = values.evaluate(evaluation, [policy], reward_model=lambda rows: predictions[rows])
   frame = frame.set_index("estimator")
   for name in ("ips", "snips"):
-    assert frame.loc[name, "value"] == pytest.approx(evaluation.log.reward.mean(), rel=1e-6)
+    assert frame.loc[name, "value"] == pytest.approx(evaluation.rows.reward.mean(), rel=1e-6)
     assert frame.loc[name, "effective_sample_size"] == pytest.approx(ROWS)
-  assert frame.loc["on_policy", "value"] == pytest.approx(evaluation.log.reward.mean())
+  assert frame.loc["on_policy", "value"] == pytest.approx(evaluation.rows.reward.mean())
   assert frame["truth"].nunique() == 1
 
 
@@ -127,14 +128,10 @@ def test_without_known_rewards_there_is_no_truth_and_no_agreement(world):
   assert list(frame["estimator"]) == ["on_policy", *2 * values.REPORTED]
 
 
-@pytest.mark.parametrize(
-  ("estimators", "names"),
-  [(None, ["ips", "snips"]), (["snips", IPS(cap=2.0)], ["snips", "IPS(cap=2.0)"])],
-)
-def test_without_a_reward_model_estimators_are_those_that_need_none(world, estimators, names):
+def test_estimators_are_names_or_objects(world):
   policy = TargetPolicy("π", "kind", lambda rows: world[1][rows])
-  frame = values.evaluate(world[0], [policy], estimators)
-  assert list(frame["estimator"]) == ["on_policy", *names]
+  frame = values.evaluate(world[0], [policy], ["snips", IPS(cap=2.0)])
+  assert list(frame["estimator"]) == ["on_policy", "snips", "IPS(cap=2.0)"]
 
 
 def test_a_users_log_is_an_evaluation_log(tmp_path):

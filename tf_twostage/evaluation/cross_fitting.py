@@ -7,7 +7,7 @@ and with it DR's unbiasedness.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,39 +18,13 @@ from tf_twostage.evaluation.rows import check_groups
 Model = TypeVar("Model")
 
 
-class CrossFit(NamedTuple, Generic[Model]):
-  """Models by fold, and predictions of the rows that each has not seen.
-
-  Attributes:
-    folds: [n] int, the fold of each row.
-    models: one for each fold, fitted on all other rows.
-    predictions: [n, ...], of each row by its fold's model.
-  """
-
-  folds: np.ndarray
-  models: list[Model]
-  predictions: np.ndarray
-
-
 def assign_folds(
   num_rows: int, num_folds: int = 5, *, groups: Any = None, seed: int = 0
 ) -> np.ndarray:
-  """Divides rows into folds of nearly equal size that keep groups together.
+  """Divides n rows into folds of nearly equal size that keep groups together: [n] in [0, F).
 
   Groups are dealt to the folds in turn, from the largest to the smallest, equal ones in random
   order. Sizes of folds differ by at most the largest group.
-
-  Args:
-    num_rows: n, > 0.
-    num_folds: F, at least 2 and at most the number of groups.
-    groups: [n] ids that must not be split; None: each row is its own group.
-    seed: of the random order.
-
-  Returns:
-    [n] int in [0, F).
-
-  Raises:
-    InputError: there are fewer groups than folds, or an argument is out of range.
   """
   ids = np.arange(num_rows) if groups is None else check_groups(groups, num_rows)
   codes = pd.factorize(ids)[0]
@@ -70,17 +44,16 @@ def cross_fit(
   fit: Callable[[int, np.ndarray], Model],
   predict: Callable[[Model, np.ndarray], Any],
   folds: np.ndarray,
-) -> CrossFit[Model]:
+) -> tuple[list[Model], np.ndarray]:
   """Fits a model without each fold and predicts the fold's rows with it.
 
   Args:
     fit: maps a fold's number and the rows of all other folds, ascending [m] int, to a new model.
-    predict: maps a model and row numbers [m] to predictions [m, ...]. `PolicyRows.from_arrays`
-      takes [m, N], one for each item.
+    predict: maps a model and row numbers [m] to predictions [m, ...].
     folds: [n] int, from `assign_folds`.
 
-  Raises:
-    InputError: predictions have the wrong shape or are not finite.
+  Returns:
+    The models by fold, and predictions [n, ...] of each row by its fold's model.
 
   References:
     Chernozhukov et al., Double/debiased machine learning, Econometrics Journal 21, 2018,
@@ -103,4 +76,4 @@ def cross_fit(
     require(finite, "predict", "must be finite", "fix the model", numbers=rows)
     out[rows] = predicted
   assert out is not None  # there is at least one fold
-  return CrossFit(folds, models, out)
+  return models, out

@@ -32,7 +32,7 @@ class EvaluationLog:
   the same to all rows of one context.
 
   Attributes:
-    log: n rows with propensities. Its context features are what a policy sees when it decides, so
+    rows: n rows with propensities. Its context features are what a policy sees when it decides, so
       they must not depend on the action.
     num_items: size of the catalogue, N.
     stage: name that differs wherever the log does; cached results depend on it.
@@ -46,7 +46,7 @@ class EvaluationLog:
     InputError: the log has no rows or no propensities.
   """
 
-  log: LogRows
+  rows: LogRows
   num_items: int
   stage: str
   notes: tuple[str, ...] = ()
@@ -55,55 +55,41 @@ class EvaluationLog:
   grouped: bool = True
 
   def __post_init__(self):
-    if not len(self.log):
-      raise InputError("evaluation log: no rows; evaluate on a log that has some")
-    if self.log.propensity is None:
-      raise InputError("evaluation log: no propensities; estimate them first")
+    if not len(self.rows):
+      raise InputError(f"{self.stage}: no rows; evaluate on a log that has some")
+    if self.rows.propensity is None:
+      raise InputError(
+        f"{self.stage}: the log has no propensities, and weights need them; estimate them before"
+        " the log is split: log = estimate_propensities(log)"
+      )
 
   @classmethod
   def of(cls, log: BanditLog) -> EvaluationLog:
-    """All rows of a user's log.
-
-    Raises:
-      InputError: the log has no propensities.
-    """
+    """All rows of a user's log."""
     stage = f"{log.name}-{log.fingerprint()[:10]}"
     grouped = log.schema.user_id.embedded
     return cls(log.rows, log.num_items, stage, log.notes, grouped=grouped)
 
   def __len__(self) -> int:
-    return len(self.log)
+    return len(self.rows)
 
   @property
   def groups(self) -> np.ndarray | None:
     """[n] users, if rows of one user depend on each other; None: all rows are independent."""
-    return self.log.user_index if self.grouped else None
+    return self.rows.user_index if self.grouped else None
 
   @functools.cached_property
   def distinct_contexts(self) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
-    columns = [self.log.user_index.astype(np.float64), *self.log.context.values()]
+    columns = [self.rows.user_index.astype(np.float64), *self.rows.context.values()]
     _, first, index = np.unique(
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
     )
     return first, index.reshape(-1)
 
-  def inputs(self, rows: np.ndarray, users: Codes) -> dict[str, Any]:
-    """What models read in these rows, [m]; see `model_inputs`."""
-    return model_inputs(self.log, rows, users)
-
 
 def model_inputs(log: LogRows, rows: np.ndarray, users: Codes) -> dict[str, Any]:
-  """What models read in some rows of a log.
-
-  Args:
-    log: the log.
-    rows: [m] row numbers.
-    users: codes of all users, [U, ...] each.
-
-  Returns:
-    "user" {name: [m, ...]}, "context" {name: [m]} raw, "user_index" [m].
-  """
+  """What models read in rows [m] of a log, given the codes of all users."""
   index = log.user_index[rows]
   return {
     "user": {name: tf.gather(codes, index) for name, codes in users.items()},
@@ -117,6 +103,7 @@ def reduce_to_rows(
   answer: Callable[[np.ndarray], tuple[Sequence[Any], Any]],
   *,
   by_row: bool = False,
+  action_mass: bool = True,
 ) -> list[tuple[PolicyRows, float]]:
   """Reduces policies to what estimators read of each row, and to their true values.
 
@@ -127,34 +114,33 @@ def reduce_to_rows(
     answer: maps row numbers [m] to the probabilities under each of P policies, [m, N] arrays or
       tensors, and to the predicted rewards [m, N], or None without a reward model.
     by_row: whether answers differ between rows of one context.
+    action_mass: whether to compute each policy's mass on every item, and to check that it is
+      a distribution; without it the warning about unlogged actions is missing.
 
   Returns:
     For each policy its rows, and (1/n) Σ_i Σ_a π(a | x_i) r(x_i, a); NaN if r is unknown.
-
-  Raises:
-    InputError: answers are not probabilities over the catalogue.
   """
-  log, n = evaluation.log, len(evaluation)
+  log, n = evaluation.rows, len(evaluation)
   first, context = (np.arange(n), np.arange(n)) if by_row else evaluation.distinct_contexts
   order = np.argsort(context, kind="stable")
   begins = np.searchsorted(context[order], np.arange(len(first) + 1))
   size = max(1, min(_CONTEXTS_PER_CHUNK, _PAIRS_PER_CHUNK // evaluation.num_items))
-  columns, masses, has_model = [], [], False
+  columns, masses = [], []
   for start in range(0, len(first), size):
     asked = first[start : start + size]
     rows = order[begins[start] : begins[start + len(asked)]]
     pairs = context[rows] - start, log.action[rows]
     policies, rewards = answer(asked)
-    has_model = rewards is not None
-    known = None if evaluation.expected_rewards is None else evaluation.expected_rewards(asked)
+    known = evaluation.expected_rewards and evaluation.expected_rewards(asked)
     arrays = [np.asarray(policy) for policy in policies]
     columns.append(np.stack([_columns(policy, rewards, known, pairs) for policy in arrays]))
     # Not a BLAS product, whose threads wait for each other on a busy machine.
     weights = np.bincount(pairs[0], minlength=len(asked))
-    masses.append([np.einsum("s,sn->n", weights.astype(p.dtype), p) for p in arrays])
+    if action_mass:
+      masses.append([np.einsum("s,sn->n", weights.astype(p.dtype), p) for p in arrays])
   of_rows = np.concatenate(columns, axis=2)[:, :, np.argsort(order)]
-  shown = np.bincount(log.action, minlength=evaluation.num_items)
-  total = np.asarray(np.sum(masses, axis=0, dtype=np.float64))
+  shown = np.bincount(log.action, minlength=evaluation.num_items) if action_mass else None
+  total: Any = np.sum(masses, axis=0, dtype=np.float64) if action_mass else [None] * len(of_rows)
   assert log.propensity is not None  # checked by EvaluationLog
   results = []
   for (target, predicted, direct, truth), mass in zip(of_rows, total, strict=True):
@@ -162,13 +148,13 @@ def reduce_to_rows(
       rewards=log.reward,
       propensities=log.propensity,
       target_probabilities=np.where(target <= 1 + _OVERSHOOT, np.minimum(target, 1), target),
-      predicted_rewards=predicted if has_model else None,
-      direct_values=direct if has_model else None,
+      predicted_rewards=None if rewards is None else predicted,
+      direct_values=None if rewards is None else direct,
       groups=evaluation.groups,
       action_mass=mass,
       action_counts=shown,
     )
-    if not abs(mass.sum() / n - 1) <= _OVERSHOOT:
+    if mass is not None and not abs(mass.sum() / n - 1) <= _OVERSHOOT:
       raise InputError(
         f"probabilities sum to {mass.sum() / n:.4g} over the catalogue, on average of {n} rows;"
         " return a distribution for each row (a softmax, not logits)"
@@ -180,12 +166,7 @@ def reduce_to_rows(
 def _columns(
   policy: np.ndarray, rewards: Any, known: Any, pairs: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-  """π(a_i), rhat(a_i), Σ_a π(a) rhat(a) and Σ_a π(a) r(a) of R rows: [4, R], NaN if unknown.
-
-  Args:
-    policy, rewards, known: [S, N], or None.
-    pairs: context in [0, S) and logged item of each row, [R] each.
-  """
+  """π(a_i), rhat(a_i), Σ_a π(a) rhat(a) and Σ_a π(a) r(a) of R rows: [4, R], NaN if unknown."""
   result = np.full((4, len(pairs[0])), np.nan)
   result[0] = policy[pairs]
   if rewards is not None:

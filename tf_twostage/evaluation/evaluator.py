@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import tensorflow as tf
 
@@ -17,30 +17,26 @@ from tf_twostage.metrics import Metrics, Scores
 Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
 
 
-class Evaluator(Protocol):
+class Evaluator:
   """Scores scorers on validation and test data, in one stage and in two."""
 
-  @property
-  def metrics(self) -> Metrics:
-    """The metrics in its scores."""
+  metrics: ClassVar[Metrics]
 
   @property
   def settings(self) -> Mapping[str, Any]:
     """What scores depend on besides the environment and the scorer; JSON-able."""
+    return {}
 
   def evaluation(
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
   ) -> Callable[[], Scores]:
-    """A function that scores `scorer` in its state at the time of the call.
-
-    Args:
-      scorer: the generator, such as a model under training.
-      ranker_logits: the second stage.
-      slate_size: K.
-    """
+    """A function that scores `scorer`, such as a model under training, as it is when called."""
+    raise NotImplementedError
 
   def known(self) -> Mapping[str, Scores]:
     """Scores, by name, of policies that have no scorer."""
+    return {}
 
   def warnings(self, scores: Scores) -> list[str]:
     """Reasons not to trust scores, a sentence each."""
+    return []

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import ranking
-from tf_twostage.evaluation.evaluator import Scorer
-from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES, Metrics, Scores
+from tf_twostage.evaluation.evaluator import Evaluator, Scorer
+from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES, Scores
 from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.two_stage import rerank, retrieve
 
@@ -22,7 +22,7 @@ _PAIRS_PER_CHUNK = 2**23  # 32 MB for each array of scores, of which an evaluati
 
 
 @dataclasses.dataclass(frozen=True)
-class FullInformationEvaluator:
+class FullInformationEvaluator(Evaluator):
   """The evaluator that uses the label of every user-item pair.
 
   Attributes:
@@ -37,10 +37,7 @@ class FullInformationEvaluator:
   relevance: np.ndarray
   excluded: np.ndarray | None
   num_validation: int
-
-  @property
-  def metrics(self) -> Metrics:
-    return FULL_INFORMATION
+  metrics = FULL_INFORMATION
 
   @property
   def settings(self) -> Mapping[str, Any]:
@@ -86,14 +83,6 @@ class FullInformationEvaluator:
       }
 
     return evaluate
-
-  def known(self) -> Mapping[str, Scores]:
-    """None: every policy has a scorer."""
-    return {}
-
-  def warnings(self, scores: Scores) -> list[str]:
-    """None: nothing is estimated."""
-    return []
 
 
 def _top_items(

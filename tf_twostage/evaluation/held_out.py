@@ -16,15 +16,15 @@ import tensorflow as tf
 
 from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.estimators import ESTIMATORS, Gain
-from tf_twostage.evaluation.evaluation_log import EvaluationLog, reduce_to_rows
-from tf_twostage.evaluation.evaluator import Scorer
+from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs, reduce_to_rows
+from tf_twostage.evaluation.evaluator import Evaluator, Scorer
 from tf_twostage.evaluation.overlap import (
   MEAN_WEIGHT_ERRORS,
   MIN_EFFECTIVE_ROWS,
   MIN_EFFECTIVE_SHARE,
 )
 from tf_twostage.evaluation.rows import PolicyRows
-from tf_twostage.metrics import HELD_OUT, STAGES, Metrics, Scores
+from tf_twostage.metrics import HELD_OUT, STAGES, Scores
 from tf_twostage.models.encoders import Codes
 from tf_twostage.policies import SoftmaxPolicy, two_stage_probabilities
 
@@ -35,7 +35,7 @@ _ONE_SIDED = 1.645  # standard errors from an estimate to its lower bound at 95%
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class HeldOutEvaluator:
+class HeldOutEvaluator(Evaluator):
   """Validation rows and test rows of a log.
 
   Attributes:
@@ -47,21 +47,13 @@ class HeldOutEvaluator:
   logs: Mapping[str, EvaluationLog]
   users: Codes
   reward_model: Scorer
-
-  @property
-  def metrics(self) -> Metrics:
-    return HELD_OUT
-
-  @property
-  def settings(self) -> Mapping[str, Any]:
-    """Nothing: the environment's name covers its rows."""
-    return {}
+  metrics = HELD_OUT
 
   def evaluation(
     self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
   ) -> Callable[[], Scores]:
     """A function that estimates the values of `scorer` in its state at the time of the call."""
-    example = self.logs["validation"].inputs(np.arange(1), self.users)
+    example = model_inputs(self.logs["validation"].rows, np.arange(1), self.users)
     # TensorFlow warns of retracing by function object; a partial is a new one each time.
     answer = tf.function(
       functools.partial(_answer, scorer, ranker_logits, self.reward_model, slate_size),
@@ -75,9 +67,9 @@ class HeldOutEvaluator:
       for split, log in self.logs.items():
 
         def of_rows(rows: np.ndarray, log: EvaluationLog = log):
-          return answer(log.inputs(rows, self.users))
+          return answer(model_inputs(log.rows, rows, self.users))
 
-        reduced = reduce_to_rows(log, of_rows)
+        reduced = reduce_to_rows(log, of_rows, action_mass=False)
         scores[split] = {
           stage: _scores(rows) for stage, (rows, _) in zip(STAGES, reduced, strict=True)
         }
@@ -89,7 +81,7 @@ class HeldOutEvaluator:
     """The logging policy: its value is the mean reward, and it gains nothing over itself."""
     scores: Scores = {}
     for split, log in self.logs.items():
-      value = off_policy.on_policy(log.log.reward, log.groups, num_resamples=0)
+      value = off_policy.on_policy(log.rows.reward, log.groups, num_resamples=0)
       of_split = {
         **dict.fromkeys(_NAMES, value.value),
         **dict.fromkeys([f"{name}_error" for name in _NAMES], value.standard_error),

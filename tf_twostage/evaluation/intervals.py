@@ -57,7 +57,6 @@ def summarise_ratios(
   With v = Σ num / Σ den and u_g = Σ_{i in g} (num_i - v den_i), the sum over a unit,
   SE² = G / (G - 1) Σ_g u_g² / (Σ den)²: for den = 1 and units of one row, the textbook
   standard error of a mean; for a ratio, the delta method; for groups, the cluster-robust one.
-
   All ratios see the same resamples, so their intervals can be compared.
 
   Args:
@@ -66,12 +65,6 @@ def summarise_ratios(
     confidence: coverage of the intervals, in (0, 1).
     num_resamples: bootstrap resamples; 0 leaves the bootstrap out.
     seed: of the resamples.
-
-  Returns:
-    E summaries.
-
-  Raises:
-    InputError: `confidence` or `num_resamples` is out of range.
 
   References:
     Efron. Better bootstrap confidence intervals. JASA 82 (1987): BCa.

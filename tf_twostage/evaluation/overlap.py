@@ -31,12 +31,9 @@ _MORE = "log more, or evaluate a policy nearer to the logging policy"
 def weight_warnings(
   rows: PolicyRows, weights: np.ndarray, mean_ratio: RatioSummary
 ) -> tuple[str, ...]:
-  """Problems with the weights of an estimate, each with a remedy.
+  """Problems with the weights in use, [n], each with a remedy.
 
-  Args:
-    rows: the log.
-    weights: [n], the weights in use, after clipping or switching.
-    mean_ratio: mean of the weights ω before that, whose expectation is 1.
+  `mean_ratio` is the mean of the weights ω before clipping or switching; its expectation is 1.
   """
   n, total = len(weights), weights.sum()
   if total == 0:

@@ -26,17 +26,13 @@ def read(path: pathlib.Path, evaluation: EvaluationLog, item_ids: np.ndarray) ->
       log, in its order, over the items of the catalogue, in its order.
     evaluation: the log.
     item_ids: [N] raw ids of the catalogue.
-
-  Raises:
-    InputError: the file cannot be read, lacks a column or a position of the log, names an unknown
-      item or one twice, has the wrong shape, or holds what is no distribution.
   """
   if path.suffix in _ARRAYS:
     table = _array(path, (len(evaluation), len(item_ids)))
     return TargetPolicy(path.name, KIND, lambda rows: np.asarray(table[rows]), by_row=True)
   listed = policy_table.read(path, item_ids)
   try:
-    place = listed.rows(evaluation.log.position if listed.positions is not None else None)
+    place = listed.rows(evaluation.rows.position if listed.positions is not None else None)
   except InputError as error:
     raise InputError(f"{path}: {error}") from error
   probabilities = listed.probabilities

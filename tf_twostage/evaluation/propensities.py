@@ -25,7 +25,7 @@ from tf_twostage.config import Config, EncoderConfig, FitConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id
-from tf_twostage.evaluation.cross_fitting import CrossFit, assign_folds, cross_fit
+from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import model_inputs
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.training.loop import fit
@@ -83,15 +83,9 @@ class Propensities:
 
 
 def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Propensities, str]:
-  """Estimates the propensities of all rows, or loads a finished estimate. Rewards are not used.
+  """Estimates the propensities of all rows, or loads a finished estimate; with its stage's name.
 
-  Args:
-    config: `behavior` says how the models are fitted.
-    data: the log with its users and items.
-    workspace: keeps the estimate.
-
-  Returns:
-    The estimate and the name of its stage.
+  Rewards are not used. `config.behavior` says how the models are fitted.
   """
 
   def build(directory: pathlib.Path) -> None:
@@ -116,26 +110,22 @@ def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Pro
 
 
 def cross_fitted(config: Config, data: BanditLog) -> Propensities:
-  """Fits the models and predicts each row's propensity by one that has not seen it.
-
-  Args:
-    config: as for `estimate`.
-    data: the log with its users and items.
-  """
+  """Fits the models and predicts each row's propensity by one that has not seen it."""
   log, floor = data.rows, 1 / len(data.rows)
   has_features = any(not isinstance(feature, Id) for feature in data.schema.user)
   tried = [False] * has_features + [True] * data.schema.user_id.embedded
   fitted = [_fit(config, data, uses_ids) for uses_ids in tried]
-  likelihoods = np.stack([models.predictions.mean(axis=0) for models in fitted])
+  likelihoods = np.stack([log_probs.mean(axis=0) for *_, log_probs in fitted])
   kind, place = np.unravel_index(likelihoods.argmax(), likelihoods.shape)
-  values = np.exp(fitted[kind].predictions[:, place])
+  folds, models, log_probs = fitted[kind]
+  values = np.exp(log_probs[:, place])
   return Propensities(
     values=np.clip(values, floor, 1.0).astype(np.float32),
     uses_ids=tried[kind],
     scale=SCALES[place],
     log_likelihood=float(likelihoods[kind, place]),
     share_log_likelihood=float(likelihoods[kind, SCALES.index(0.0)]),
-    calibration_error=_calibration_error(fitted[kind], log, SCALES[place]),
+    calibration_error=_calibration_error(folds, models, log, SCALES[place]),
     floored=float((values < floor).mean()),
   )
 
@@ -182,8 +172,10 @@ class _LoggingPolicy(tfrs.Model):
       yield self(model_inputs(log, some, self._users)), log.action[some]
 
 
-def _fit(config: Config, data: BanditLog, uses_ids: bool) -> CrossFit[_LoggingPolicy]:
-  """Cross-fits one kind of model; its predictions are log probabilities [n, len(SCALES)]."""
+def _fit(
+  config: Config, data: BanditLog, uses_ids: bool
+) -> tuple[np.ndarray, list[_LoggingPolicy], np.ndarray]:
+  """Folds, models and log probabilities [n, len(SCALES)] of one kind of model, cross-fitted."""
   seed, settings, log = config.environment_seed, config.behavior, data.rows
   user_side = tuple(
     dataclasses.replace(f, embedded=uses_ids) if isinstance(f, Id) else f for f in data.schema.user
@@ -212,13 +204,16 @@ def _fit(config: Config, data: BanditLog, uses_ids: bool) -> CrossFit[_LoggingPo
   # shown. A model of ids needs other rows of the same user; and a few users are too few for folds.
   few = len(np.unique(log.user_index)) < 10 * _FOLDS
   groups = None if uses_ids or few else log.user_index
-  return cross_fit(fit_fold, predict, assign_folds(len(log), _FOLDS, groups=groups, seed=seed))
+  folds = assign_folds(len(log), _FOLDS, groups=groups, seed=seed)
+  return folds, *cross_fit(fit_fold, predict, folds)
 
 
-def _calibration_error(fitted: CrossFit[_LoggingPolicy], log: LogRows, scale: float) -> float:
+def _calibration_error(
+  folds: np.ndarray, models: list[_LoggingPolicy], log: LogRows, scale: float
+) -> float:
   expected, shown = np.zeros(_BINS), np.zeros(_BINS)
-  for fold, model in enumerate(fitted.models):
-    for logits, actions in model.chunks(log, np.flatnonzero(fitted.folds == fold)):
+  for fold, model in enumerate(models):
+    for logits, actions in model.chunks(log, np.flatnonzero(folds == fold)):
       log_p = model.log_probs(logits, scale).numpy()
       place = np.clip((-log_p / np.log(1e8) * _BINS).astype(int), 0, _BINS - 1)
       expected += np.bincount(place.ravel(), np.exp(log_p, dtype=np.float64).ravel(), _BINS)

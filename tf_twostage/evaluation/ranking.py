@@ -14,17 +14,11 @@ from tf_twostage.errors import InputError, require
 
 
 def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
-  """Looks up which recommended items are relevant.
+  """Whether recommended items are relevant: [U, L] bool; padding is False.
 
   Args:
     ids: [U, L] int, catalogue indices from the best rank down; -1 is padding.
     relevance: [U, N] bool, whether an item is relevant to a user.
-
-  Returns:
-    [U, L] bool; padding is False.
-
-  Raises:
-    InputError: shapes do not fit, an id is outside the catalogue, or a user gets an item twice.
   """
   ids, relevance = np.asarray(ids), np.asarray(relevance)
   if ids.ndim != 2 or relevance.ndim != 2 or len(ids) != len(relevance):
@@ -43,7 +37,7 @@ def hits_from_ids(ids: np.ndarray, relevance: np.ndarray) -> np.ndarray:
 
 
 def metrics_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> dict[str, np.ndarray]:
-  """Precision, recall and NDCG of the top k, of each user.
+  """Precision, recall and NDCG of the top k, [U] each; NaN where a user has no relevant item.
 
   Precision: hits in the top k / k, also where a list is shorter. Recall: hits in the top k /
   relevant items. NDCG: DCG = Σ_l hit_l / log2(l + 1) over ranks l = 1..k, over that of the ideal
@@ -53,13 +47,6 @@ def metrics_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> dict[str
     hits: [U, L] bool, from the best rank down.
     num_relevant: [U] int, relevant items in the catalogue.
     k: number of ranks, >= 1.
-
-  Returns:
-    "precision", "recall" and "ndcg", [U] float64 in [0, 1] each. Recall and NDCG are NaN where a
-    user has no relevant item.
-
-  Raises:
-    InputError: shapes or types do not fit, a user has more hits than relevant items, or k < 1.
 
   References:
     Järvelin, Kekäläinen. Cumulated gain-based evaluation of IR techniques. ACM TOIS 20 (2002).
@@ -93,18 +80,7 @@ def metrics_at_k(hits: np.ndarray, num_relevant: np.ndarray, k: int) -> dict[str
 def summarise(
   hits: np.ndarray, num_relevant: np.ndarray, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-  """Averages every metric over the users who have a relevant item; skips the others.
-
-  Args:
-    hits, num_relevant: as for `metrics_at_k`.
-    ks: cut-offs, each >= 1.
-
-  Returns:
-    "precision@k", "recall@k" and "ndcg@k" for each k.
-
-  Raises:
-    InputError: no user has a relevant item, or as for `metrics_at_k`.
-  """
+  """Averages "precision@k", "recall@k" and "ndcg@k" over the users who have a relevant item."""
   kept = np.asarray(num_relevant) > 0
   if not kept.any():
     raise InputError(f"none of {len(kept)} users has a relevant item: nothing to average")

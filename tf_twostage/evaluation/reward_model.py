@@ -12,7 +12,7 @@ from scipy import special
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
-from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker, usual_logit
 from tf_twostage.training.loop import fit
@@ -81,18 +81,10 @@ def fit_reward_model(
 
   Folds keep users together where rows of a user depend on each other. Models do not see user ids.
 
-  Args:
-    evaluation: the log.
-    tables: users and items as codes.
-    encoder: embedding widths.
-    config: how a fold is fitted, except for L2.
-    workspace: keeps the model.
-    seed: of folds and weights.
-
   Raises:
     InputError: the log has fewer users, or rows, than folds.
   """
-  log, name = evaluation.log, tables.schema.user_id.name
+  log, name = evaluation.rows, tables.schema.user_id.name
   # Ids carry no information about users that a fold has not seen.
   users = {n: tf.zeros_like(v) if n == name else v for n, v in tables.users.items()}
   scale = max(1.0, float(log.reward.max()))
@@ -114,14 +106,14 @@ def fit_reward_model(
 
   def queries(model: tuple[Ranker, float], rows: np.ndarray) -> np.ndarray:
     ranker, chunks = model[0], np.array_split(rows, -(-len(log) // _ROWS_PER_CHUNK))
-    inputs = (evaluation.inputs(chunk, users) for chunk in chunks)
+    inputs = (model_inputs(log, chunk, users) for chunk in chunks)
     return np.concatenate([ranker.towers.query(ranker.codes(batch)) for batch in inputs])
 
   def build(directory: pathlib.Path) -> None:
-    fitted = cross_fit(fit_fold, queries, folds)
-    items = np.stack([ranker.towers.candidates() for ranker, _ in fitted.models])
-    priors = np.array([prior for _, prior in fitted.models], np.float32)
-    np.savez(directory / _ARRAYS, queries=fitted.predictions, items=items, priors=priors)
+    models, of_rows = cross_fit(fit_fold, queries, folds)
+    items = np.stack([ranker.towers.candidates() for ranker, _ in models])
+    priors = np.array([prior for _, prior in models], np.float32)
+    np.savez(directory / _ARRAYS, queries=of_rows, items=items, priors=priors)
 
   stage = workspace.stage(
     "reward_models",

@@ -12,7 +12,7 @@ from scipy import stats
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import off_policy
-from tf_twostage.evaluation.estimators import ESTIMATORS, Estimators, by_name
+from tf_twostage.evaluation.estimators import Estimators
 from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog, reduce_to_rows
 from tf_twostage.evaluation.off_policy import Estimate
 from tf_twostage.evaluation.rows import PolicyRows
@@ -54,45 +54,35 @@ class TargetPolicy:
 def evaluate(
   evaluation: EvaluationLog,
   policies: Iterable[TargetPolicy],
-  estimators: Estimators | None = None,
+  estimators: Estimators = REPORTED,
   *,
   reward_model: ByRow | None = None,
-  confidence: float = 0.95,
-  num_resamples: int = 1000,
-  seed: int = 0,
+  **options: Any,
 ) -> pd.DataFrame:
   """Evaluates the logging policy, by the mean of its rewards, and then every target policy.
 
   Args:
     evaluation: the log.
     policies: the target policies; read one after the other.
-    estimators: names in `estimators.ESTIMATORS` or objects, or a mapping from names to objects.
-      None: `REPORTED`, without a reward model those that need none.
+    estimators: as for `off_policy.evaluate`.
     reward_model: maps row numbers, [m], to predicted rewards of every item, [m, N], by models that
       have not seen these rows.
-    confidence, num_resamples, seed: as for `off_policy.evaluate`.
+    **options: confidence, num_resamples and seed, as for `off_policy.evaluate`.
 
   Returns:
     A row for each policy and estimator: policy, kind, estimator, value, truth (NaN if unknown),
     unreliable, and the other columns of `off_policy.to_frame`.
-
-  Raises:
-    InputError: as `off_policy.evaluate` and `reduce_to_rows`; the message names the policy.
   """
-  options: dict[str, Any] = {"confidence": confidence, "num_resamples": num_resamples, "seed": seed}
-  if estimators is None:
-    estimators = [e for e in REPORTED if reward_model or not ESTIMATORS[e].needs_model]
-  chosen = by_name(estimators)
   truth = np.nan
   if evaluation.logging_probabilities and evaluation.expected_rewards:
     logging = TargetPolicy(LOGGING_POLICY, LOGGING_POLICY, evaluation.logging_probabilities)
     _, truth = logging.reduce(evaluation)
-  estimate = off_policy.on_policy(evaluation.log.reward, evaluation.groups, **options)
+  estimate = off_policy.on_policy(evaluation.rows.reward, evaluation.groups, **options)
   parts = [_frame(LOGGING_POLICY, LOGGING_POLICY, [estimate], truth)]
   for policy in policies:
     try:
       rows, truth = policy.reduce(evaluation, reward_model)
-      estimates = off_policy.evaluate(rows, chosen, **options)
+      estimates = off_policy.evaluate(rows, estimators, **options)
     except InputError as error:
       raise InputError(f"{policy.name}: {error}") from error
     parts.append(_frame(policy.name, policy.kind, estimates, truth))
@@ -111,9 +101,7 @@ def _frame(policy: str, kind: str, estimates: list[Estimate], truth: float) -> p
 def agreement(estimates: pd.DataFrame) -> pd.DataFrame:
   """Compares estimates with true values, over the policies of each kind.
 
-  Args:
-    estimates: from `evaluate`. Rows without a truth, and kinds of fewer than three policies, are
-      left out.
+  Rows without a truth, and kinds of fewer than three policies, are left out.
 
   Returns:
     By kind and estimator: policies, how many; spearman and kendall, rank correlations with the
