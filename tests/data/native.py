@@ -20,7 +20,7 @@ def write(log, directory, schema, num_shards=4):
   columns |= {} if log.position is None else {"position": log.position}
   table = pa.table({**columns, **log.context})
   with shards.new_log(directory) as aside:
-    shards.write([table], aside, rows=len(log), num_shards=num_shards)
+    list(shards.write([table], aside, rows=len(log), num_shards=num_shards))
     table.to_pandas().to_csv(aside / "log.csv", index=False)
     table.to_pandas().to_parquet(aside / "log.parquet", index=False)
 

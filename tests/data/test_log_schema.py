@@ -45,7 +45,7 @@ def test_json_may_say_what_yaml_says(tmp_path):
   (tmp_path / "a.yaml").write_text("propensity: null\nuser_features: {a: bag}")
   schema = LogSchema.from_file(tmp_path / "a.json")
   assert schema == LogSchema.from_file(tmp_path / "a.yaml")
-  assert not schema.has_propensities
+  assert schema.propensity is None
 
 
 def test_broken_json_is_named(tmp_path):
@@ -67,12 +67,6 @@ def test_columns_are_listed_by_part():
     "hour": "hour",
   }
   assert "age" not in FULL.columns(user_features=False)
-
-
-def test_only_the_native_position_may_be_missing():
-  assert LogSchema().is_optional("position")
-  assert not LogSchema(position="slot").is_optional("position")
-  assert not LogSchema().is_optional("reward")
 
 
 def test_the_native_form_of_a_schema_renames_what_the_log_holds():

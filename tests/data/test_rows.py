@@ -219,13 +219,12 @@ def test_columns_may_stand_in_any_order_and_have_company(tmp_path):
   np.testing.assert_array_equal(native.read(tmp_path / "log.csv", SCHEMA).user_index, range(4))
 
 
-def test_description_tells_rows_columns_and_meaning(tmp_path):
+def test_description_tells_rows_and_columns(tmp_path):
   native.write(make_log(7), tmp_path / "log", SCHEMA)
   description = json.loads((tmp_path / "log" / "log.json").read_text())
   assert description["rows"] == 7
   assert list(description["columns"]) == [*COLUMNS, "timestamp"]
-  assert description["columns"]["timestamp"]["dtype"] == "float64"
-  assert all(column["meaning"] for column in description["columns"].values())
+  assert description["columns"]["timestamp"] == "float64"
 
 
 def test_the_documented_rows_are_a_valid_log(tmp_path):

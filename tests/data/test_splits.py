@@ -7,49 +7,53 @@ from tf_twostage.data import splits
 from tf_twostage.errors import InputError
 
 
-def sizes(result):
-  return tuple(result.sizes().values())
+def split(method, rows=10, **options):
+  return splits.split(method, **{"user_index": np.arange(rows), **options})
+
+
+def sizes(masks):
+  return tuple(int(mask.sum()) for mask in masks.values())
 
 
 def test_by_time_the_latest_rows_test():
   time = np.random.default_rng(0).permutation(100).astype(float)
-  result = splits.by_time(time, validation=0.2, test=0.1)
+  result = split("time", time=time, validation=0.2, test=0.1)
   assert sizes(result) == (70, 20, 10)
-  assert time[result.train].max() < time[result.validation].min()
-  assert time[result.validation].max() < time[result.test].min()
+  assert time[result["train"]].max() < time[result["validation"]].min()
+  assert time[result["validation"]].max() < time[result["test"]].min()
 
 
 def test_rows_of_one_moment_stay_together():
   time = np.array([0, 1, 1, 1, 1, 1, 1, 2, 3, 3])
-  result = splits.by_time(time, validation=0.4, test=0.2)
-  np.testing.assert_array_equal(result.test, time == 3)
+  result = split("time", time=time, validation=0.4, test=0.2)
+  np.testing.assert_array_equal(result["test"], time == 3)
   # Four rows should validate: the cut falls among the ones, which all go.
-  np.testing.assert_array_equal(result.validation, (time == 1) | (time == 2))
+  np.testing.assert_array_equal(result["validation"], (time == 1) | (time == 2))
 
 
-def test_without_shares_all_rows_train():
-  assert sizes(splits.by_time(np.arange(5), validation=0, test=0)) == (5, 0, 0)
-  assert sizes(splits.at_random(5, validation=0, test=0)) == (5, 0, 0)
+@pytest.mark.parametrize("method", ["time", "random"])
+def test_without_shares_all_rows_train(method):
+  assert sizes(split(method, time=np.arange(10), validation=0, test=0)) == (10, 0, 0)
 
 
 def test_at_random_shares_are_met_and_the_seed_fixes_the_draw():
-  first, again, other = (splits.at_random(1000, seed=seed) for seed in (1, 1, 2))
+  first, again, other = (split("random", 1000, seed=seed) for seed in (1, 1, 2))
   assert sizes(first) == sizes(other) == (700, 150, 150)
-  np.testing.assert_array_equal(first.test, again.test)
-  assert (first.test != other.test).any()
+  np.testing.assert_array_equal(first["test"], again["test"])
+  assert (first["test"] != other["test"]).any()
 
 
 def test_by_user_all_rows_of_a_user_go_one_way():
   user = np.random.default_rng(0).choice([2, 3, 5, 7, 11, 13, 17, 19, 23, 29], 500)
-  result = splits.by_user(user, validation=0.2, test=0.3)
-  parts = [set(user[mask]) for mask in result.masks().values()]
+  result = split("user", user_index=user, validation=0.2, test=0.3)
+  parts = [set(user[mask]) for mask in result.values()]
   assert [len(part) for part in parts] == [5, 2, 3]
   assert len(set.union(*parts)) == 10
 
 
 def test_by_column_takes_the_usual_words():
   labels = np.array(["train", "Valid", "dev", "TEST", "validation", "training", "val"])
-  result = splits.split("column", user_index=np.zeros(7), labels=labels)
+  result = split("column", labels=labels)
   assert sizes(result) == (2, 4, 1)
   with pytest.raises(InputError, match=r"must be train.*\(first: row 1, value 'holdout'\)"):
     splits.codes(np.array(["train", "holdout"]))
@@ -57,14 +61,14 @@ def test_by_column_takes_the_usual_words():
 
 @pytest.mark.parametrize("shares", [(-0.1, 0.1), (0.5, 0.5), (0.1, float("nan"))])
 def test_impossible_shares_are_refused(shares):
-  for split in (splits.by_time, splits.by_user):
+  for method in ("time", "user"):
     with pytest.raises(InputError, match="shares must be >= 0"):
-      split(np.arange(10), validation=shares[0], test=shares[1])
+      split(method, time=np.arange(10), validation=shares[0], test=shares[1])
 
 
 def test_a_split_without_training_rows_is_refused():
   with pytest.raises(InputError, match="no row is left to train on, of 3"):
-    splits.by_time(np.zeros(3), validation=0.1, test=0.1)
+    split("time", time=np.zeros(3), validation=0.1, test=0.1)
 
 
 @pytest.mark.parametrize(
@@ -86,26 +90,11 @@ def test_a_method_that_the_log_does_not_allow_is_refused(name):
     splits.method(name, time=None, labels=None)
 
 
-def test_split_goes_by_name():
-  arrays = {
-    "user_index": np.arange(10),
-    "time": np.arange(10)[::-1],
-    "labels": np.array(["test"] + ["train"] * 9),
-  }
-  assert sizes(splits.split("column", **arrays)) == (9, 0, 1)
-  by_time = splits.split("time", **arrays, validation=0.2, test=0.1)
-  np.testing.assert_array_equal(np.flatnonzero(by_time.test), [0])
-  random = splits.split("random", **arrays, validation=0.2, test=0.1, seed=3)
-  np.testing.assert_array_equal(
-    random.test, splits.at_random(10, validation=0.2, test=0.1, seed=3).test
-  )
-
-
 def leaks(train, validation, test, time, action=None):
   n = len(time)
-  masks = [np.isin(np.arange(n), rows) for rows in (train, validation, test)]
+  parts = zip(splits.NAMES, (train, validation, test), strict=True)
   return splits.find_leaks(
-    splits.Splits(*masks),
+    {name: np.isin(np.arange(n), rows) for name, rows in parts},
     user_index=np.zeros(n, int),
     action=np.arange(n) if action is None else np.array(action),
     time=np.array(time),
@@ -113,25 +102,12 @@ def leaks(train, validation, test, time, action=None):
 
 
 def test_training_rows_later_than_the_first_evaluated_row_are_counted():
-  assert leaks([0, 1], [2], [3], [1, 2, 3, 4]) == splits.Leaks(0, 0.0, 0)
-  assert leaks([0, 3], [1], [2], [1, 2, 3, 4]) == splits.Leaks(1, 0.5, 0)
-  assert leaks([0, 1], [2], [], [5, 1, 3]) == splits.Leaks(1, 0.5, 0)
+  assert leaks([0, 1], [2], [3], [1, 2, 3, 4]) == (0, 0)
+  assert leaks([0, 3], [1], [2], [1, 2, 3, 4]) == (1, 0)
+  assert leaks([0, 1], [2], [], [5, 1, 3]) == (1, 0)
 
 
 def test_rows_that_stand_in_two_splits_are_counted():
   # Row 2 repeats row 0, row 3 repeats row 1; rows 4 and 5 repeat each other, but in one split.
-  found = leaks([0, 1], [2], [3, 4, 5], [1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 4, 4])
-  assert found.shared_rows == 2
-  assert leaks([0], [1], [2], [0, 1, 1], [9, 7, 7]).shared_rows == 1  # validation and test
-
-
-def test_leaks_cannot_be_told_without_times():
-  result = splits.at_random(10)
-  found = splits.find_leaks(result, user_index=np.zeros(10), action=np.zeros(10), time=None)
-  assert found == splits.Leaks(None, None, None)
-
-
-def test_masks_must_be_disjoint():
-  all_rows = np.ones(3, bool)
-  with pytest.raises(InputError, match="disjoint"):
-    splits.Splits(all_rows, all_rows, ~all_rows)
+  assert leaks([0, 1], [2], [3, 4, 5], [1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 4, 4])[1] == 2
+  assert leaks([0], [1], [2], [0, 1, 1], [9, 7, 7])[1] == 1  # validation and test

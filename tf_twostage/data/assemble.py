@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import BadRows, IdSet, LogFiles
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import FeatureTable, Id, Schema, unit_range
+from tf_twostage.data.schema import Id, Schema, unit_range
 from tf_twostage.errors import InputError
 
 File = str | os.PathLike | LogFiles
@@ -28,28 +29,16 @@ class RawLog:
   """A log that was read: its users and items, and the columns of its good rows.
 
   Attributes:
-    name: its files.
-    schema: the features, with their vocabularies.
-    users: raw user features, [U] each.
-    items: raw item features, [N] each.
-    titles: display names of the items, [N] str.
+    shared: what a `BanditLog` has besides its rows: name, schema, tables, titles, notes.
     columns: [n] each; users and items are numbered in the order in which they were met.
-    user_rank: number of a user -> its row in `users`.
-    item_rank: number of an item -> its row in `items`.
-    notes: sentences for whoever reads results.
-    items_listed: whether the catalogue is a table of items, not just what was logged.
+    user_rank: number of a user -> its row in the table of users.
+    item_rank: number of an item -> its row in the table of items.
   """
 
-  name: str
-  schema: Schema
-  users: FeatureTable
-  items: FeatureTable
-  titles: np.ndarray
+  shared: Mapping[str, Any]
   columns: Columns
   user_rank: np.ndarray
   item_rank: np.ndarray
-  notes: tuple[str, ...]
-  items_listed: bool
 
   def user_index(self) -> np.ndarray:
     """The user of every row, [n]."""
@@ -63,7 +52,7 @@ class RawLog:
       action=self.item_rank[part["action"]],
       propensity=part.get("propensity"),
       reward=part["reward"],
-      context={feature.name: part[feature.name] for feature in self.schema.context},
+      context={feature.name: part[feature.name] for feature in self.shared["schema"].context},
       position=part.get("position"),
     )
 
@@ -91,19 +80,6 @@ def read(
 
   Ids of a table keep its order; ids of the log are sorted. Items of the table that were never shown
   belong to the catalogue; items shown that are not in it are bad rows.
-
-  Args:
-    log: files, see `files.locate`.
-    items: table with a row for each item. None: the catalogue is what was logged.
-    users: table with a row for each user. None: user features are columns of the log.
-    schema: a `LogSchema`, its file, or the name of a preset.
-    on_bad_rows: "fail", or "skip" to leave them out.
-    bad_rows: collects their faults.
-    collect: joins the columns of the parts, [m] each, as they are read.
-
-  Raises:
-    InputError: files cannot be read, columns are missing, or nothing is left.
-    BadRowsError: rows are bad; names each kind of fault.
   """
   schema = load_schema(schema)
   faults = BadRows() if bad_rows is None else bad_rows
@@ -161,26 +137,25 @@ def read(
     notes.append(f"{faults.bad} of {faults.rows} rows are bad and were left out")
   if items is None:
     notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
-  if not schema.has_propensities:
+  if schema.propensity is None:
     notes.append("the log has no propensities; they have to be estimated")
   # Combinations of features have no identity beyond them.
   user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
-  return RawLog(
-    name=found.place,
-    schema=Schema(
-      user=(user_id, *user_features),
-      item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
-      context=tuple(unit_range(name, columns[name]) for name in context),
-    ),
-    users={"user_id": user_ids, **user_columns},
-    items={"item_id": item_ids, **item_columns},
-    titles=item_table.columns.get("title", item_ids),
-    columns=columns,
-    user_rank=user_rank,
-    item_rank=item_rank,
-    notes=tuple(notes),
-    items_listed=items is not None,
+  schema_of_features = Schema(
+    user=(user_id, *user_features),
+    item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
+    context=tuple(unit_range(name, columns[name]) for name in context),
   )
+  shared = {
+    "name": found.place,
+    "schema": schema_of_features,
+    "users": {"user_id": user_ids, **user_columns},
+    "items": {"item_id": item_ids, **item_columns},
+    "titles": item_table.columns.get("title", item_ids),
+    "notes": tuple(notes),
+    "items_listed": items is not None,
+  }
+  return RawLog(shared, columns, user_rank, item_rank)
 
 
 class _Ids:

@@ -108,16 +108,7 @@ def draft(
   items: str | os.PathLike | None = None,
   users: str | os.PathLike | None = None,
 ) -> str:
-  """The text of a schema file; comments give the evidence for each line.
-
-  Args:
-    log: file, directory or pattern; its first rows are looked at.
-    items: the items file, if there is one.
-    users: the users file, if there is one.
-
-  Raises:
-    InputError: a file cannot be read or has no rows.
-  """
+  """The text of a schema file; comments give the evidence for each line."""
   place, columns = _look(log)
   roles, how = _roles(columns)
   lines = [

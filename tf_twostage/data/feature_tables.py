@@ -36,18 +36,7 @@ def read(
   features: Sequence[FeatureColumn],
   title: str | None = None,
 ) -> RawTable:
-  """Reads a users or items file: CSV or Parquet, or whatever a log may be.
-
-  Args:
-    path: the file.
-    key: the column of the ids.
-    features: what else to read.
-    title: the column of display names, read as the column "title".
-
-  Raises:
-    InputError: the file cannot be read or is empty, a column is missing, an id is blank or there
-      twice, or a number is none.
-  """
+  """Reads a users or items file: CSV or Parquet, or whatever a log may be."""
   found = files.locate(path)
   wanted = {"": key} | {feature.name: feature.column for feature in features}
   if title is not None:
@@ -88,15 +77,7 @@ def strings(values: pa.Array | Sequence[str]) -> np.ndarray:
 def build(
   features: Sequence[FeatureColumn], columns: Mapping[str, np.ndarray]
 ) -> tuple[list[Feature], dict[str, np.ndarray]]:
-  """Features with vocabularies and ranges as the values have them, and the raw feature table.
-
-  Args:
-    features: what the columns are.
-    columns: raw values by feature name, [rows] str or float64.
-
-  Raises:
-    InputError: a categorical column or a bag holds no value at all.
-  """
+  """Features with vocabularies and ranges as the values have them, and the raw feature table."""
   built = {feature.name: _BUILDERS[feature.kind](feature, columns) for feature in features}
   return [feature for feature, _ in built.values()], {name: raw for name, (_, raw) in built.items()}
 

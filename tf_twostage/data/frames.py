@@ -26,17 +26,7 @@ _ROWS = 1 << 17
 def as_files(
   frame: pd.DataFrame, columns: Mapping[str, str], name: str, ids: Collection[str] = ()
 ) -> LogFiles:
-  """A DataFrame that the file reader can read.
-
-  Args:
-    frame: any index; rows are counted from 0.
-    columns: role -> name of each column that is needed.
-    name: what messages call the frame.
-    ids: columns that hold ids.
-
-  Raises:
-    InputError: a column is missing or occurs twice.
-  """
+  """A DataFrame that the file reader can read."""
   names = list(frame.columns)
   for role, column in columns.items():
     if column not in names:
@@ -53,7 +43,7 @@ def as_files(
       part = table.select(list(wanted)).slice(start, _ROWS)
       yield Chunk(path, part, start + np.arange(len(part)))
 
-  in_memory = Format(lambda _: table.column_names, lambda _: len(table), read)
+  in_memory = Format(lambda _: table.column_names, read)
   return LogFiles(name, (pathlib.Path(name),), in_memory)
 
 
@@ -85,19 +75,7 @@ def table(
   taken: Collection[str] = (),
   title: str | None = None,
 ) -> tuple[LogFiles | None, tuple[FeatureColumn, ...], list[str]]:
-  """A frame of users or items as a file, its features, and notes on columns that are not read.
-
-  Args:
-    frame: the table.
-    key: the column, or the index, of the ids.
-    kinds: see `features`.
-    side: "user" or "item".
-    taken: see `features`.
-    title: the column of display names.
-
-  Raises:
-    InputError: there is no such table or column.
-  """
+  """A frame of users or items as a file, its features, and notes on columns that are not read."""
   if frame is None:
     if kinds:
       raise InputError(f"{side}_features needs a frame of {side}s; pass it as `{side}s`")
@@ -124,15 +102,7 @@ def features(
   skip: Collection[str | None] = (),
   taken: Collection[str] = (),
 ) -> tuple[tuple[FeatureColumn, ...], list[str]]:
-  """The features of a frame, and the columns that are not read.
-
-  Args:
-    kinds: column -> "categorical", "numeric" or "bag"; None: inferred, see `kind`.
-    frame: the table, or the log where features are columns of it.
-    side: "user" or "item"; begins the names of features whose own are taken.
-    skip: columns that are no features.
-    taken: names that features cannot have.
-  """
+  """The features of a frame, and the columns that are not read."""
   found: list[FeatureColumn] = []
   unread: list[str] = []
   chosen = dict(kinds or {})
@@ -186,11 +156,7 @@ def _separator(values: pd.Series) -> str:
 
 
 def from_dataset(dataset: tf.data.Dataset, item: str) -> pd.DataFrame:
-  """The rows of a finite dataset of dicts, single or in batches.
-
-  Raises:
-    InputError: elements are no dicts with the item column, or the dataset does not end.
-  """
+  """The rows of a finite dataset of dicts, single or in batches."""
   spec = dataset.element_spec
   if not isinstance(spec, Mapping) or item not in spec:
     raise InputError(f"dataset: elements must be dicts with {item!r}; got {spec}")

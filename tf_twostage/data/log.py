@@ -25,6 +25,8 @@ if TYPE_CHECKING:
   from tf_twostage.data.check.report import LogReport
   from tf_twostage.data.policy_table import PolicyTable
 
+_BESIDE = ("time", "ranker_score", "split_label")  # columns beside those of `LogRows`
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BanditLog:
@@ -78,12 +80,7 @@ class BanditLog:
 
   def _columns(self) -> dict[str, np.ndarray]:
     """The columns beside the log's own, [n] each."""
-    columns = {
-      "time": self.time,
-      "ranker_score": self.ranker_score,
-      "split_label": self.split_label,
-    }
-    return {name: values for name, values in columns.items() if values is not None}
+    return {name: values for name in _BESIDE if (values := getattr(self, name)) is not None}
 
   @classmethod
   def from_pandas(
@@ -174,7 +171,8 @@ class BanditLog:
       schema,
       on_bad_rows=on_bad_rows,
     )
-    return cls.from_raw(dataclasses.replace(raw, notes=(*raw.notes, *notes)))
+    log = cls.from_raw(raw)
+    return dataclasses.replace(log, notes=(*log.notes, *notes))
 
   @classmethod
   def from_dataset(cls, dataset: tf.data.Dataset, *, item: str, **columns: Any) -> BanditLog:
@@ -239,19 +237,8 @@ class BanditLog:
   @classmethod
   def from_raw(cls, raw: RawLog, chosen: np.ndarray | slice = slice(None)) -> BanditLog:
     """The users and items of a log that was read, with some of its rows: a mask or a slice."""
-    names = ("time", "ranker_score", "split_label")
-    beside: dict[str, Any] = {n: raw.columns[n][chosen] for n in names if n in raw.columns}
-    return cls(
-      name=raw.name,
-      schema=raw.schema,
-      users=raw.users,
-      items=raw.items,
-      titles=raw.titles,
-      rows=raw.rows(chosen),
-      notes=raw.notes,
-      items_listed=raw.items_listed,
-      **beside,
-    )
+    beside: dict[str, Any] = {n: raw.columns[n][chosen] for n in _BESIDE if n in raw.columns}
+    return cls(rows=raw.rows(chosen), **raw.shared, **beside)
 
   def check(self, policy: PolicyTable | str | os.PathLike | None = None) -> LogReport:
     """What the log is worth: propensities, coverage of other policies, gaps and leaks.
@@ -277,15 +264,7 @@ class BanditLog:
     Raises:
       InputError: the log lacks what the method needs, or a part would be empty.
     """
-    masks = splits.split(
-      method,
-      user_index=self.rows.user_index,
-      time=self.time,
-      labels=self.split_label,
-      validation=validation,
-      test=test,
-      seed=seed,
-    ).masks()
+    masks = self.masks(method, validation=validation, test=test, seed=seed)
     empty = [part for part, mask in masks.items() if not mask.any()]
     if empty:
       raise InputError(
@@ -294,6 +273,15 @@ class BanditLog:
       )
     train, valid, tested = (self.select(mask) for mask in masks.values())
     return train, valid, tested
+
+  def masks(self, method: str, **settings: Any) -> dict[str, np.ndarray]:
+    """The rows that `split` chooses for "train", "validation" and "test", [n] bool each."""
+    columns: dict[str, Any] = {
+      "user_index": self.rows.user_index,
+      "time": self.time,
+      "labels": self.split_label,
+    }
+    return splits.split(method, **columns, **settings)
 
   def __len__(self) -> int:
     return len(self.rows)

@@ -128,23 +128,11 @@ class LogSchema:
           " it as numbers, or make it a user feature"
         )
 
-  @property
-  def has_propensities(self) -> bool:
-    return self.propensity is not None
-
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
-    """The columns to read of the log: native name -> name in the file.
-
-    Args:
-      user_features: whether they are columns of the log; otherwise a users file has them.
-    """
+    """The columns to read of the log: native name -> name in the file."""
     roles = {role: column for role in ROLES if (column := getattr(self, role))}
     sides = (self.user_features if user_features else ()) + self.context_features
     return roles | {feature.name: feature.column for feature in sides}
-
-  def is_optional(self, role: str) -> bool:
-    """Whether a log may lack the column: `position` is native and optional in a native log."""
-    return role == "position" and self.position == "position"
 
   def native(self, *, user_features: bool = True) -> LogSchema:
     """The schema of the same log once it is written with native names; see `columns`."""
@@ -189,11 +177,7 @@ class LogSchema:
 
   @classmethod
   def from_dict(cls, content: Any) -> LogSchema:
-    """The schema of a file's content.
-
-    Raises:
-      InputError: as `from_file`.
-    """
+    """The schema of a file's content."""
     if not isinstance(content, Mapping):
       raise InputError(
         f"holds {type(content).__name__}, not keys with values; write `role: column` lines"
@@ -240,12 +224,7 @@ class LogSchema:
 
 
 def open_bandit(user_features: int = 4, item_features: int = 4) -> LogSchema:
-  """The layout of the Open Bandit Dataset: `all.csv` with `item_context.csv` as its items file.
-
-  Args:
-    user_features: how many columns `user_feature_0`, ... there are.
-    item_features: how many columns `item_feature_0`, ...; the first is a number.
-  """
+  """The layout of the Open Bandit Dataset: `all.csv` with `item_context.csv` as its items file."""
   return LogSchema(
     user_id=None,
     propensity="propensity_score",
@@ -265,11 +244,7 @@ PRESETS: dict[str, Callable[[], LogSchema]] = {"native": LogSchema, "open_bandit
 
 
 def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
-  """Returns a schema, that of a file, or, if there is no such file, the preset of that name.
-
-  Raises:
-    InputError: as `LogSchema.from_file`.
-  """
+  """Returns a schema, that of a file, or, if there is no such file, the preset of that name."""
   if isinstance(schema, LogSchema):
     return schema
   if str(schema) in PRESETS and not os.path.exists(schema):

@@ -31,11 +31,7 @@ class PolicyTable:
   probabilities: np.ndarray
 
   def rows(self, position: np.ndarray | None) -> np.ndarray:
-    """For positions [n] of a log, the row of `probabilities`, [n]; for None 0.
-
-    Raises:
-      InputError: the log has no positions, or has some that the policy does not know.
-    """
+    """For positions [n] of a log, the row of `probabilities`, [n]; for None 0."""
     if self.positions is None:
       return np.zeros(1 if position is None else len(position), int)
     if position is None:
@@ -51,16 +47,7 @@ class PolicyTable:
 
 
 def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
-  """Reads `item_id`, `probability` and perhaps `position`; items left out have probability 0.
-
-  Args:
-    path: CSV or Parquet.
-    item_ids: [N] ids of the catalogue.
-
-  Raises:
-    InputError: the file cannot be read; an item is unknown or repeated; probabilities are out of
-      range, or do not sum to 1.
-  """
+  """Reads `item_id`, `probability` and perhaps `position`; items left out have probability 0."""
   bad_rows = BadRows()
   parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
   catalogue = pa.array(item_ids.tolist(), pa.string())

@@ -42,11 +42,7 @@ class Slices:
       raise InputError(f"slices {self.begin} to {self.end} of {self.of} do not exist")
 
   def rows(self, batch_size: int) -> int:
-    """Rows of a slice, B / of.
-
-    Raises:
-      InputError: slices would not be equal.
-    """
+    """Rows of a slice, B / of; InputError unless slices are equal."""
     if batch_size < 1 or batch_size % self.of:
       raise InputError(
         f"batch_size must be >= 1 and a multiple of {self.of}, so that the workers that share a"
@@ -233,17 +229,7 @@ def checked_users(
   last_user: int,
   start_step: int,
 ) -> dict[str, tf.Tensor]:
-  """Returns the tables of users as tensors, after checking that batches can be made.
-
-  Args:
-    user_features: [U, ...] each, by name.
-    rows: of the log.
-    last_user: the highest user index of the log.
-    start_step: number of batches already taken.
-
-  Raises:
-    InputError: the log is empty, a table lacks users, or `start_step` is negative.
-  """
+  """The tables of users as tensors, [U, ...] each, after checking that batches can be made."""
   import tensorflow as tf
 
   if not rows:
@@ -290,13 +276,7 @@ def shuffled_rows(
 
 
 def shuffled(index: tf.Tensor, key: tf.Tensor, n: int | tf.Tensor) -> tf.Tensor:
-  """Maps numbers below n to their places in a permutation that the key determines.
-
-  Args:
-    index: [] or [B] int64, in [0, n).
-    key: [3] or [B, 3] int64, of each index; equal keys give the same permutation.
-    n: size of the permutation.
-  """
+  """Places of indices, [B] int64, in the permutation of n that each key, [B, 3] int64, fixes."""
   import tensorflow as tf
 
   # The raw op, because tf.random.experimental.index_shuffle takes no seed per row and its four

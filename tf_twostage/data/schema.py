@@ -183,12 +183,7 @@ def _read(features: Sequence[Feature]) -> tuple[Feature, ...]:
 
 
 def unit_range(name: str, values: np.ndarray) -> Numeric:
-  """Returns the numeric feature that reads the smallest of `values` as 0 and the largest as 1.
-
-  Args:
-    name: the feature's name.
-    values: its raw values, not empty.
-  """
+  """Returns the numeric feature that reads the smallest of `values` as 0 and the largest as 1."""
   low, high = float(values.min()), float(values.max())
   # One single value has no width to divide by and reads as 0.
   return Numeric(name, offset=low, scale=high - low or 1.0)
@@ -205,17 +200,7 @@ def fingerprint_arrays(header: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> int:
-  """Returns the number of rows of `table`, or says what does not fit `features`.
-
-  Args:
-    features: the features that `table` must hold.
-    table: raw values by feature name.
-    what: the table's name in messages, such as "user features".
-
-  Raises:
-    InputError: a column is missing, has the wrong rank, holds NaN, or differs in length; a sparse
-      vector is longer than its `max_length` or points outside it.
-  """
+  """The number of rows of a table; InputError where it does not fit the features."""
   names = {name: f for f in features for name in columns(f)}
   missing = [name for name in names if name not in table]
   if missing:

@@ -5,7 +5,7 @@ Works on arrays only.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -32,35 +32,6 @@ _SYNONYMS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Splits:
-  """Masks over the n rows of a log, [n] bool each; a row is in at most one of them.
-
-  Raises:
-    InputError: masks overlap, differ in shape, or leave no row to train on.
-  """
-
-  train: np.ndarray
-  validation: np.ndarray
-  test: np.ndarray
-
-  def __post_init__(self):
-    shapes = {mask.shape for mask in self.masks().values()}
-    if len(shapes) > 1 or np.sum(list(self.masks().values()), axis=0).max(initial=0) > 1:
-      raise InputError(f"splits: masks must be disjoint and of one shape, got shapes {shapes}")
-    if not self.train.any():
-      raise InputError(
-        f"splits: no row is left to train on, of {self.train.size}; make validation and test"
-        " smaller"
-      )
-
-  def masks(self) -> dict[str, np.ndarray]:
-    return {name: getattr(self, name) for name in NAMES}
-
-  def sizes(self) -> dict[str, int]:
-    return {name: int(mask.sum()) for name, mask in self.masks().items()}
-
-
 def split(
   method_name: str,
   *,
@@ -70,39 +41,37 @@ def split(
   validation: float = 0.15,
   test: float = 0.15,
   seed: int = 0,
-) -> Splits:
-  """Splits a log by the method of that name.
+) -> dict[str, np.ndarray]:
+  """Masks of the training, validation and test rows by name, [n] bool; each row is in one.
 
-  Args:
-    method_name: see `method`.
-    user_index: [n] int.
-    time: [n] float, or None where not logged.
-    labels: as `codes`, or None where the log has no split column.
-    validation: share that validates; not for "column".
-    test: share that tests; not for "column".
-    seed: fixes random draws.
-
-  Raises:
-    InputError: there is no such method, the log lacks the column for it, or shares are out of range
-      or leave no row to train on.
+  Columns of the log are [n] or None where not logged. Shares are of users if `method` is "user".
   """
   name = method(method_name, time=time, labels=labels)
   if name == "column" and labels is not None:
-    code = codes(labels)
-    return Splits(*(code == place for place in range(len(NAMES))))
-  if name == "time" and time is not None:
-    return by_time(time, validation=validation, test=test)
-  if name == "user":
-    return by_user(user_index, validation=validation, test=test, seed=seed)
-  return at_random(len(user_index), validation=validation, test=test, seed=seed)
+    part = codes(labels)
+  else:
+    if validation < 0 or test < 0 or not validation + test < 1:
+      raise InputError(
+        "splits: shares must be >= 0 and leave rows to train on, got"
+        f" validation={validation} and test={test}"
+      )
+    if name == "time" and time is not None:
+      part = _latest(time, validation, test)
+    elif name == "user":
+      users, row_user = np.unique(user_index, return_inverse=True)
+      part = _drawn(len(users), validation, test, seed)[row_user]
+    else:
+      part = _drawn(len(user_index), validation, test, seed)
+  masks = {name: part == place for place, name in enumerate(NAMES)}
+  if not masks["train"].any():
+    raise InputError(
+      f"splits: no row is left to train on, of {len(part)}; make validation and test smaller"
+    )
+  return masks
 
 
 def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> str:
-  """A key of `METHODS`; for "auto" the first of column, time and random that the log allows.
-
-  Raises:
-    InputError: there is no such method, or the log lacks the column for it.
-  """
+  """A key of `METHODS`; for "auto" the first of column, time and random that the log allows."""
   if name == "auto":
     return "column" if labels is not None else "time" if time is not None else "random"
   if name not in METHODS:
@@ -115,9 +84,8 @@ def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> 
   return name
 
 
-def by_time(time: np.ndarray, *, validation: float = 0.15, test: float = 0.15) -> Splits:
-  """The latest rows test, those before them validate; rows of one moment, [n], stay together."""
-  _check(validation, test)
+def _latest(time: np.ndarray, validation: float, test: float) -> np.ndarray:
+  """Places in `NAMES`, [n], by time; rows of one moment stay together."""
   ordered = np.sort(time)
 
   def moment(share: float) -> float:
@@ -126,32 +94,15 @@ def by_time(time: np.ndarray, *, validation: float = 0.15, test: float = 0.15) -
 
   test_from = moment(1 - test)
   validation_from = min(moment(1 - (validation + test)), test_from)
-  return Splits(
-    train=time < validation_from,
-    validation=(time >= validation_from) & (time < test_from),
-    test=time >= test_from,
-  )
+  return (time >= validation_from).astype(np.int8) + (time >= test_from)
 
 
-def by_user(
-  user_index: np.ndarray, *, validation: float = 0.15, test: float = 0.15, seed: int = 0
-) -> Splits:
-  """All rows of a user, [n] int, are in one part; shares are of users."""
-  users, row_user = np.unique(user_index, return_inverse=True)
-  drawn = at_random(len(users), validation=validation, test=test, seed=seed)
-  return Splits(**{name: mask[row_user] for name, mask in drawn.masks().items()})
-
-
-def at_random(rows: int, *, validation: float = 0.15, test: float = 0.15, seed: int = 0) -> Splits:
-  """Rows drawn without replacement."""
-  _check(validation, test)
+def _drawn(rows: int, validation: float, test: float, seed: int) -> np.ndarray:
+  """Places in `NAMES`, [rows], drawn without replacement."""
   place = np.random.default_rng(seed).permutation(rows)
-  num_test, num_validation = round(rows * test), round(rows * validation)
-  return Splits(
-    train=place >= num_test + num_validation,
-    validation=(place >= num_test) & (place < num_test + num_validation),
-    test=place < num_test,
-  )
+  num_test = round(rows * test)
+  held_out = num_test + round(rows * validation)
+  return (place < held_out).astype(np.int8) + (place < num_test)
 
 
 def is_label(labels: pd.Series | np.ndarray) -> np.ndarray:
@@ -160,14 +111,7 @@ def is_label(labels: pd.Series | np.ndarray) -> np.ndarray:
 
 
 def codes(labels: np.ndarray) -> np.ndarray:
-  """Places of labels in `NAMES`, [n] int8.
-
-  Args:
-    labels: [n] str: train, validation (or valid, val, dev) or test, in any case; or codes.
-
-  Raises:
-    InputError: a label is none of these.
-  """
+  """Places in `NAMES`, [n] int8, of labels in any case, or of codes."""
   if labels.dtype == np.int8:
     return labels
   values, row_value = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
@@ -182,43 +126,20 @@ def codes(labels: np.ndarray) -> np.ndarray:
   return np.array([NAMES.index(name) for name in named], np.int8)[row_value]
 
 
-@dataclasses.dataclass(frozen=True)
-class Leaks:
-  """Knowledge of evaluated rows in the training rows; None where it cannot be known without times.
-
-  Attributes:
-    later_rows: training rows later than the first row of validation or test.
-    later_share: the same as a share of the training rows.
-    shared_rows: rows of validation or test with the user, item and time of a training row, or of
-      each other.
-  """
-
-  later_rows: int | None
-  later_share: float | None
-  shared_rows: int | None
-
-
 def find_leaks(
-  splits: Splits, user_index: np.ndarray, action: np.ndarray, time: np.ndarray | None
-) -> Leaks:
-  """Counts training rows from the future, and rows that are in two parts; arrays are [n]."""
-  if time is None:
-    return Leaks(None, None, None)
+  masks: Mapping[str, np.ndarray], user_index: np.ndarray, action: np.ndarray, time: np.ndarray
+) -> tuple[int, int]:
+  """Knowledge of evaluated rows in the training rows; all arrays are [n].
+
+  Returns the number of training rows later than the first row that is evaluated; and of evaluated
+  rows with the user, item and time of a training row, or of a row in the other part.
+  """
   time = np.asarray(time, np.float64)
-  first = np.min(time, where=splits.validation | splits.test, initial=np.inf)
-  later = int((time[splits.train] > first).sum())
-  part = np.select(list(splits.masks().values()), range(len(NAMES)), default=-1)
+  first = np.min(time, where=masks["validation"] | masks["test"], initial=np.inf)
+  later = int((time[masks["train"]] > first).sum())
+  part = np.select(list(masks.values()), range(len(masks)), default=-1)
   rows = pd.DataFrame({"user": user_index, "action": action, "time": time, "part": part})
   rows = rows[part >= 0]
   rows = rows[rows.duplicated(["user", "action", "time"], keep=False)]
   lowest = rows.groupby(["user", "action", "time"])["part"].transform("min")
-  shared = int((rows["part"] > lowest).sum())
-  return Leaks(later, later / int(splits.train.sum()), shared)
-
-
-def _check(validation: float, test: float) -> None:
-  if validation < 0 or test < 0 or not validation + test < 1:
-    raise InputError(
-      f"splits: shares must be >= 0 and leave rows to train on, got validation={validation} and"
-      f" test={test}"
-    )
+  return later, int((rows["part"] > lowest).sum())

@@ -110,9 +110,6 @@ class StreamedRows:
 
     Passes, resuming, slices, elements and errors are those of `LogRows.batches`; the order differs.
     A data service gives each row once a pass in no fixed order, and a resumed run begins a pass.
-
-    Raises:
-      InputError: as `LogRows.batches`; or the data service does not answer or would have to slice.
     """
     import tensorflow as tf
 
@@ -130,11 +127,7 @@ class StreamedRows:
 
   @contextlib.contextmanager
   def reading(self) -> Iterator[None]:
-    """Surrounds whatever draws batches: names the file that is damaged, if one is.
-
-    Raises:
-      RunError: a file is missing or was changed.
-    """
+    """Surrounds whatever draws batches: names the file that is damaged, if one is."""
     import tensorflow as tf
 
     try:
@@ -259,17 +252,7 @@ class StreamedRows:
 def write(
   parts: Iterable[LogRows], directory: pathlib.Path, *, seed: int = 0, block: int = BLOCK
 ) -> StreamedRows:
-  """Writes the rows of all parts; some hundred thousand are in memory at a time.
-
-  Args:
-    parts: logs with the same columns; positions are left out.
-    directory: an empty directory, or a new one.
-    seed: fixes which row goes where.
-    block: rows of a file.
-
-  Raises:
-    InputError: there are no rows.
-  """
+  """Writes the rows of all parts but positions; the seed fixes which row goes where."""
   directory.mkdir(parents=True, exist_ok=True)
   writers = {
     kind: _Writer(directory, kind, block, np.random.default_rng([seed, place]))
@@ -301,15 +284,7 @@ def write(
 
 
 def load(directory: pathlib.Path, *, kind: str = _ALL) -> StreamedRows:
-  """Opens the rows that `write` left in a directory.
-
-  Args:
-    directory: of `write`.
-    kind: "all" rows, or the "rewarded" ones.
-
-  Raises:
-    RunError: they cannot be read.
-  """
+  """Opens the rows that `write` left in a directory."""
   try:
     found = json.loads((directory / _DESCRIPTION).read_text(encoding="utf-8"))
   except (OSError, ValueError) as error:

@@ -60,7 +60,7 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
   """
   settings = config.user_log
   schema = load_schema(settings.schema)
-  if not schema.has_propensities:
+  if schema.propensity is None:
     raise InputError(
       f"{settings.log}: propensities are estimated from all rows at once, which `stream` does not"
       " hold in memory; log propensities, or leave `stream` out"
@@ -101,7 +101,7 @@ def _build(config: Config, directory: pathlib.Path) -> None:
       on_bad_rows=settings.on_bad_rows,
       collect=lambda parts: _on_disk(parts, pathlib.Path(scratch)),
     )
-    parts = splits.split(
+    masks = splits.split(
       settings.split,
       user_index=raw.user_index(),
       time=raw.columns.get("time"),
@@ -110,17 +110,17 @@ def _build(config: Config, directory: pathlib.Path) -> None:
       test=settings.test_share,
       seed=seed,
     )
-    sizes = parts.sizes()
+    sizes = {name: int(mask.sum()) for name, mask in masks.items()}
     chosen = {
-      name: _some(parts.masks()[name], settings.held_out_rows, [seed, place])
+      name: _some(masks[name], settings.held_out_rows, [seed, place])
       for place, name in enumerate(_HELD_OUT)
     }
     held_out = {name: raw.rows(rows) for name, rows in chosen.items()}
-    data = BanditLog.from_raw(raw, np.flatnonzero(parts.train)[:FIRST])
+    data = BanditLog.from_raw(raw, np.flatnonzero(masks["train"])[:FIRST])
 
     def training() -> Iterator[LogRows]:
-      for start in range(0, len(parts.train), _CHUNK):
-        yield raw.rows(start + np.flatnonzero(parts.train[start : start + _CHUNK]))
+      for start in range(0, len(masks["train"]), _CHUNK):
+        yield raw.rows(start + np.flatnonzero(masks["train"][start : start + _CHUNK]))
 
     streamed.write(training(), directory / _ROWS, seed=seed)
     digest = _digest(data, raw.columns)

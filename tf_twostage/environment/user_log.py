@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data import splits
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows, TrainingRows, joined
 from tf_twostage.environment import rankers
@@ -86,15 +85,12 @@ def log_environment(
   """
   settings = config.user_log
   if validation is None:
-    masks = splits.split(
+    masks = data.masks(
       settings.split,
-      user_index=data.rows.user_index,
-      time=data.time,
-      labels=data.split_label,
       validation=settings.validation_share,
       test=settings.test_share,
       seed=config.environment_seed,
-    ).masks()
+    )
     if not settings.test_share and not masks["test"].any():
       del masks["test"]  # nobody asked for test rows
     split: Any = [settings.split, settings.validation_share, settings.test_share]

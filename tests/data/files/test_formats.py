@@ -28,6 +28,10 @@ def write_records(path):
   return path.read_bytes()
 
 
+def count(path):
+  return sum(len(chunk.rows) + len(chunk.broken) for chunk in tfrecord_format.read(path, ["x"]))
+
+
 def read_csv(tmp_path, content, **options):
   (tmp_path / "log.csv").write_bytes(content)
   return small_log.read(tmp_path / "log.csv", None, "native", **options)
@@ -36,7 +40,7 @@ def read_csv(tmp_path, content, **options):
 @pytest.mark.parametrize("name", ["a.tfrecord", "a.tfrecord.gz"])
 def test_sound_records_are_counted(tmp_path, name):
   write_records(tmp_path / name)
-  assert tfrecord_format.count_rows(tmp_path / name) == 50
+  assert count(tmp_path / name) == 50
 
 
 @pytest.mark.parametrize("place", [0, 9, 12, -1], ids=["length", "its sum", "payload", "its sum"])
@@ -45,7 +49,7 @@ def test_the_damaged_record_is_named(tmp_path, place):
   content[STARTS[9 + (place < 0)] + place] ^= 0x10
   (tmp_path / "a.tfrecord").write_bytes(content)
   with pytest.raises(InputError, match=r"a.tfrecord: truncated or corrupt at row 9 \(.* record at"):
-    tfrecord_format.count_rows(tmp_path / "a.tfrecord")
+    count(tmp_path / "a.tfrecord")
 
 
 @pytest.mark.parametrize("extra", [1, 11, 12, 15])
@@ -53,7 +57,7 @@ def test_a_file_that_ends_within_a_record_is_refused(tmp_path, extra):
   content = write_records(tmp_path / "a.tfrecord")
   (tmp_path / "a.tfrecord").write_bytes(content[: STARTS[30] + extra])
   with pytest.raises(InputError, match="truncated or corrupt at row 30 "):
-    tfrecord_format.count_rows(tmp_path / "a.tfrecord")
+    count(tmp_path / "a.tfrecord")
 
 
 def test_a_gzip_file_is_refused_wherever_it_is_cut(tmp_path):
@@ -61,9 +65,9 @@ def test_a_gzip_file_is_refused_wherever_it_is_cut(tmp_path):
   for size in range(1, len(content)):
     (tmp_path / "a.tfrecord.gz").write_bytes(content[:size])
     with pytest.raises(InputError, match="truncated or corrupt at row"):
-      tfrecord_format.count_rows(tmp_path / "a.tfrecord.gz")
+      count(tmp_path / "a.tfrecord.gz")
   (tmp_path / "a.tfrecord.gz").write_bytes(content + content)  # two members
-  assert tfrecord_format.count_rows(tmp_path / "a.tfrecord.gz") == 100
+  assert count(tmp_path / "a.tfrecord.gz") == 100
   text = gzip.compress(b"".join(b"%d,%d\n" % (i, i * i) for i in range(50)))
   for size in range(1, len(text)):
     (tmp_path / "a.csv.gz").write_bytes(text[:size])

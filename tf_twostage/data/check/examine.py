@@ -40,19 +40,7 @@ def check(
   seed: int = 0,
   bad_rows: BadRows | None = None,
 ) -> LogReport:
-  """The report on a log; see `BanditLog.check`.
-
-  Args:
-    log: the good rows.
-    policy: another policy that the log shall evaluate, or its file.
-    split: method and settings of the split to report on, see `BanditLog.split`.
-    shares: "validation" and "test".
-    seed: of the split.
-    bad_rows: the rows that were left out.
-
-  Raises:
-    InputError: the policy or the split does not fit the log.
-  """
+  """The report on a log; see `BanditLog.check`."""
   if policy is not None and not isinstance(policy, PolicyTable):
     policy = policy_table.read(policy, log.items["item_id"])
   if bad_rows is None:
@@ -111,8 +99,7 @@ def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
   what = f"rows with the {', '.join(keys)} of an earlier one"
   yield Fact(section, "duplicates", duplicates, what)
   if duplicates and log.time is not None:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"{duplicates} {what}: counted twice, they make estimates look more certain than they are;"
       " drop them if they are copies",
     )
@@ -128,8 +115,7 @@ def _rewards(log: BanditLog) -> Iterator[Fact | Finding]:
   if not rewarded:
     yield Finding("problem", "no row has a reward above 0: there is nothing to learn from")
   elif rewarded == len(reward):
-    yield Finding(
-      "warning",
+    yield _warning(
       "every row has a reward above 0: rows without one belong in the log, or every policy looks"
       " alike",
     )
@@ -143,9 +129,8 @@ def _propensities(log: BanditLog) -> Iterator[Fact | Finding]:
   propensity = log.rows.propensity.astype(np.float64)
   low, middle, high = np.quantile(propensity, [0, 0.5, 1])
   yield Fact(section, "lowest", float(low))
-  yield Fact(
-    section, "median", float(middle), f"uniform over the catalogue: {1 / log.num_items:.6g}"
-  )
+  uniform = f"uniform over the catalogue: {1 / log.num_items:.6g}"
+  yield Fact(section, "median", float(middle), uniform)
   yield Fact(section, "highest", float(high))
   yield from _support(log, 1 / propensity)
   yield from _item_mass(log, 1 / propensity)
@@ -156,12 +141,8 @@ def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
   """E[1/β] is the number of items with β > 0, averaged over contexts, for any policy."""
   items = log.num_items
   mean, error = _mean(inverse)
-  yield Fact(
-    "Propensity",
-    "mean of 1/propensity",
-    mean,
-    f"± {error:.2g}; the number of items that can be shown, at most {items}",
-  )
+  meaning = f"± {error:.2g}; the number of items that can be shown, at most {items}"
+  yield Fact("Propensity", "mean of 1/propensity", mean, meaning)
   found = f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}"
   chance = max(_ERRORS * error, _ROUNDING * items)
   if mean > items * _EXCESS and mean - items > _ERRORS * error:
@@ -173,14 +154,12 @@ def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
         " rows, not a sample that depends on their items",
       )
     else:
-      yield Finding(
-        "warning",
+      yield _warning(
         f"{found}, but only {items} items were logged: name the items file, since items that were"
         " never shown also belong to the catalogue",
       )
   elif mean - items > chance:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"{found}, above the {items} items there are: propensities are a little too small, as"
       " estimated or rounded ones can be",
     )
@@ -204,16 +183,11 @@ def _item_mass(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
     return
   bound = -special.ndtri(_FALSE_ALARMS / int(tested.sum()))
   over = tested & (mass - 1 > bound * spread) & (mass > _EXCESS)
-  yield Fact(
-    "Propensity",
-    "items with too much weight",
-    int(over.sum()),
-    "Σ 1/propensity of their rows exceeds the number of all rows; should be 0",
-  )
+  meaning = "Σ 1/propensity of their rows exceeds the number of all rows; should be 0"
+  yield Fact("Propensity", "items with too much weight", int(over.sum()), meaning)
   if over.any():
     worst = int(np.argmax(np.where(over, mass, 0)))
-    yield Finding(
-      "warning",
+    yield _warning(
       f"{int(over.sum())} items were shown more often than their propensities allow (worst:"
       f" {log.titles[worst]}, {mass[worst]:.3g} times): check how theirs are logged",
     )
@@ -229,15 +203,10 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
   lowest = pd.DataFrame(columns).groupby([*situation, "item"], sort=False)["β"].min()
   sums = lowest.groupby(level=situation, sort=False).sum()
   over = int((sums > 1.001).sum())
-  yield Fact(
-    "Propensity",
-    "largest sum in one situation",
-    float(sums.max()),
-    "over items one user saw in one position and context; at most 1",
-  )
+  meaning = "over items one user saw in one position and context; at most 1"
+  yield Fact("Propensity", "largest sum in one situation", float(sums.max()), meaning)
   if over:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"in {over} of {len(sums)} situations (one user, position and context) the propensities of"
       f" different items sum to more than 1, to {sums.max():.3g} at most: no single policy does"
       " that. Either the policy changed, and its version is a context feature that is missing, or"
@@ -256,12 +225,10 @@ def _overlap(log: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Find
   share = np.bincount(policy.rows(log.rows.position), minlength=len(policy.probabilities))
   mass = share / share.sum() @ policy.probabilities
   unseen = float(mass[log.rows.shown(log.num_items) == 0].sum())
-  yield Fact(
-    section, "probability of items never shown", unseen, "only a reward model can evaluate it"
-  )
+  meaning = "only a reward model can evaluate it"
+  yield Fact(section, "probability of items never shown", unseen, meaning)
   if unseen > _LEAST_SHARE:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"the given policy puts {unseen:.1%} of its probability on items that the log never shows:"
       " let the logging policy explore them",
     )
@@ -274,8 +241,7 @@ def _weights(section: str, values: np.ndarray, name: str) -> Iterator[Fact | Fin
   yield Fact(section, "largest weight", float(values.max()))
   yield Fact(section, "effective sample size", round(size, 1), f"{size / n:.2%} of the rows")
   if size < _LEAST_SHARE * n:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"for {name} the log is worth {size:.1f} of its {n} rows: estimates will be noisy; cap the"
       " weights, or log with more exploration",
     )
@@ -289,8 +255,7 @@ def _times(log: BanditLog) -> Iterator[Fact | Finding]:
   yield Fact("Time", "first", _date(first))
   yield Fact("Time", "last", _date(last))
   if last > _MILLISECONDS:
-    yield Finding(
-      "warning",
+    yield _warning(
       f"times reach {last:.6g}: as seconds that is far ahead; divide milliseconds by 1000",
     )
   if first == last:
@@ -306,31 +271,32 @@ def _date(seconds: float) -> str:
 def _splits(
   log: BanditLog, method: str, shares: Mapping[str, Any], seed: int
 ) -> Iterator[Fact | Finding]:
-  rows, time, labels = log.rows, log.time, log.split_label
-  method = splits.method(method, time=time, labels=labels)
-  parts = splits.split(
-    method, user_index=rows.user_index, time=time, labels=labels, seed=seed, **shares
-  )
+  method = splits.method(method, time=log.time, labels=log.split_label)
+  masks = log.masks(method, seed=seed, **shares)
   section = "Split at random" if method == "random" else f"Split by {method}"
-  for name, mask in parts.masks().items():
-    shown = f"mean reward {rows.reward[mask].mean():.4g}" if mask.any() else ""
+  for name, mask in masks.items():
+    shown = f"mean reward {log.rows.reward[mask].mean():.4g}" if mask.any() else ""
     yield Fact(section, f"{name} rows", int(mask.sum()), shown)
-  leaks = splits.find_leaks(parts, rows.user_index, rows.action, log.time)
-  yield Fact(section, "training rows too late", leaks.later_rows, "later than rows they predict")
-  yield Fact(section, "rows in two splits", leaks.shared_rows, "by user, item and time")
-  if leaks.later_rows:
-    yield Finding(
-      "warning",
-      f"{leaks.later_rows} training rows are later than the first row that validates or tests"
-      f" ({leaks.later_share:.1%}): models are evaluated with knowledge of the future; split by"
-      " time",
+  later = shared = None  # not known without times
+  if log.time is not None:
+    later, shared = splits.find_leaks(masks, log.rows.user_index, log.rows.action, log.time)
+  yield Fact(section, "training rows too late", later, "later than rows they predict")
+  yield Fact(section, "rows in two splits", shared, "by user, item and time")
+  if later:
+    yield _warning(
+      f"{later} training rows are later than the first row that validates or tests"
+      f" ({later / masks['train'].sum():.1%}): models are evaluated with knowledge of the future;"
+      " split by time",
     )
-  if leaks.shared_rows:
-    yield Finding(
-      "warning",
-      f"{leaks.shared_rows} rows have the user, item and time of a row in another split: drop the"
-      " copies, or split by user",
+  if shared:
+    yield _warning(
+      f"{shared} rows have the user, item and time of a row in another split: drop the copies, or"
+      " split by user",
     )
+
+
+def _warning(text: str) -> Finding:
+  return Finding("warning", text)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

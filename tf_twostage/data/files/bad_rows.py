@@ -77,15 +77,7 @@ class BadRows:
   def require(
     self, valid: np.ndarray, chunk: Chunk, column: str, rule: str, remedy: str = REMEDY
   ) -> None:
-    """Records the rows of a chunk that are not valid; does not add them to `bad`.
-
-    Args:
-      valid: [k] bool.
-      chunk: the rows.
-      column: the column of the chunk's table that the rule is about.
-      rule: what it must do, such as "must be finite".
-      remedy: what the user can do.
-    """
+    """Records the rows of a chunk that are not valid; does not add them to `bad`."""
     bad = np.flatnonzero(~valid)
     if not bad.size:
       return
@@ -104,14 +96,7 @@ class BadRows:
     return "\n".join([f"{self.bad} of {self.rows} rows are bad, in {len(lines)} ways", *lines])
 
   def settle(self, on_bad_rows: str) -> None:
-    """Ends the collection.
-
-    Args:
-      on_bad_rows: "fail", or "skip" to accept bad rows if there are good ones.
-
-    Raises:
-      BadRowsError: there are bad rows that may not be skipped, or no others.
-    """
+    """Raises BadRowsError for bad rows, if on_bad_rows is not "skip" or there are no good rows."""
     if on_bad_rows not in ON_BAD_ROWS:
       raise InputError(f"on_bad_rows must be one of {', '.join(ON_BAD_ROWS)}, got {on_bad_rows!r}")
     if self._faults and (on_bad_rows == "fail" or self.bad >= self.rows):

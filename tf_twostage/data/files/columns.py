@@ -105,12 +105,7 @@ class CheckedColumns:
     return np.where(valid, cast, 0).astype(wanted.dtype)
 
   def text(self, column: str, separator: str | None = None) -> pa.Array:
-    """Values as strings, [k]; missing ones are "".
-
-    Args:
-      column: a column of the chunk.
-      separator: joins the values of lists; without it lists are bad.
-    """
+    """Values as strings, missing ones as ""; without a separator to join them lists are bad."""
     return self._text(column, separator)[0]
 
   def ids(self, column: str, known: IdSet | None = None) -> pa.Array:

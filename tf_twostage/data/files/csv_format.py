@@ -25,25 +25,13 @@ _BLOCK = 1 << 22  # bytes; no row is longer
 
 
 def column_names(path: pathlib.Path) -> list[str]:
-  """Returns the header.
-
-  Raises:
-    InputError: it cannot be read.
-  """
+  """Returns the header."""
   with _open(path) as reader:
     return reader.schema.names
 
 
 def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
-  """Yields the file in order, some megabytes at a time. Rows with too few fields are broken.
-
-  Args:
-    path: a CSV file whose first row names its columns; gzipped if its name ends in .gz.
-    columns: names to read; the file has each of them once.
-
-  Raises:
-    InputError: the file is truncated, is no gzip file, or has a quote that is not closed.
-  """
+  """Yields the file in order, some megabytes at a time. Rows with too few fields are broken."""
   broken: list[Broken] = []  # pyarrow may be a block ahead
   unclosed: list[int] = []  # rows that a quote extends to the end of the file
 
@@ -80,13 +68,6 @@ def _unclosed(path: pathlib.Path, line: int, why: str = "a quote is not closed")
   return InputError(f"{path}: line {line} cannot be split into fields ({why}); close its quotes")
 
 
-def count_rows(path: pathlib.Path) -> int:
-  """Returns the number of lines after the first, about the number of rows."""
-  with _stream(path) as stream:
-    lines = sum(data.count(b"\n") for data in iter(lambda: stream.read(_BLOCK), b""))
-  return max(lines - 1, 0)
-
-
 def line_of(path: pathlib.Path, row: int) -> int:
   """Returns the line, from 1, at which a row begins, or at which the last record begins.
 
@@ -110,12 +91,34 @@ def line_of(path: pathlib.Path, row: int) -> int:
 
 
 @contextlib.contextmanager
-def _stream(path: pathlib.Path) -> Iterator[pa.NativeFile]:
-  """The file's text; raises InputError where a gzip file is damaged."""
+def _open(
+  path: pathlib.Path,
+  columns: Sequence[str] = (),
+  invalid_row: Callable[[arrow_csv.InvalidRow], str] = lambda row: "skip",
+) -> Iterator[arrow_csv.CSVStreamingReader]:
   compression = "gzip" if path.suffix == ".gz" else None
+  # Without threads pyarrow numbers invalid rows.
+  options = (
+    arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK),
+    arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=invalid_row),
+    arrow_csv.ConvertOptions(
+      column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns)
+    ),
+  )
   with path.open("rb") as file, pa.input_stream(file, compression=compression) as stream:
     try:
-      yield stream
+      try:
+        reader = arrow_csv.open_csv(stream, *options)
+      except pa.ArrowInvalid as error:
+        raise InputError(
+          f"{path}: the file is empty, or its header has a quote that is not closed ({error}); it"
+          " needs a header and rows"
+        ) from None
+      with reader:
+        reader.schema.names  # noqa: B018 (decodes the names)
+        yield reader
+    except UnicodeDecodeError:
+      raise InputError(f"{path}: line 1 is not UTF-8; write the file again as UTF-8") from None
     except OSError as error:
       if error.errno is not None:
         raise
@@ -123,32 +126,3 @@ def _stream(path: pathlib.Path) -> Iterator[pa.NativeFile]:
         f"{path}: truncated or corrupt gzip, before byte {file.tell()} ({error}); copy or write the"
         " file again"
       ) from None
-
-
-@contextlib.contextmanager
-def _open(
-  path: pathlib.Path,
-  columns: Sequence[str] = (),
-  invalid_row: Callable[[arrow_csv.InvalidRow], str] = lambda row: "skip",
-) -> Iterator[arrow_csv.CSVStreamingReader]:
-  with _stream(path) as stream:
-    try:
-      reader = arrow_csv.open_csv(
-        stream,
-        # Without threads pyarrow numbers invalid rows.
-        arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK),
-        arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=invalid_row),
-        arrow_csv.ConvertOptions(
-          column_types=dict.fromkeys(columns, pa.binary()), include_columns=list(columns)
-        ),
-      )
-      reader.schema.names  # noqa: B018 (decodes the names)
-    except UnicodeDecodeError:
-      raise InputError(f"{path}: line 1 is not UTF-8; write the file again as UTF-8") from None
-    except pa.ArrowInvalid as error:
-      raise InputError(
-        f"{path}: the file is empty, or its header has a quote that is not closed ({error}); it"
-        " needs a header and rows"
-      ) from None
-    with reader:
-      yield reader

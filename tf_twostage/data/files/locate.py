@@ -24,12 +24,11 @@ class Format:
   """How files of a format are read; see the functions of `csv_format`."""
 
   column_names: Callable[[pathlib.Path], list[str]]
-  count_rows: Callable[[pathlib.Path], int]
   read: Callable[[pathlib.Path, Sequence[str]], Iterator[Chunk]]
 
 
 _CSV, _PARQUET, _TFRECORD = (
-  Format(module.column_names, module.count_rows, module.read)
+  Format(module.column_names, module.read)
   for module in (csv_format, parquet_format, tfrecord_format)
 )
 _FORMATS = {
@@ -58,16 +57,8 @@ class LogFiles:
   format: Format
   expected_rows: int | None = None
 
-  def count_rows(self) -> int:
-    """Returns the number of rows, in CSV files approximately; reads the files once."""
-    return sum(map(self.format.count_rows, self.paths))
-
   def check_rows(self, rows: int) -> None:
-    """Checks the number of rows: a shard that is cut between two records reads without error.
-
-    Raises:
-      InputError: `rows` is not `expected_rows`.
-    """
+    """Checks the number of rows: a shard that is cut between two records reads without error."""
     if self.expected_rows not in (None, rows):
       raise InputError(
         f"{self.place}: the shards hold {rows} rows, but {DESCRIPTION} says {self.expected_rows};"
@@ -76,16 +67,7 @@ class LogFiles:
 
 
 def locate(log: str | os.PathLike | LogFiles | Sequence[str | os.PathLike]) -> LogFiles:
-  """Finds the files of a log.
-
-  Args:
-    log: a file, a directory with files of one format (in a native log, its shards), a pattern
-      such as "logs/*.csv", or several of these. Located files are returned as they are.
-
-  Raises:
-    InputError: there are no files, files of several formats, or numbered parts of which some are
-      missing.
-  """
+  """Finds the files of a log: a file, a directory, a pattern such as "logs/*.csv", or several."""
   if isinstance(log, LogFiles):
     return log
   if not isinstance(log, str | os.PathLike):

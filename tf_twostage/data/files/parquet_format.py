@@ -16,25 +16,13 @@ _ROWS = 1 << 17
 
 
 def column_names(path: pathlib.Path) -> list[str]:
-  """Returns the names of the columns.
-
-  Raises:
-    InputError: the file is damaged, or no Parquet file.
-  """
+  """Returns the names of the columns."""
   with _open(path) as file:
     return list(file.schema_arrow.names)
 
 
 def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
-  """Yields the rows in order.
-
-  Args:
-    path: a Parquet file.
-    columns: names to read; the file has each of them once.
-
-  Raises:
-    InputError: the file is damaged, or no Parquet file.
-  """
+  """Yields the rows in order."""
   start = 0
   with _open(path) as file:
     try:
@@ -44,12 +32,6 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
         start += len(table)
     except (pa.ArrowException, OSError) as error:
       raise _unreadable(path, error, f" from row {start} on") from None
-
-
-def count_rows(path: pathlib.Path) -> int:
-  """Returns the number of rows in the file's footer."""
-  with _open(path) as file:
-    return file.metadata.num_rows
 
 
 def _open(path: pathlib.Path) -> parquet.ParquetFile:

@@ -31,19 +31,9 @@ def read(
   Columns have their native or feature names, and no nulls: ids, split labels, categories and bags
   are strings; propensity, reward and ranker_score float32; position int32; time, context and
   numeric features float64.
-
-  Args:
-    files: the files.
-    schema: the columns of the log.
-    bad_rows: records the bad rows.
-    user_features: whether they are columns of the log; otherwise they have a file of their own.
-    known: the ids allowed in "user_id" or "item_id"; by default any.
-
-  Raises:
-    InputError: a file cannot be read, a column is missing or occurs twice, or there are no rows.
   """
   wanted = schema.columns(user_features=user_features)
-  optional = {role for role in wanted if schema.is_optional(role)}
+  optional = ["position"] if schema.position == "position" else []  # as in a native log
   features = {f.name: f for f in (*schema.user_features, *schema.context_features)}
   numeric = {*_NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
   dates: bool | None = None
@@ -78,15 +68,9 @@ def read(
 def chunks(
   files: LogFiles, wanted: Mapping[str, str], optional: Collection[str] = ()
 ) -> Iterator[Chunk]:
-  """Yields the rows of a log or a table, unchecked.
+  """Yields unchecked rows; `wanted` maps names of columns to those in files.
 
-  Args:
-    files: the files.
-    wanted: name of a column in the chunks -> its name in the files.
-    optional: columns that the files may lack; the first file decides.
-
-  Raises:
-    InputError: a file cannot be read; a column is missing or occurs twice.
+  The first file decides which of the optional columns there are.
   """
   columns: dict[str, str] = {}
   for path in files.paths:

@@ -23,16 +23,6 @@ from tf_twostage.workspace import atomic_directory
 if TYPE_CHECKING:
   import tensorflow as tf
 
-COLUMNS = {
-  "user_id": "raw id of the user, as in the users' table",
-  "item_id": "raw id of the item shown, as in the items' table",
-  "propensity": "probability that the behavior policy gave the item, in (0, 1]",
-  "reward": "what came of it, >= 0; usually 0 or 1",
-  "position": "optional: 0-based draw or slot of the item on its slate",
-  "time": "optional: when it was shown, in seconds if the log had dates",
-  "ranker_score": "optional: score of the ranker in production",
-  "split": "optional: train, validation or test",
-}
 _SCHEMA = "schema.yaml"
 _ROWS = 1 << 16  # serialized at a time
 _OURS = re.compile(r"log-\d{5}-of-\d{5}\.tfrecord(\.gz)?|log\.(csv|parquet|json)|schema\.yaml")
@@ -55,48 +45,33 @@ def convert(
   compress: bool = False,
   user_features: bool = True,
   on_bad_rows: str = "fail",
-  progress: Callable[[int, int], object] = lambda rows, expected: None,
+  progress: Callable[[int, int], object] = lambda rows, total: None,
 ) -> tuple[int, BadRows]:
-  """Checks a log and writes its good rows, in order, as a native log with its schema.
+  """Checks a log, then writes its good rows, in order, as a native log with its schema.
 
-  The directory appears when it is complete. One chunk of rows is in memory at a time.
-
-  Args:
-    log: what `locate` takes.
-    directory: where `log-00000-of-00004.tfrecord`, ..., `log.json` and `schema.yaml` go.
-    schema: a `LogSchema`, its file, or the name of a preset.
-    num_shards: number of TFRecord files.
-    compress: whether to gzip them.
-    user_features: whether the log holds them; otherwise they have a file of their own.
-    on_bad_rows: "fail", or "skip" to leave bad rows out.
-    progress: called after each chunk with its number of rows and the expected total.
-
-  Returns:
-    The number of rows written, and the bad rows.
-
-  Raises:
-    InputError: files cannot be read, columns are missing, or the directory is in other use.
-    BadRowsError: there are bad rows that may not be skipped, or no others.
+  Returns the number of rows and the bad rows. `progress` gets the rows of each chunk that is
+  written, and of all.
   """
   schema = load_schema(schema)
   files = locate(log)
-  bad_rows = BadRows()
 
-  def tables() -> Iterator[pa.Table]:
+  def tables(bad_rows: BadRows) -> Iterator[pa.Table]:
     for chunk in read(files, schema, bad_rows, user_features=user_features):
       yield chunk.table
-      progress(chunk.table.num_rows, expected)
 
   with new_log(directory) as new:
-    expected = files.count_rows()
-    written = write(tables(), new, rows=expected, num_shards=num_shards, compress=compress)
+    bad_rows = BadRows()
+    rows = sum(map(len, tables(bad_rows)))
     bad_rows.settle(on_bad_rows)
+    written = write(tables(BadRows()), new, rows=rows, num_shards=num_shards, compress=compress)
+    for count in written:
+      progress(count, rows)
     schema.native(user_features=user_features).to_file(new / _SCHEMA)
-  return written, bad_rows
+  return rows, bad_rows
 
 
 def names(num_shards: int, *, compress: bool = False) -> list[str]:
-  """Returns the file names of a log's shards, in order."""
+  """The file names of a log's shards, in order."""
   end = ".tfrecord.gz" if compress else ".tfrecord"
   return [f"log-{shard:05d}-of-{num_shards:05d}{end}" for shard in range(num_shards)]
 
@@ -108,21 +83,10 @@ def write(
   rows: int,
   num_shards: int,
   compress: bool = False,
-) -> int:
-  """Writes rows in order, and `log.json`, which describes them.
+) -> Iterator[int]:
+  """Writes rows in order, and `log.json`, which describes them; yields the rows of each table.
 
-  Args:
-    tables: columns under their names in the log, without nulls.
-    directory: an empty directory.
-    rows: expected number of rows: shard k of S takes rows k/S to (k+1)/S of them.
-    num_shards: number of files, S.
-    compress: whether to gzip them.
-
-  Returns:
-    The number of rows.
-
-  Raises:
-    InputError: `num_shards` is less than 1.
+  Shard k of S takes rows k/S to (k+1)/S of the `rows` there are.
   """
   import tensorflow as tf
 
@@ -137,34 +101,19 @@ def write(
       open_files.enter_context(tf.io.TFRecordWriter(str(directory / name), options))
       for name in names(num_shards, compress=compress)
     ]
-    for part in _parts(tables):
-      columns = {field.name: str(field.type) for field in part.schema}
-      records = serialize({name: part[name].to_numpy() for name in columns}).numpy()
-      # The last shard takes the rest if there are more rows than expected.
-      shares = np.split(records, np.clip(ends - written, 0, len(records)))
-      for writer, share in zip(writers, shares, strict=True):
-        for record in share:
-          writer.write(record)
-      written += len(part)
-  description = {
-    "rows": written,
-    "columns": {
-      name: {
-        "dtype": _DTYPES.get(kind, kind),
-        "meaning": COLUMNS.get(name, "feature of the schema"),
-      }
-      for name, kind in columns.items()
-    },
-  }
-  text = json.dumps(description, indent=2, ensure_ascii=False) + "\n"
-  (directory / DESCRIPTION).write_text(text, encoding="utf-8")
-  return written
-
-
-def _parts(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-  for table in tables:
-    for start in range(0, table.num_rows, _ROWS):
-      yield table.slice(start, _ROWS)
+    for table in tables:
+      columns = {c.name: _DTYPES.get(str(c.type), str(c.type)) for c in table.schema}
+      for start in range(0, len(table), _ROWS):
+        part = table.slice(start, _ROWS)
+        records = serialize({name: part[name].to_numpy() for name in columns}).numpy()
+        shares = np.split(records, np.clip(ends - written, 0, len(records)))
+        for writer, share in zip(writers, shares, strict=True):
+          for record in share:
+            writer.write(record)
+        written += len(part)
+      yield len(table)
+  description = json.dumps({"rows": written, "columns": columns}, indent=2, ensure_ascii=False)
+  (directory / DESCRIPTION).write_text(description + "\n", encoding="utf-8")
 
 
 def serialize(columns: Mapping[str, np.ndarray]) -> tf.Tensor:
@@ -197,11 +146,7 @@ def serialize(columns: Mapping[str, np.ndarray]) -> tf.Tensor:
 
 @contextlib.contextmanager
 def new_log(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields an empty directory that replaces `directory` once the block has filled it.
-
-  Raises:
-    InputError: the directory holds anything but an earlier log, or cannot be written.
-  """
+  """Yields an empty directory that replaces `directory` once the block has filled it."""
   directory = pathlib.Path(directory).resolve()
   with contextlib.ExitStack() as stack:
     try:

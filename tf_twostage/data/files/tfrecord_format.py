@@ -23,40 +23,18 @@ _TYPES = {"bytes_list": pa.binary(), "float_list": pa.float32(), "int64_list": p
 
 
 def column_names(path: pathlib.Path) -> list[str]:
-  """Returns the features of the first Example; none if the file has no records.
-
-  Raises:
-    InputError: the file is damaged.
-  """
+  """Returns the features of the first Example; none if the file has no records."""
   return list(_kinds(path))
 
 
 def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
-  """Yields the records in order. A feature that a record lacks is null.
-
-  Args:
-    path: a TFRecord file; gzipped if its name ends in .gz.
-    columns: features to read. The first Example decides whether one holds text or numbers; records
-      that differ from it are broken.
-
-  Raises:
-    InputError: the file is truncated or corrupt, at the latest after the last chunk.
-  """
+  """Yields the records in order. A feature that a record lacks is null."""
   kinds = _kinds(path)
   wanted = {column: kinds.get(column, "bytes_list") for column in columns}
   row = 0
   for records in _records(path):
     yield _parse(path, records, wanted, row)
     row += len(records)
-
-
-def count_rows(path: pathlib.Path) -> int:
-  """Returns the number of records; reads the file with its checksums.
-
-  Raises:
-    InputError: the file is truncated or corrupt.
-  """
-  return sum(map(len, _records(path)))
 
 
 def _records(path: pathlib.Path, batch_size: int = _ROWS) -> Iterator[np.ndarray]:

@@ -151,11 +151,7 @@ def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
 
 
 def read_files(source: pathlib.Path) -> Tables:
-  """Reads the three files of a directory or a zip and checks their form, not yet their values.
-
-  Raises:
-    InputError: a file is missing, damaged or malformed.
-  """
+  """Reads the three files of a directory or a zip and checks their form, not yet their values."""
   try:
     if source.is_dir() and not any((source / name).exists() for name in _COLUMNS):
       inside = [path for name in ("ml-1m", ARCHIVE) if (path := source / name).exists()]

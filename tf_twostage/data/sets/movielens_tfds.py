@@ -43,10 +43,6 @@ def read_or_prepare() -> Tables:
 
   All of this happens below the data directory of TensorFlow Datasets: the environment variable
   TFDS_DATA_DIR, by default ~/tensorflow_datasets.
-
-  Raises:
-    InputError: there are no data and the download host does not answer within a second, or the
-      data are damaged.
   """
   root = pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()
   manual = root / "downloads" / "manual"

@@ -18,14 +18,6 @@ def from_bandit_feedback(feedback: Mapping[str, Any], name: str = "bandit feedba
 
   Distinct rows of `context` are the users, and their coordinates are the users' features. A one-hot
   `action_context` repeats the items' ids and is left out.
-
-  Args:
-    feedback: `n_rounds`, `n_actions`, `action` [n], `reward` [n], `context` [n, d]; `pscore` [n],
-      `position` [n] and `action_context` [N, d'] may be None or absent.
-    name: the log's name.
-
-  Raises:
-    InputError: a key is missing, or a value has the wrong shape, type or range.
   """
   needed = ("n_rounds", "n_actions", "action", "reward", "context")
   missing = [key for key in needed if key not in feedback]

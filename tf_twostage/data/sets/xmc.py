@@ -369,16 +369,10 @@ def document_tables(data: XmcData, max_features: int) -> tuple[Schema, FeatureTa
 
 
 def padded_rows(matrix: csr_array, max_width: int) -> tuple[np.ndarray, np.ndarray]:
-  """Lays sparse rows side by side.
+  """Ids [R, W] int64, padded with -1, and values [R, W] float32, padded with 0, of sparse rows.
 
-  Args:
-    matrix: R rows.
-    max_width: of longer rows, the entries with the largest absolute values are kept, largest
-      first; at least 1.
-
-  Returns:
-    Ids [R, W] int64, padded with -1, and values [R, W] float32, padded with 0; W is the length of
-    the longest row, at least 1 and at most `max_width`.
+  W is the length of the longest row, from 1 to `max_width`. Of longer rows, the entries with the
+  largest absolute values are kept, largest first.
   """
   lengths = np.diff(matrix.indptr)
   width = min(max_width, max(1, lengths.max(initial=1)))

@@ -140,16 +140,9 @@ def _draw_words(
 def _distinct(
   rng: np.random.Generator, row: np.ndarray, ids: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Keeps `wanted` different ids of each row, spread evenly over those drawn.
+  """Keeps `wanted` [rows] different ids of each row, spread evenly over the `ids` [draws] drawn.
 
-  Args:
-    rng: random numbers.
-    row: the row of every draw, [draws] int64, at least one draw per row.
-    ids: the id drawn, [draws].
-    wanted: number of ids to keep, [rows] int64.
-
-  Returns:
-    The number of ids kept, [rows]; their ids, int32, by row and id; how often each was drawn.
+  Returns the number of ids kept, [rows]; their ids by row and id; how often each was drawn.
   """
   key = np.sort(row << _ID_BITS | ids)
   first = np.flatnonzero(np.diff(key, prepend=-1))
