@@ -36,7 +36,7 @@ def simulator(tables):
 
 @pytest.fixture(scope="module")
 def information(simulator, data, tables):
-  return label_all_pairs(simulator, data, tables, positive_rate=0.2, seed=3)
+  return label_all_pairs(simulator, PairContexts(data, seed=3), tables, 0.2)
 
 
 def test_contexts_come_from_the_users_own_ratings(data):
@@ -103,9 +103,6 @@ def test_full_information_survives_saving(information, tmp_path):
   loaded = FullInformation.load(tmp_path / "labels.npz")
   np.testing.assert_array_equal(loaded.labels, information.labels)
   np.testing.assert_array_equal(loaded.relevance, information.relevance)
-  np.testing.assert_array_equal(
-    loaded.evaluation_context["timestamp"], information.evaluation_context["timestamp"]
-  )
   assert loaded.threshold == information.threshold
 
 
@@ -181,9 +178,10 @@ def test_data_without_context_are_labelled_once_for_both(data):
   bare = dataclasses.replace(data, schema=schema, context={})
   tables = EncodedTables.encode(schema, bare.users, bare.items)
   simulator = Simulator(schema, EncoderConfig(), l2=0.0)
-  information = label_all_pairs(simulator, bare, tables, positive_rate=0.2, seed=3)
+  contexts = PairContexts(bare, seed=3)
+  information = label_all_pairs(simulator, contexts, tables, 0.2)
   np.testing.assert_array_equal(information.labels, information.relevance)
-  assert information.evaluation_context == {}
+  assert contexts.mean() == {}
 
 
 def test_ratings_in_a_dataframe_become_an_environment(tmp_path):

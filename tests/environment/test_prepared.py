@@ -389,11 +389,12 @@ def test_a_truncated_log_is_noticed_where_a_row_ends_early(files, tmp_path):
 def test_popularity_scores_what_is_published(test_data, monkeypatch, tmp_path):
   monkeypatch.undo()
   config = Config(
+    slate_size=30,
     data=DataConfig(
       dataset="movielens_1m",
       data_dir=str(test_data / "ml-1m"),
       environment=str(test_data / "ml-1m-reference"),
-    )
+    ),
   )
   world = environment.make(config, Workspace(tmp_path))
   assert len(world.log) == 30_200

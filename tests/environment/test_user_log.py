@@ -184,7 +184,7 @@ def test_a_log_without_propensities_says_so_everywhere(world, tmp_path, monkeypa
 def test_rewards_of_any_size_are_expected_in_their_own_units(world, tmp_path):
   scaled = dataclasses.replace(world, log=world.log.assign(reward=20 * world.log["reward"]))
   made = make(settings(scaled.write(tmp_path)), tmp_path)
-  log = made.evaluator.logs["test"].log
+  log = made.evaluator.logs["test"].rows
   batch = {
     "user": {k: np.asarray(v)[log.user_index] for k, v in made.tables.users.items()},
     "context": {},

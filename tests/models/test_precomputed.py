@@ -8,8 +8,7 @@ from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
 from tf_twostage.data.sets import make_synthetic
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.precomputed import PrecomputedTowers
-from tf_twostage.models.slate_ranker import TowerRanker
+from tf_twostage.models.slate_ranker import PrecomputedTowers, TowerRanker
 
 DATA = make_synthetic(num_users=6, num_items=12, num_ratings=40)
 TABLES = EncodedTables.encode(DATA.schema, DATA.users, DATA.items)

@@ -14,8 +14,7 @@ from tf_twostage import serving
 from tf_twostage.config import EncoderConfig
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import EncodedTables, TwoTower
-from tf_twostage.models.precomputed import PrecomputedTowers
-from tf_twostage.models.slate_ranker import TowerRanker
+from tf_twostage.models.slate_ranker import PrecomputedTowers, TowerRanker
 from tf_twostage.serving import catalogue
 from tf_twostage.serving.served import Served
 

@@ -6,15 +6,17 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tf_twostage.data.rows import TrainingRows
+from tf_twostage.config import Config
+from tf_twostage.data.rows import LogRows, TrainingRows
 from tf_twostage.data.schema import FeatureTable, Schema, columns
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
+from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.generator import RankerLogits
@@ -22,6 +24,24 @@ from tf_twostage.models.slate_ranker import SlateRanker
 from tf_twostage.workspace import Workspace, write_json
 
 _SOME = 5  # users whose recommendations an export is tested with
+
+
+class SecondStage(NamedTuple):
+  """A ranker.
+
+  Attributes:
+    logits: its scores of the catalogue, or of some items.
+    of_slates: the same for an export; its scores may differ from `logits` by a constant.
+    stage: identifies the scores.
+    facts: numbers worth reporting.
+    notes: sentences for readers of the results.
+  """
+
+  logits: RankerLogits
+  of_slates: SlateRanker
+  stage: str
+  facts: Mapping[str, Any] = {}
+  notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +54,7 @@ class Environment:
     titles: [N] display names of the items.
     log: the rows that generators are trained on, with propensities.
     evaluator: scores a generator.
-    ranker_logits: the ranker's scores of the catalogue, or of some items.
-    slate_ranker: the ranker of an export; its scores may differ from `ranker_logits` by a constant.
+    ranker_logits, slate_ranker: the ranker; see `SecondStage`.
     policies: baselines of every table, by name.
     requests: raw values of a few users, which an export is tested with.
     name: identifies all of the above, so that results of different environments stay apart.
@@ -76,13 +95,65 @@ class Environment:
     return json.loads((directory / "scores.json").read_text())
 
 
-def usual_policies(popularity: np.ndarray, ranker_logits: Scorer, seed: int) -> dict[str, Scorer]:
-  """Baselines for full information: items by popularity [N], by ranker, and at random."""
-  return {
+def with_full_information(
+  config: Config,
+  tables: EncodedTables,
+  users: FeatureTable,
+  log: LogRows,
+  ranker: SecondStage,
+  *,
+  relevance: np.ndarray,
+  context: Mapping[str, np.ndarray],
+  excluded: np.ndarray | None,
+  popularity: np.ndarray,
+  logging_vectors: tuple[np.ndarray, np.ndarray] | None = None,
+  **fields: Any,
+) -> Environment:
+  """An environment whose evaluator reads the label of every pair.
+
+  Args:
+    config: how many of the evaluated users validate.
+    tables, users, log, ranker: see `Environment`.
+    relevance: [E, N] bool; the last E users are evaluated.
+    context: raw context of the evaluated users, [E] each.
+    excluded: [E, N] bool, neither recommended nor counted as relevant; None: no item is.
+    popularity: [N], orders the items of a baseline.
+    logging_vectors: of users and items; a baseline, if given.
+    **fields: of the environment.
+  """
+  num_users = len(next(iter(users.values())))
+  evaluated = slice(num_users - len(relevance), num_users)
+  evaluator = FullInformationEvaluator(
+    inputs={
+      "user": {name: codes[evaluated] for name, codes in tables.users.items()},
+      "context": dict(context),
+      "user_index": np.arange(evaluated.start, evaluated.stop, dtype=np.int32),
+    },
+    relevance=relevance,
+    excluded=excluded,
+    num_validation=config.data.validation_users,
+  )
+  policies: dict[str, Scorer] = {}
+  if logging_vectors is not None:
+    policies["logging policy"] = full_information.vector_scorer(*logging_vectors)
+  policies |= {
     "popularity": full_information.list_scorer(popularity),
-    "ranker, all items": ranker_logits,
-    "random": full_information.random_scorer(len(popularity), seed),
+    "ranker, all items": ranker.logits,
+    "random": full_information.random_scorer(len(popularity), config.environment_seed),
   }
+  return Environment(
+    tables=tables,
+    users=users,
+    log=log,
+    evaluator=evaluator,
+    ranker_logits=ranker.logits,
+    slate_ranker=ranker.of_slates,
+    policies=policies,
+    requests=requests(
+      tables.schema, {n: values[evaluated] for n, values in users.items()}, context, excluded
+    ),
+    **fields,
+  )
 
 
 def requests(
@@ -91,14 +162,7 @@ def requests(
   context: Mapping[str, np.ndarray],
   excluded: np.ndarray | None = None,
 ) -> FeatureTable:
-  """Raw requests of the first users.
-
-  Args:
-    schema: of users, items and context.
-    users: raw user features, [U] each.
-    context: raw context features, [U] each.
-    excluded: [U, N] bool, items not to recommend; None: there are none.
-  """
+  """Raw requests of the first users and contexts, [U] each, without excluded items, [U, N]."""
   rows = slice(0, _SOME)
   exclude = np.full((min(_SOME, len(users[schema.user_id.name])), 1), "")
   if excluded is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,13 +24,11 @@ class FullInformation:
   Attributes:
     labels: [U, N] bool, positives in a context drawn for each pair; the rewards of the log.
     relevance: [U, N] bool, positives in the user's mean context; evaluation uses these.
-    evaluation_context: by feature, [U] float64, the user's mean context.
     threshold: pairs with at least this probability of the simulator are positive.
   """
 
   labels: np.ndarray
   relevance: np.ndarray
-  evaluation_context: dict[str, np.ndarray]
   threshold: float
 
   def rewards(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
@@ -40,14 +37,12 @@ class FullInformation:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes an .npz with bit-packed labels (3 MB each for MovieLens-1M)."""
-    contexts: dict[str, Any] = {f"context_{n}": v for n, v in self.evaluation_context.items()}
     np.savez(
       path,
       labels=np.packbits(self.labels, axis=1),
       relevance=np.packbits(self.relevance, axis=1),
       num_items=self.labels.shape[1],
       threshold=self.threshold,
-      **contexts,
     )
 
   @classmethod
@@ -57,9 +52,6 @@ class FullInformation:
       return cls(
         labels=unpack_pairs(stored["labels"], num_items),
         relevance=unpack_pairs(stored["relevance"], num_items),
-        evaluation_context={
-          key.removeprefix("context_"): stored[key] for key in stored if key.startswith("context_")
-        },
         threshold=float(stored["threshold"]),
       )
 
@@ -80,12 +72,12 @@ class PairContexts:
     self._by_user = np.argsort(data.user_index, kind="stable")
     self._count = np.bincount(data.user_index, minlength=data.num_users)
     self._start = np.cumsum(self._count) - self._count
-    self._num_items = data.num_items
+    self.num_users, self.num_items = data.num_users, data.num_items
     self._seed = seed
 
   def rows(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Rows of ratings whose context the pairs take; users without ratings take any row."""
-    pair = np.uint64(self._num_items) * users.astype(np.uint64) + items.astype(np.uint64)
+    pair = np.uint64(self.num_items) * users.astype(np.uint64) + items.astype(np.uint64)
     count = self._count[users]
     own = self._start[users] + _hash(pair, self._seed) % np.maximum(count, 1).astype(np.uint64)
     borrowed = _hash(pair, self._seed) % np.uint64(len(self._by_user))
@@ -107,20 +99,14 @@ class PairContexts:
 
 
 def label_all_pairs(
-  simulator: Simulator, data: RatingsData, tables: EncodedTables, *, positive_rate: float, seed: int
+  simulator: Simulator, contexts: PairContexts, tables: EncodedTables, positive_rate: float
 ) -> FullInformation:
-  """Scores all U x N pairs in a drawn and in the mean context and cuts both at one threshold.
+  """Labels all U x N pairs in a drawn and in the mean context, both cut at one threshold.
 
-  Args:
-    simulator: fitted.
-    data: the ratings; their users, items and contexts are labelled.
-    tables: codes of its users and items.
-    positive_rate: share of positive labels; determines the threshold.
-    seed: fixes the drawn contexts.
+  The threshold makes this share of the labels in drawn contexts positive.
   """
-  assert all(isinstance(f, Numeric) for f in data.schema.context)
-  num_users, num_items = data.num_users, data.num_items
-  contexts = PairContexts(data, seed)
+  assert all(isinstance(f, Numeric) for f in tables.schema.context)
+  num_users, num_items = contexts.num_users, contexts.num_items
   mean_context = contexts.mean()
   user_part, item_part = simulator.user_part(tables.users), simulator.item_part(tables.items)
 
@@ -147,7 +133,6 @@ def label_all_pairs(
   return FullInformation(
     labels=label_logits >= threshold,
     relevance=relevance_logits >= threshold,
-    evaluation_context=mean_context,
     threshold=float(1 / (1 + np.exp(-threshold))),
   )
 

@@ -12,25 +12,18 @@ import numpy as np
 from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.xmc import XmcData, document_tables
-from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.base import Environment, with_full_information
 from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.environment.simulated_log import LoggedPolicy, evaluation_log, fit_and_log
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation import full_information
-from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.losses import CrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.ranker import usual_logit
-from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.workspace import Workspace
 
 
 def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environment:
-  """Makes an environment of documents; logging policy, log and ranker are stages.
-
-  Raises:
-    InputError: the settings do not fit the documents.
-  """
+  """Makes an environment of documents; logging policy, log and ranker are stages."""
   if config.data.environment:
     raise InputError(
       f"environment={config.data.environment}: a prepared environment is one of ratings; leave it"
@@ -41,41 +34,26 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
   policy = log_labels(config, data, tables, workspace)
   log = policy.log
   prior = usual_logit(log.rewards().total, len(log))
-  ranker, stage = fitted_ranker(
-    config, tables, log, workspace, depends_on=policy.stage, prior=prior
-  )
-  ranker_logits = ranker.frozen()
-  # The policy shows a rare label only where it expects it, and is often right then: by its mean
-  # reward a rare label would seem popular.
-  popularity = log.earned(data.num_labels)
-  tests = slice(data.num_train, data.num_documents)
+  ranker = fitted_ranker(config, tables, log, workspace, depends_on=policy.stage, prior=prior)
   relevance = data.test.relevance()
-  return Environment(
-    tables=tables,
-    users=documents,
+  return with_full_information(
+    config,
+    tables,
+    documents,
+    log,
+    ranker,
+    relevance=relevance,
+    context={},
+    excluded=None,  # test documents are not in the log
+    # The policy shows a rare label only where it expects it, and is often right then: by its mean
+    # reward a rare label would seem popular.
+    popularity=log.earned(data.num_labels),
+    logging_vectors=policy.vectors,
     titles=labels[schema.item_id.name],
-    log=log,
-    evaluator=FullInformationEvaluator(
-      inputs={
-        "user": {name: codes[tests] for name, codes in tables.users.items()},
-        "context": {},
-        "user_index": np.arange(tests.start, tests.stop, dtype=np.int32),
-      },
-      relevance=relevance,
-      excluded=None,  # test documents are not in the log
-      num_validation=config.data.validation_users,
-    ),
-    ranker_logits=ranker_logits,
-    slate_ranker=TowerRanker(ranker.towers),
-    policies={
-      "logging policy": full_information.vector_scorer(*policy.vectors),
-      **usual_policies(popularity, ranker_logits, config.environment_seed),
-    },
-    requests=requests(schema, {n: v[tests] for n, v in documents.items()}, {}),
-    name=stage,
+    name=ranker.stage,
     facts={"logged_reward": float(log.reward.mean())},
     evaluation_log=lambda workspace: evaluation_log(
-      config, policy, workspace, labels=relevance, contexts={}, first_user=tests.start
+      config, policy, workspace, labels=relevance, contexts={}, first_user=data.num_train
     ),
   )
 
@@ -83,12 +61,7 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
 def log_labels(
   config: Config, data: XmcData, tables: EncodedTables, workspace: Workspace
 ) -> LoggedPolicy:
-  """Fits a softmax policy on the supervised documents and logs all training documents.
-
-  Raises:
-    InputError: there are fewer training documents than are to be supervised, or those have no
-      labels.
-  """
+  """Fits a softmax policy on the supervised documents and logs all training documents."""
   count, seed = config.simulation.supervised_documents, config.environment_seed
   if count > data.num_train:
     raise InputError(
@@ -111,11 +84,7 @@ def log_labels(
 
 
 def supervised_pairs(data: XmcData, count: int, seed: int) -> LogRows:
-  """Returns all labels of `count` random training documents, as rewarded rows of propensity 1.
-
-  Raises:
-    InputError: the documents have no labels.
-  """
+  """All labels of `count` random training documents, as rewarded rows of propensity 1."""
   documents = np.sort(np.random.default_rng(seed).permutation(data.num_train)[:count])
   row, labels = data.labels[documents].nonzero()
   if not row.size:

@@ -23,13 +23,7 @@ def make(
 ) -> Environment:
   """Makes the environment of `config`; stages whose inputs did not change are reused.
 
-  Args:
-    config: the settings.
-    workspace: keeps the stages.
-    data: the data set, in place of the one that `config` names.
-
-  Raises:
-    InputError: the data or the settings do not fit; nothing has been trained.
+  `data` takes the place of the data set that `config` names.
   """
   if data is None and (config.user_log.log is not None or config.data.dataset == DATASET):
     return user_log(config, workspace)

@@ -15,15 +15,13 @@ import tensorflow as tf
 from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.ratings import RatingsData
-from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.base import Environment, SecondStage, with_full_information
 from tf_twostage.environment.full_information import unpack_pairs
-from tf_twostage.environment.simulated import ratings_evaluator
 from tf_twostage.errors import InputError, require
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
-from tf_twostage.models.precomputed import PrecomputedTowers
-from tf_twostage.models.slate_ranker import TowerRanker
+from tf_twostage.models.slate_ranker import PrecomputedTowers, TowerRanker
 
 _SEEN = (
   "The generators learned from this log, so their estimated values are too high by an unknown"
@@ -34,11 +32,7 @@ PREPARED_FILES = ("full_information.npz", "bandit_log.csv", "ranker.npz")
 
 
 def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Environment:
-  """Reads the environment in `directory`.
-
-  Raises:
-    InputError: files are missing, damaged, or of other data.
-  """
+  """Reads the environment in `directory`."""
   missing = [name for name in PREPARED_FILES if not (directory / name).is_file()]
   if missing:
     raise InputError(
@@ -54,24 +48,22 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   relevance = unpack_pairs(packed, data.num_items)
   log = _indexed_log(directory / "bandit_log.csv", shape)
   vectors = _vectors(directory / "ranker.npz", shape)
-  ranker_logits = full_information.vector_scorer(*vectors)
   digest = hashlib.sha256(data.fingerprint().encode())
   for name in PREPARED_FILES:
     digest.update((directory / name).read_bytes())
   name = f"prepared-{digest.hexdigest()[:10]}"
-  evaluator = ratings_evaluator(config, tables, log, relevance, {})
-  return Environment(
-    tables=tables,
-    users=data.users,
+  towers = PrecomputedTowers(schema.user_id.name, *vectors)
+  return with_full_information(
+    config,
+    tables,
+    data.users,
+    log,
+    SecondStage(full_information.vector_scorer(*vectors), TowerRanker(towers), name),
+    relevance=relevance,
+    context={},
+    excluded=full_information.logged_positives(log, *shape),
+    popularity=full_information.popularity(log, data.num_items),
     titles=data.titles,
-    log=log,
-    evaluator=evaluator,
-    ranker_logits=ranker_logits,
-    slate_ranker=TowerRanker(PrecomputedTowers(schema.user_id.name, *vectors)),
-    policies=usual_policies(
-      full_information.popularity(log, data.num_items), ranker_logits, config.environment_seed
-    ),
-    requests=requests(schema, data.users, {}, evaluator.excluded),
     name=f"{name}-{config.environment_seed}",
     facts={},
     evaluation_log=lambda stages: EvaluationLog(log, data.num_items, name, (_SEEN,)),

@@ -7,7 +7,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,12 +15,12 @@ import tensorflow as tf
 from tf_twostage.config import Config
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows, TrainingRows
+from tf_twostage.environment.base import SecondStage
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.external import ExternalRanker, digest
-from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
-from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
+from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace, write_json
@@ -39,18 +39,11 @@ def fitted_ranker(
   prior: float = 0.0,
   scale: float = 1.0,
   stage: str = "ranker",
-) -> tuple[Ranker, str]:
-  """A ranker fitted on the rewards of a log, and the name of its stage.
+) -> SecondStage:
+  """A ranker fitted on the rewards of a log; a stage.
 
-  Args:
-    config: settings of the ranker.
-    tables: users and items as codes.
-    log: the rows.
-    workspace: keep what is built.
-    depends_on: identifies the rows.
-    prior: logit of the usual reward.
-    scale: rewards are divided by it.
-    stage: name of the stage.
+  `depends_on` identifies the rows, `prior` is the logit of the mean reward, and rewards are divided
+  by `scale`.
   """
   seed = config.environment_seed
   tf.keras.utils.set_random_seed(seed)
@@ -67,25 +60,7 @@ def fitted_ranker(
 
   directory = workspace.stage(stage, {"log": depends_on, **_fit_inputs(config)}, build)
   restore_weights(towers, directory)
-  return ranker, directory.name
-
-
-class SecondStage(NamedTuple):
-  """A ranker.
-
-  Attributes:
-    logits: its scores of the catalogue, or of some items.
-    of_slates: the same for an export.
-    stage: identifies the scores.
-    facts: numbers worth reporting.
-    notes: sentences for readers of the results.
-  """
-
-  logits: RankerLogits
-  of_slates: SlateRanker
-  stage: str
-  facts: Mapping[str, Any] = {}
-  notes: tuple[str, ...] = ()
+  return SecondStage(ranker.frozen(), TowerRanker(towers), directory.name)
 
 
 def fitted_to_rewards(
@@ -93,20 +68,13 @@ def fitted_to_rewards(
 ) -> tuple[SecondStage, Scorer]:
   """Fits a pointwise ranker to rewards that may be any numbers >= 0, and rare.
 
-  Args:
-    config: settings of the ranker.
-    tables: users and items as codes.
-    log: the training rows.
-    workspace: keep what is built.
-    depends_on: identifies the rows.
-
   Returns:
     The ranker, which orders items by expected reward, and the expected reward of every item: maps
     a batch to [B, N].
   """
   rewards = log.rewards()
   scale = max(1.0, rewards.largest)
-  ranker, stage = fitted_ranker(
+  ranker = fitted_ranker(
     config,
     tables,
     log,
@@ -116,9 +84,8 @@ def fitted_to_rewards(
     scale=scale,
     stage="reward_model",
   )
-  logits, facts = ranker.frozen(), {"ranker": "fitted to the rewards of the training rows"}
-  second_stage = SecondStage(logits, TowerRanker(ranker.towers), stage, facts)
-  return second_stage, lambda batch: scale * tf.sigmoid(logits(batch))
+  ranker = ranker._replace(facts={"ranker": "fitted to the rewards of the training rows"})
+  return ranker, lambda batch: scale * tf.sigmoid(ranker.logits(batch))
 
 
 def imitated(
@@ -130,16 +97,7 @@ def imitated(
   *,
   depends_on: str,
 ) -> SecondStage:
-  """Towers fitted to the ranker scores of a log, and their fit on held-out rows.
-
-  Args:
-    config: settings of the ranker.
-    tables: users and items as codes.
-    train: a log with ranker scores.
-    held_out: rows that the fit is measured on.
-    workspace: keep what is built.
-    depends_on: identifies the rows.
-  """
+  """Towers fitted to the ranker scores of a log, and their fit on held-out rows."""
   rows, test = _with_scores(train), _with_scores(held_out)
   scores = rows.context[ImitatingRanker.SCORE]
   seed = config.environment_seed
@@ -165,7 +123,7 @@ def imitated(
   )
   return SecondStage(
     ranker.frozen(),
-    TowerRanker(ranker.scaled_towers()),
+    TowerRanker(towers, ranker.scale),
     directory.name,
     {"ranker": "fitted to the log's ranker scores", "ranker_fit": facts},
     (note, *_scale_notes(scores)),
@@ -203,13 +161,7 @@ def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: LogRows) -> 
 
 
 def external_ranker(ranker: ExternalRanker, data: BanditLog, workspace: Workspace) -> SecondStage:
-  """A ranker made elsewhere, with its scores of all pairs; those of a file are a cached stage.
-
-  Args:
-    ranker: the model or function.
-    data: users and items.
-    workspace: keep the scores.
-  """
+  """A ranker made elsewhere, with its scores of all pairs; those of a file are a cached stage."""
   if ranker.path is None:
     scores = ranker.scores(data.users)
     stage = "ranker_scores-" + hashlib.sha256(scores.tobytes()).hexdigest()[:10]

@@ -9,23 +9,20 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
 
 import numpy as np
 
 from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.ratings import RatingsData
-from tf_twostage.environment.base import Environment, requests, usual_policies
+from tf_twostage.environment.base import Environment, with_full_information
 from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
 from tf_twostage.environment.rankers import fitted_ranker
 from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log
 from tf_twostage.evaluation import full_information
-from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
-from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.workspace import Workspace, write_json
 
@@ -38,8 +35,8 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
   """Makes an environment of ratings; every step is a stage."""
   seed, settings = config.environment_seed, config.simulation
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  information, labels, auc = _full_information(config, data, tables, workspace)
   contexts = PairContexts(data, seed)
+  information, labels, auc = _full_information(config, data, contexts, tables, workspace)
   policy = fit_and_log(
     config,
     tables,
@@ -50,25 +47,21 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
     feedback=lambda users, items: (information.rewards(users, items), contexts(users, items)),
     num_users=data.num_users,
   )
-  ranker, stage = fitted_ranker(config, tables, policy.log, workspace, depends_on=policy.stage)
-  ranker_logits = ranker.frozen()
-  context = information.evaluation_context
-  evaluator = ratings_evaluator(config, tables, policy.log, information.relevance, context)
-  popularity = full_information.popularity(policy.log, data.num_items)
-  return Environment(
-    tables=tables,
-    users=data.users,
+  ranker = fitted_ranker(config, tables, policy.log, workspace, depends_on=policy.stage)
+  context = contexts.mean()
+  return with_full_information(
+    config,
+    tables,
+    data.users,
+    policy.log,
+    ranker,
+    relevance=information.relevance,
+    context=context,
+    excluded=full_information.logged_positives(policy.log, data.num_users, data.num_items),
+    popularity=full_information.popularity(policy.log, data.num_items),
+    logging_vectors=policy.vectors,
     titles=data.titles,
-    log=policy.log,
-    evaluator=evaluator,
-    ranker_logits=ranker_logits,
-    slate_ranker=TowerRanker(ranker.towers),
-    policies={
-      "logging policy": full_information.vector_scorer(*policy.vectors),
-      **usual_policies(popularity, ranker_logits, seed),
-    },
-    requests=requests(data.schema, data.users, context, evaluator.excluded),
-    name=stage,
+    name=ranker.stage,
     facts={"simulator_auc": auc},
     # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.
     evaluation_log=lambda workspace: evaluation_log(
@@ -78,13 +71,13 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
 
 
 def _full_information(
-  config: Config, data: RatingsData, tables: EncodedTables, workspace: Workspace
+  config: Config,
+  data: RatingsData,
+  contexts: PairContexts,
+  tables: EncodedTables,
+  workspace: Workspace,
 ) -> tuple[FullInformation, str, float]:
-  """Fits the simulator and labels all pairs.
-
-  Returns:
-    The labels, the name of their stage, and the simulator's AUC on held-out ratings.
-  """
+  """The labels of all pairs, the name of their stage, and the AUC of the fitted simulator."""
   positive_above, holdout = config.data.positive_above, config.simulation.holdout
   rate, seed = config.simulation.positive_rate, config.environment_seed
 
@@ -116,7 +109,7 @@ def _full_information(
   def build_labels(directory: pathlib.Path) -> None:
     simulator = Simulator(tables.schema, config.encoder, config.simulator.l2)
     restore_weights(simulator, fitted)
-    information = label_all_pairs(simulator, data, tables, positive_rate=rate, seed=seed)
+    information = label_all_pairs(simulator, contexts, tables, rate)
     information.save(directory / _LABELS)
 
   inputs = {"simulator": fitted.name, "positive_rate": rate, "seed": seed}
@@ -135,33 +128,4 @@ def random_pairs(
   propensity = np.full(num_pairs, 1 / num_items, np.float32)
   return LogRows(
     users, items, propensity, information.rewards(users, items), contexts(users, items)
-  )
-
-
-def ratings_evaluator(
-  config: Config,
-  tables: EncodedTables,
-  log: LogRows,
-  relevance: np.ndarray,
-  context: Mapping[str, np.ndarray],
-) -> FullInformationEvaluator:
-  """Makes the evaluator of all users of ratings.
-
-  Args:
-    config: how many users validate.
-    tables: users as codes.
-    log: its positives are neither recommended nor counted as relevant.
-    relevance: [U, N] bool.
-    context: raw context of every user, [U] each.
-  """
-  num_users, num_items = relevance.shape
-  return FullInformationEvaluator(
-    inputs={
-      "user": tables.users,
-      "context": dict(context),
-      "user_index": np.arange(num_users, dtype=np.int32),
-    },
-    relevance=relevance,
-    excluded=full_information.logged_positives(log, num_users, num_items),
-    num_validation=config.data.validation_users,
   )

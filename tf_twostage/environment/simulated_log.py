@@ -58,7 +58,7 @@ def fit_and_log(
   feedback: Feedback,
   num_users: int,
 ) -> LoggedPolicy:
-  """Fits a logging policy and draws its log; each is a stage.
+  """Fits a logging policy and draws its log of the first users; each is a stage.
 
   Args:
     config: settings of the policy and of the log.
@@ -68,7 +68,7 @@ def fit_and_log(
     depends_on: JSON-able values that determine these rows.
     objective: the loss that the policy is fitted with.
     feedback: rewards and contexts in the log.
-    num_users: the first users, this many, are logged.
+    num_users: how many users are logged.
   """
   seed, settings = config.environment_seed, config.behavior
 
@@ -120,9 +120,7 @@ def evaluation_log(
   """Draws another log of the policy, which nothing is fitted on, with the true values beside it.
 
   Args:
-    config: settings of the log.
-    policy: the logging policy.
-    workspace: keeps the log.
+    config, policy, workspace: as for `fit_and_log`.
     labels: [U', N] bool, rewards of all pairs of the users from `first_user` on.
     contexts: raw context by name, [U'] each: what a policy sees of these users.
     first_user: the first user who is logged.
@@ -204,18 +202,8 @@ def simulate_log(
   """Shows `items_per_user` items to every user and records propensity and reward.
 
   The propensity is the softmax probability of a single draw. With replacement that is exact;
-  without, only for the first draw (the published log is of that kind).
-
-  Args:
-    vectors: of the users to log, and of all items.
-    feedback: rewards and contexts of pairs.
-    items_per_user: rows per user.
-    replacement: whether an item may be shown to a user twice.
-    seed: fixes the draws.
-    first_user: index of the first of these users; the others follow.
-
-  Returns:
-    U * items_per_user rows, users in order.
+  without, only for the first draw (the published log is of that kind). Users are in order; the
+  vectors are of those from `first_user` on.
   """
   user_vectors, item_vectors = vectors
   num_users, chunk = len(user_vectors), max(1, _PAIRS_PER_CHUNK // len(item_vectors))

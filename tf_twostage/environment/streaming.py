@@ -53,11 +53,7 @@ class StreamedLog:
 
 
 def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
-  """Builds the parts of a log, or reuses them.
-
-  Raises:
-    InputError: as `user_log`; or the log needs a step that holds all of it in memory.
-  """
+  """Builds the parts of a log, or reuses them."""
   settings = config.user_log
   schema = load_schema(settings.schema)
   if schema.propensity is None:

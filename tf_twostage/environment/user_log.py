@@ -27,13 +27,7 @@ DATASET = "user_log"
 
 
 def user_log(config: Config, workspace: Workspace) -> Environment:
-  """Reads the files of a log, holds rows out, and prepares propensities and ranker.
-
-  Generators, rankers and reward models see training rows only.
-
-  Raises:
-    InputError: files, settings or the ranker do not fit; nothing has been trained.
-  """
+  """Reads the files of a log, holds rows out, and prepares propensities and ranker."""
   settings = config.user_log
   _check_settings(config)
   if settings.stream:
@@ -77,11 +71,8 @@ def log_environment(
     config: settings of the ranker, of the split, and of estimated propensities.
     data: the training rows; without `validation`, all rows, which are split as configured.
     validation: rows of the same users and items that choose the epoch.
-    workspace: keep what is built.
+    workspace: keeps what is built.
     ranker: made elsewhere; None: it is fitted to the log.
-
-  Raises:
-    InputError: the rows, the settings or the ranker do not fit; nothing has been trained.
   """
   settings = config.user_log
   if validation is None:
@@ -148,15 +139,12 @@ def _environment(
   """The environment of rows that are split already.
 
   Args:
-    config: settings.
+    config, workspace, external: as for `log_environment`.
     data: users and items; its rows are training rows in memory, at least the first of them.
     train: the training rows.
     held_out: rows of "validation" and perhaps "test".
-    workspace: keep what is built.
-    external: the ranker, if it is not fitted.
     digest: identifies the rows.
-    facts: about the log.
-    notes: sentences about the log.
+    facts, notes: about the log.
     logs: the parts with their ranker scores, if they are in memory.
   """
   tables = EncodedTables.encode(data.schema, data.users, data.items)

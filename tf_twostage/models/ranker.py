@@ -30,7 +30,7 @@ class Ranker(tfrs.Model):
     self.towers = towers
     self._context_lookup = context_lookup
     self._prior = prior
-    self._scale = 1.0
+    self.scale = 1.0
     self._loss_mean = tf.keras.metrics.Mean("mean_loss")
     self._task = tfrs.tasks.Ranking(
       loss=tf.keras.losses.BinaryCrossentropy(from_logits=True),
@@ -43,19 +43,23 @@ class Ranker(tfrs.Model):
 
   def call(self, inputs: Batch) -> tf.Tensor:
     """Ranker logits over the catalogue, [B, N]."""
-    return self.towers(self.codes(inputs)) + self._prior
+    return self.scale * self.towers(self.codes(inputs)) + self._prior
+
+  def pair_scores(self, inputs: Batch) -> tf.Tensor:
+    """Scores of the logged items, [B]."""
+    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"])
+    return self.scale * logits + self._prior
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """Binary cross-entropy of the logged item's score against its reward."""
-    codes = self.codes(inputs)
-    logits = self.towers.pair_logits(codes, inputs["action"]) + self._prior
+    logits = self.pair_scores(inputs)
     loss = self._task(labels=inputs["reward"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
-    return loss + self.towers.touched_penalty(codes, inputs["action"])
+    return loss + self.towers.touched_penalty(self.codes(inputs), inputs["action"])
 
   def frozen(self) -> RankerLogits:
     """The fitted ranker as a function of a batch; item vectors are computed once, here."""
-    vectors = self._scale * self.towers.candidates()
+    vectors = self.scale * self.towers.candidates()
 
     def ranker_logits(batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
       query = self.towers.query(self.codes(batch))
@@ -68,60 +72,21 @@ class Ranker(tfrs.Model):
 class ImitatingRanker(Ranker):
   """Learns the scores that another ranker gave, by least squares.
 
-  The scores come as the context feature `SCORE` of a batch, which no lookup reads.
+  The towers learn (score - mean) / scale, of the scores' mean and standard deviation. The scores
+  come as the context feature `SCORE` of a batch, which no lookup reads.
   """
 
   SCORE = "ranker_score"
 
   def __init__(self, towers: TwoTower, context_lookup: FeatureLookup, mean: float, scale: float):
-    """Args:
-    towers: users with context and items; they learn (score - mean) / scale.
-    context_lookup: the context features of the schema.
-    mean: of the scores.
-    scale: their standard deviation.
-    """
     super().__init__(towers, context_lookup, mean)
-    self._scale = scale
-
-  def call(self, inputs: Batch) -> tf.Tensor:
-    """Scores of the catalogue, [B, N]."""
-    return self._scale * self.towers(self.codes(inputs)) + self._prior
-
-  def pair_scores(self, inputs: Batch) -> tf.Tensor:
-    """Scores of the logged items, [B]."""
-    logits = self.towers.pair_logits(self.codes(inputs), inputs["action"])
-    return self._scale * logits + self._prior
+    self.scale = scale
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """Mean squared error of the logged item's score, in units of `scale`."""
     error = (
       self.pair_scores(inputs) - tf.cast(inputs["context"][self.SCORE], tf.float32)
-    ) / self._scale
+    ) / self.scale
     loss = tf.reduce_mean(tf.square(error))
     self._loss_mean.update_state(loss)
     return loss + self.towers.touched_penalty(self.codes(inputs), inputs["action"])
-
-  def scaled_towers(self) -> ScaledTowers:
-    """Towers whose products are the scores less their mean."""
-    return ScaledTowers(self.towers, self._scale)
-
-
-class ScaledTowers:
-  """Towers whose products are those of others times a factor."""
-
-  def __init__(self, towers: TwoTower, factor: float):
-    self._towers = towers
-    self._factor = factor
-    self.variables = towers.variables
-
-  def query(self, user: Codes) -> tf.Tensor:
-    """User vectors, [B, D]."""
-    return self._factor * self._towers.query(user)
-
-  def candidates(self) -> tf.Tensor:
-    """Item vectors, [N, D]."""
-    return self._towers.candidates()
-
-  def new_candidates(self, items: Codes) -> tf.Tensor:
-    """Vectors of items that the towers have not seen; see `TwoTower.new_candidates`."""
-    return self._towers.new_candidates(items)

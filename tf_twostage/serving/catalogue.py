@@ -88,7 +88,7 @@ def change(pair: Pair, *, removed: Sequence[str] = (), new: NewItems | None = No
   item = tuple(item_id if f is schema.item_id else f for f in schema.item)
   ranker: SlateRanker
   if isinstance(pair.ranker, TowerRanker):
-    ranker = TowerRanker(_ChangedTowers(pair.ranker.towers, kept, codes))
+    ranker = TowerRanker(_ChangedTowers(pair.ranker.towers, kept, codes), pair.ranker.scale)
   elif codes is None:
     ranker = _ReducedRanker(pair.ranker, kept)
   else:
