@@ -73,7 +73,7 @@ def fitted(monkeypatch):
 
   def fit(config, missing, workdir, processes):
     for cell in reversed(missing):  # as processes may finish them
-      cells.append((cell.variant, cell.seed))
+      cells.append((cell.label, cell.config.seed))
       yield cell, history(scores(0.0), scores(0.5)), 1.0
 
   monkeypatch.setattr(experiment, "_fitted", fit)

@@ -44,20 +44,13 @@ class Variant:
 
   Attributes:
     label: name of the row.
-    config: its settings, except for the seed; all variants share one environment.
+    config: its settings; all variants share one environment. `run` sets the seed.
     family: of the variants of one family, validation data choose one for the table.
   """
 
   label: str
   config: Config
   family: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Cell:
-  variant: str
-  seed: int
-  config: Config
 
 
 def run(
@@ -98,7 +91,7 @@ def run(
     model.check_catalogue(environment.tables.schema.num_items)
   baselines = environment.baselines(workspace, config.slate_size)
   cells = [
-    _Cell(v.label, seed, dataclasses.replace(v.config, seed=seed))
+    dataclasses.replace(v, config=dataclasses.replace(v.config, seed=seed))
     for seed in range(seeds)  # seeds outside: an interrupted experiment is a smaller one
     for v in variants
   ]
@@ -168,7 +161,7 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _fit_cells(
   config: Config,
-  cells: Sequence[_Cell],
+  cells: Sequence[Variant],
   environment: Environment,
   workdir: pathlib.Path,
   processes: int,
@@ -179,21 +172,21 @@ def _fit_cells(
     model = TwoStageRecommender.from_config(cell.config)
     history = model.finished_history(environment, workdir)
     if history is not None:
-      histories[cell.variant, cell.seed] = history
-  missing = [cell for cell in cells if (cell.variant, cell.seed) not in histories]
+      histories[cell.label, cell.config.seed] = history
+  missing = [cell for cell in cells if (cell.label, cell.config.seed) not in histories]
   processes = min(processes or _affordable_processes(), max(1, len(missing)))
   _log.info("%d cells, %d finished before; %d process(es)", len(cells), len(histories), processes)
   with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
     for cell, history, seconds in _fitted(config, missing, workdir, processes):
-      histories[cell.variant, cell.seed] = history
+      histories[cell.label, cell.config.seed] = history
       progress.write(_line(cell, history, seconds, environment.evaluator.metrics))
       progress.update()
-  return {key: histories[key] for key in ((cell.variant, cell.seed) for cell in cells)}
+  return {key: histories[key] for key in ((cell.label, cell.config.seed) for cell in cells)}
 
 
 def _fitted(
-  config: Config, cells: Sequence[_Cell], workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[_Cell, History, float]]:
+  config: Config, cells: Sequence[Variant], workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[Variant, History, float]]:
   """Yields cells as they finish."""
   if not cells:
     return
@@ -245,7 +238,7 @@ def _die_with_parent() -> None:
   os._exit(1)
 
 
-def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
+def _fit_cell(cell: Variant, workdir: pathlib.Path) -> tuple[History, float]:
   assert _worker_environment is not None
   start = time.perf_counter()
   tf.keras.backend.clear_session()
@@ -255,18 +248,18 @@ def _fit_cell(cell: _Cell, workdir: pathlib.Path) -> tuple[History, float]:
   except Stopped as stopped:
     os._exit(stopped.exit_code)  # otherwise the pool would give it the next cell
   except RunError as error:
-    raise RunError(f"{cell.variant}, seed {cell.seed}: {error}") from error
+    raise RunError(f"{cell.label}, seed {cell.config.seed}: {error}") from error
   return model.epochs, time.perf_counter() - start
 
 
-def _line(cell: _Cell, history: History, seconds: float, metrics: Metrics) -> str:
+def _line(cell: Variant, history: History, seconds: float, metrics: Metrics) -> str:
   best = loop.best_epoch(history)
   one, two = (
     metrics.head.text(metrics.shown(best["scores"]["test"][stage], metrics.headline))
     for stage in STAGES
   )
   return (
-    f"{cell.variant}, seed {cell.seed}: test {metrics.headline} {one} one stage, {two} two"
+    f"{cell.label}, seed {cell.config.seed}: test {metrics.headline} {one} one stage, {two} two"
     f" stages (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
   )
 

@@ -55,13 +55,10 @@ class Loop:
 
   def __init__(self, config: Config, workdir: pathlib.Path, *, draws: int, temperature: float):
     """Args:
-      config: makes the environment, and trains every policy.
-      workdir: keeps the environment's stages.
-      draws: items that each policy shows each user.
-      temperature: of the policies, when they are served and evaluated.
-
-    Raises:
-      InputError: users of this data set cannot be simulated.
+    config: makes the environment, and trains every policy.
+    workdir: keeps the environment's stages.
+    draws: items that each policy shows each user.
+    temperature: of the policies, when they are served and evaluated.
     """
     only_here(config, "launch.loop")
     data = sets.load(config.data.dataset, config.data.data_dir)
@@ -90,10 +87,7 @@ class Loop:
   def run(self, export_dir: pathlib.Path, rounds: int, *, keep: int) -> Iterator[Round]:
     """Trains, evaluates, exports and serves one policy after the other.
 
-    Args:
-      export_dir: gets one version for each.
-      rounds: number of policies.
-      keep: how many versions stay.
+    `export_dir` gets a version for each; the newest `keep` stay.
     """
     training, held_out = self._environment.log, self._evaluation.rows
     assert isinstance(training, LogRows)  # users are simulated

@@ -62,9 +62,6 @@ class Workspace:
       name: name of the result, such as "ranker".
       inputs: JSON-able values that determine the result, names of earlier stages included.
       build: writes the result into an empty directory.
-
-    Raises:
-      RunError: another worker built the stage, and it does not appear in this worker's `root`.
     """
     path = self._root / f"{name}-{fingerprint(inputs)}"
     reused = not self._builds or (path / _RECORD).exists()
@@ -72,7 +69,9 @@ class Workspace:
       with atomic_directory(path) as directory:
         start = time.perf_counter()
         build(directory)
-        _finish(directory, time.perf_counter() - start, inputs)
+        seconds = round(time.perf_counter() - start, 2)
+        record = {"seconds": seconds, "version": tf_twostage.__version__, "inputs": inputs}
+        write_json(directory / _RECORD, record)
     self._barrier()
     seconds = _found(path, wait=not self._builds)["seconds"]
     self.timings[name] = {"seconds": seconds, "reused": reused}
@@ -85,12 +84,6 @@ class Workspace:
     start = time.perf_counter()
     yield
     self.timings[name] = {"seconds": round(time.perf_counter() - start, 2), "reused": False}
-
-
-def _finish(directory: pathlib.Path, seconds: float, inputs: Mapping[str, Any]) -> None:
-  """Completes a stage that was just built with its record."""
-  record = {"seconds": round(seconds, 2), "version": tf_twostage.__version__, "inputs": inputs}
-  write_json(directory / _RECORD, record)
 
 
 def _found(directory: pathlib.Path, *, wait: bool) -> dict[str, Any]:

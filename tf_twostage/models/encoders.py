@@ -217,19 +217,16 @@ class TwoTower(tf.keras.layers.Layer):
     **kwargs,
   ):
     """Args:
-      tables: the schema and the catalogue.
-      config: embedding widths and initializer.
-      l2: weight of half the squared norm of all weights.
-      sparse_l2: penalize only the embeddings (and item biases) that a batch reads, by
-        `touched_penalty`, instead of whole tables. A step then costs the same for tables of any
-        size, and the effective weight of a row is l2 times the share of steps that read it.
-      use_context: whether the user side also reads the context features.
-      item_bias: whether every item has a learned number, the same for all users. It is the last
-        coordinate of the item's vector; the last coordinate of a user is then 1.
-      user_tower, item_tower: a Keras model, or a function that makes one; None: the default.
-
-    Raises:
-      InputError: a custom tower fails, does not return [B, D], or the widths differ.
+    tables: the schema and the catalogue.
+    config: embedding widths and initializer.
+    l2: weight of half the squared norm of all weights.
+    sparse_l2: penalize only the embeddings (and item biases) that a batch reads, by
+      `touched_penalty`, instead of whole tables. A step then costs the same for tables of any
+      size, and the effective weight of a row is l2 times the share of steps that read it.
+    use_context: whether the user side also reads the context features.
+    item_bias: whether every item has a learned number, the same for all users. It is the last
+      coordinate of the item's vector; the last coordinate of a user is then 1.
+    user_tower, item_tower: a Keras model, or a function that makes one; None: the default.
     """
     super().__init__(**kwargs)
     schema = tables.schema
@@ -307,14 +304,9 @@ class TwoTower(tf.keras.layers.Layer):
     return self._item_vectors(items, bias)
 
   def touched_penalty(self, user: Codes, actions: tf.Tensor | None = None) -> tf.Tensor:
-    """The penalty of `sparse_l2` for a batch: a scalar; 0 without it.
+    """The penalty of `sparse_l2` for what the global batch reads, the same in every replica; or 0.
 
-    Args:
-      user: codes of this replica's rows of the batch.
-      actions: the items that are read, [M] catalogue indices; None: all.
-
-    Returns:
-      The penalty of everything that the global batch reads, the same in every replica.
+    `user` are codes of this replica's rows, `actions` [M] the items that are read; None: all.
     """
     if not self._touched_l2:
       return tf.constant(0.0)

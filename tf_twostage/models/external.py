@@ -35,13 +35,10 @@ class ExternalRanker(tf.Module):
 
   def __init__(self, ranker: RankerLike, schema: Schema, items: FeatureTable):
     """Args:
-      ranker: directory of a SavedModel, a Keras file, a Keras model, or a function of user
-        features and item features (two dicts of tensors, [n, ...] each) that returns scores [n].
-      schema: user and item features that the ranker may take.
-      items: raw item features, [N, ...] each.
-
-    Raises:
-      InputError: there is no model, or it takes something that the schema does not have.
+    ranker: directory of a SavedModel, a Keras file, a Keras model, or a function of user
+      features and item features (two dicts of tensors, [n, ...] each) that returns scores [n].
+    schema: user and item features that the ranker may take.
+    items: raw item features, [N, ...] each.
     """
     super().__init__()
     self.path = pathlib.Path(ranker) if isinstance(ranker, str | os.PathLike) else None
@@ -68,14 +65,7 @@ class ExternalRanker(tf.Module):
     return tf.reshape(self._score(users, tf.reshape(slate, [-1])), tf.shape(slate))
 
   def check(self, users: FeatureTable) -> None:
-    """Scores a few pairs.
-
-    Args:
-      users: raw user features, [U, ...] each.
-
-    Raises:
-      InputError: there are more than `MAX_PAIRS` pairs to score, or as for `scores`.
-    """
+    """Scores a few pairs of these users; refuses more than `MAX_PAIRS` pairs."""
     num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
     if num_users * num_items > MAX_PAIRS:
       raise InputError(
@@ -87,15 +77,7 @@ class ExternalRanker(tf.Module):
     self._checked({name: _raw(users[name])[few] for name in self._users}, tf.constant(few))
 
   def scores(self, users: FeatureTable) -> np.ndarray:
-    """Scores of every user and item, [U, N] float32.
-
-    Args:
-      users: raw user features, [U, ...] each.
-
-    Raises:
-      InputError: the model fails on a pair, does not return one number for each, or returns one
-        that is not finite.
-    """
+    """Scores of every user, by raw features [U, ...], and item: [U, N] float32."""
     num_users, num_items = len(next(iter(users.values()))), len(next(iter(self._table.values())))
     out = np.empty((num_users, num_items), np.float32)
     chunk = max(1, _PAIRS_PER_CALL // num_items)

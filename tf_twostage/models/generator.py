@@ -94,9 +94,6 @@ class CandidateGenerator(tfrs.Model):
 
     Gradients and losses are summed over replicas, so each divides by their number. Metrics are
     updated but not read: reading costs an exchange between replicas for each variable.
-
-    Returns:
-      "total_loss": of the global batch before the step.
     """
     with tf.GradientTape() as tape:
       loss, touched = self._loss_and_penalty(inputs, training=True)

@@ -76,13 +76,7 @@ class PolicyHealth(tf.keras.layers.Layer):
       self.ranker_probability = tf.keras.metrics.Mean("ranker_probability")
 
   def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
-    """Adds a batch to the metrics.
-
-    Args:
-      logits: [B, N], of the generator.
-      terms: of the objective.
-      log_q: [N], if the N items are a `losses.Support`.
-    """
+    """Adds a batch; `log_q` [N] is given if the N items are a `losses.Support`."""
     self.loss_mean.update_state(terms.loss)
     self.entropy.update_state(_entropy(logits, log_q))
     if self._objective.uses_weights:

@@ -92,19 +92,9 @@ def fit_simulator(
   holdout: float,
   seed: int,
 ) -> tuple[Simulator, float]:
-  """Fits a simulator on ratings, as positive or negative.
+  """Fits a simulator on ratings, positive above a threshold; returns it with its AUC.
 
-  Args:
-    data: observed ratings.
-    tables: codes of their users and items.
-    encoder: embedding widths.
-    config: epochs, optimizer.
-    positive_above: ratings above this are positive.
-    holdout: share of the ratings, drawn at random, that are only used for the AUC.
-    seed: fixes weights, order and holdout.
-
-  Returns:
-    the simulator and its AUC on the held-out ratings.
+  The AUC is on a share of the ratings, `holdout`, drawn at random, which is used for nothing else.
   """
   tf.keras.utils.set_random_seed(seed)
   rows = np.random.default_rng(seed).permutation(len(data.rating))

@@ -73,14 +73,7 @@ class SampledSupport(tf.keras.layers.Layer):
   def call(
     self, actions: tf.Tensor, query: tf.Tensor, towers: TwoTower, step: tf.Tensor
   ) -> Support:
-    """Returns the support of a step.
-
-    Args:
-      actions: [B] integer, catalogue indices.
-      query: [B, D], user vectors.
-      towers: score the items.
-      step: scalar integer.
-    """
+    """The support of a step, for logged items [B] and user vectors [B, D]."""
     step = tf.cast(step, tf.int64)
     seed = tf.stack([tf.constant(self._seed, tf.int64), step])
     hard = None
@@ -102,16 +95,9 @@ class SampledSupport(tf.keras.layers.Layer):
 
 
 def most_probable(users: tf.Tensor, towers: TwoTower, num_items: int, count: int) -> tf.Tensor:
-  """Returns the items with the highest mean probability under softmax(users . items).
+  """The `count` items with the highest mean probability under softmax(users . items), best first.
 
-  Args:
-    users: [U, D].
-    towers: score the items in chunks, so that no [U, N] tensor exists.
-    num_items: N.
-    count: number of items.
-
-  Returns:
-    [count] int32, the most probable first.
+  The towers score the items in chunks, so that no [U, N] tensor exists; users are [U, D].
   """
   width = min(num_items, _ITEMS_PER_CHUNK)
   starts = tf.range(0, num_items, width)

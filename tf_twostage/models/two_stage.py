@@ -13,12 +13,7 @@ PADDING = -1
 def retrieve(
   logits: tf.Tensor, excluded: tf.Tensor | None, k: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Returns the k items with the highest generator scores, without excluded ones.
-
-  Args:
-    logits: [B, N] generator scores.
-    excluded: [B, N] bool, items that must not be returned; None: no item is excluded.
-    k: number of items, at most N.
+  """The k items with the highest generator scores [B, N], without the excluded ones [B, N].
 
   Returns:
     ids [B, k] int32, best first, and their scores [B, k]. If fewer than k items remain, the rest
@@ -33,12 +28,7 @@ def retrieve(
 def rerank(
   ids: tf.Tensor, ranker_scores: tf.Tensor, k: int | tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Orders a slate by ranker scores.
-
-  Args:
-    ids: [B, K] from `retrieve`; -1 is padding.
-    ranker_scores: [B, K], ranker scores of these items; those of padding are ignored.
-    k: number of items to keep, at most K.
+  """The k best items of slates [B, K] from `retrieve`, by their ranker scores [B, K].
 
   Returns:
     ids [B, k] and their ranker scores [B, k], best first; padding last, as in `retrieve`.

@@ -149,10 +149,7 @@ class Experiment(NamedTuple):
   ) -> Figure:
     """A panel for each stage, a row for each variant from the top, test scores along x.
 
-    Args:
-      draw: draws the scores of a variant in row i of an axis.
-      title: of the figure.
-      height: of a row, inches.
+    `draw` draws the scores of a variant in row i of an axis; `height` is that of a row, in inches.
     """
     figure = plotting.figure(12, 1.4 + height * len(self.variants))
     axes = figure.subplots(1, 2, sharey=True)
@@ -171,11 +168,7 @@ class Experiment(NamedTuple):
 
 
 def policy_values(estimates: pd.DataFrame) -> Figure:
-  """Estimates with bootstrap intervals and true values, a panel for each kind of policy.
-
-  Args:
-    estimates: from `values.evaluate`, of any number of estimators.
-  """
+  """Estimates with bootstrap intervals and true values, a panel for each kind of policy."""
   logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
   kinds = targets.groupby("kind", sort=False)
   figure = plotting.figure(3 + 4 * len(kinds), 2 + 0.7 * kinds["policy"].nunique().max())

@@ -29,14 +29,8 @@ def write(
 ) -> str:
   """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
 
-  Args:
-    estimates: from `values.evaluate`.
-    evaluation: the log.
-    explained: the share of the rewards' variance that the reward model explains; None without one.
-    directory: where the files go.
-
-  Returns:
-    The text to print.
+  `explained`, None without a reward model, is the share of the rewards' variance that it explains.
+  Returns the text to print.
   """
   agreement = values.agreement(estimates)
   flat = estimates.assign(warnings=estimates["warnings"].map("; ".join))
@@ -69,11 +63,7 @@ def _no_nan(value):
 def to_text(
   estimates: pd.DataFrame, evaluation: EvaluationLog, explained: float | None = None
 ) -> str:
-  """Estimates for a terminal: few policies with all columns, many with a line each.
-
-  Args:
-    estimates, evaluation, explained: as for `write`.
-  """
+  """Estimates for a terminal: few policies with all columns, many with a line each."""
   logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
   number = _format(logging["standard_error"])
   of_users = f" of {logging['num_units']} users" if evaluation.grouped else ""

@@ -58,9 +58,7 @@ def curves(histories: Histories, metrics: Metrics = FULL_INFORMATION) -> pd.Data
 def choose(families: Mapping[str, str], table: pd.DataFrame) -> list[str]:
   """The variant of each family that has the highest mean validation score; the first of equals.
 
-  Args:
-    families: family by variant; their order is that of the result.
-    table: from `every_seed`.
+  `families` maps variants to families, in the order of the result; `table` is from `every_seed`.
   """
   scores = table.groupby("variant")["selected"].mean()[list(families)]
   return list(scores.groupby(pd.Series(families), sort=False).idxmax())

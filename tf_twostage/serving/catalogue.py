@@ -58,10 +58,6 @@ def change(pair: Pair, *, removed: Sequence[str] = (), new: NewItems | None = No
     removed: item ids; blanks around an id are ignored if no item has them. A warning counts the ids
       that are not in the catalogue.
     new: items to add. A removed item may be added again.
-
-  Raises:
-    InputError: no item remains; a new item is in the catalogue, or its features do not fit the
-      schema; or a stage cannot score new items.
   """
   if not len(removed) and new is None:
     return pair
@@ -148,9 +144,6 @@ def read_new(path: pathlib.Path, schema: Schema) -> NewItems:
   """Reads items to add: CSV or Parquet with the schema's item features and "title".
 
   Bags separate their values by "|".
-
-  Raises:
-    InputError: the file cannot be read, or columns or values are missing or wrong.
   """
   features = [f for f in schema.item if f is not schema.item_id]
   vectors = [f.name for f in features if isinstance(f, SparseVector)]
@@ -168,11 +161,7 @@ def read_new(path: pathlib.Path, schema: Schema) -> NewItems:
 
 
 def read_removed(path: pathlib.Path) -> list[str]:
-  """Reads ids of items to remove: UTF-8 text, with or without a byte order mark, an id per line.
-
-  Raises:
-    InputError: the file cannot be read.
-  """
+  """Ids of items to remove: UTF-8 text, with or without a byte order mark, an id per line."""
   try:
     with path.open(encoding="utf-8-sig") as file:  # splits at line ends only, unlike splitlines
       return [item for line in file if (item := line.rstrip("\n"))]

@@ -45,12 +45,7 @@ class Call:
 
 
 def record(recommender: ServableRecommender, requests: FeatureTable) -> list[Call]:
-  """Calls every signature: with each request alone, then with all together.
-
-  Args:
-    recommender: answers the calls.
-    requests: raw user and context features of a few users, [B, ...] each, and "exclude", [B, E].
-  """
+  """Calls every signature: with each raw request alone, then with all together."""
   rows = len(requests["exclude"])
   settings: dict[str, np.ndarray] = {
     **requests,
@@ -71,13 +66,7 @@ def record(recommender: ServableRecommender, requests: FeatureTable) -> list[Cal
 
 
 def write(version: pathlib.Path, model: str, calls: Sequence[Call]) -> None:
-  """Writes calls into a version; logs a warning without the extra [serving].
-
-  Args:
-    version: the SavedModel's directory.
-    model: the name under which it will be served.
-    calls: at most 1,000, the limit of a server.
-  """
+  """Writes at most 1,000 calls into a version; logs a warning without the extra [serving]."""
   try:
     from tensorflow_serving.apis import prediction_log_pb2
   except ImportError:
@@ -97,11 +86,7 @@ def write(version: pathlib.Path, model: str, calls: Sequence[Call]) -> None:
 
 
 def read(version: pathlib.Path) -> list[Call]:
-  """Returns the calls that a version holds.
-
-  Raises:
-    InputError: there are none, or the extra [serving] is not installed.
-  """
+  """The calls that a version holds."""
   try:
     from tensorflow_serving.apis import prediction_log_pb2
   except ImportError as error:
@@ -125,11 +110,7 @@ def read(version: pathlib.Path) -> list[Call]:
 def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) -> dict[str, Any]:
   """Loads a version in a process of its own and makes each call once and `repeats` times more.
 
-  Returns:
-    The `result` of `isolated_replay.main`: "answers" and "seconds" per call, and more.
-
-  Raises:
-    RunError: it does not load, needs more than TensorFlow, or a call fails.
+  Returns the `result` of `isolated_replay.main`: "answers" and "seconds" per call, and more.
   """
   with tempfile.TemporaryDirectory() as scratch:
     sent, received = pathlib.Path(scratch, "calls"), pathlib.Path(scratch, "result")
@@ -177,17 +158,9 @@ def differences(calls: Sequence[Call], answers: Sequence[Arrays]) -> list[str]:
 
 
 def check(version: pathlib.Path, *, repeats: int) -> tuple[str, bool]:
-  """Replays the calls that a version holds.
+  """Replays the calls that a version holds, `repeats` times more for latencies.
 
-  Args:
-    version: its directory.
-    repeats: how often each call is timed.
-
-  Returns:
-    A report, and whether the version loads and repeats the answers of the exporting process.
-
-  Raises:
-    InputError: it holds no calls.
+  Returns a report, and whether the version repeats the answers of the exporting process.
   """
   calls = read(version)
   try:

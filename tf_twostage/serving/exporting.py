@@ -47,13 +47,6 @@ def export(
       version must answer them as `recommender` does, and keeps them as warm-up requests.
     keep: how many versions stay, the new one included; the oldest are deleted.
     extra: content of further files in the version's directory `EXTRA`, by file name.
-
-  Returns:
-    The new version's directory.
-
-  Raises:
-    InputError: keep is below 1.
-    RunError: the version does not load, or answers differently. It does not appear.
   """
   model = directory.resolve().name  # also for "."
   calls = check.record(recommender, requests)
@@ -114,11 +107,7 @@ def versions(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def latest(path: pathlib.Path) -> pathlib.Path:
-  """A version itself, or the newest one in a directory of versions.
-
-  Raises:
-    InputError: there is none.
-  """
+  """A version itself, or the newest one in a directory of versions."""
   if (path / "saved_model.pb").is_file():
     return path
   found = versions(path) if path.is_dir() else []
@@ -130,16 +119,7 @@ def latest(path: pathlib.Path) -> pathlib.Path:
 def publish(
   directory: pathlib.Path, write: Callable[[pathlib.Path], None], *, keep: int
 ) -> pathlib.Path:
-  """Makes the next version.
-
-  Args:
-    directory: holds the versions.
-    write: fills an empty directory; if it raises, there is no new version.
-    keep: how many versions stay, the new one included; the oldest are deleted.
-
-  Raises:
-    InputError: keep is below 1.
-  """
+  """Makes the next version by filling an empty directory; the newest `keep` versions stay."""
   if keep < 1:
     raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
   directory.mkdir(parents=True, exist_ok=True)

@@ -29,15 +29,7 @@ _GRACE = 1.0  # seconds that running calls may take when the server stops
 def serve(path: pathlib.Path, *, port: int = 0) -> Iterator[str]:
   """Serves the newest version of a directory, or one version, on loopback.
 
-  Args:
-    path: the directory, whose name is the model's; or the version.
-    port: 0 takes any free port.
-
-  Yields:
-    "localhost:<port>".
-
-  Raises:
-    InputError: there is no version.
+  The name of the directory is the model's. Port 0 takes any free port. Yields "localhost:<port>".
   """
   server = grpc.server(futures.ThreadPoolExecutor(_THREADS))
   service = _Service(latest(path.resolve()))

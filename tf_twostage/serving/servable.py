@@ -28,7 +28,10 @@ Answer = dict[str, tf.Tensor]
 
 
 class ServableRecommender(tf.Module):
-  """Generator with fixed item vectors, and ranker."""
+  """Generator with fixed item vectors, and ranker of slates of `slate_size` items.
+
+  The vocabulary of the schema's item id is the catalogue; `titles` [N] are in its order.
+  """
 
   def __init__(
     self,
@@ -38,16 +41,6 @@ class ServableRecommender(tf.Module):
     titles: np.ndarray,
     slate_size: int,
   ):
-    """Args:
-      schema: features of users and context; the vocabulary of its item id is the catalogue.
-      generator: fitted, without context.
-      ranker: scores slates of this catalogue.
-      titles: [N] display names by catalogue index.
-      slate_size: K, the number of items that the ranker orders, at most N.
-
-    Raises:
-      InputError: slate_size exceeds the catalogue.
-    """
     super().__init__(name="recommender")
     if slate_size > schema.num_items:
       raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
@@ -267,17 +260,10 @@ class ServableRecommender(tf.Module):
 
 
 def uniforms(seeds: tf.Tensor, count: int) -> tf.Tensor:
-  """Uniform numbers in [0, 1) with 52 random bits: SplitMix64 on a hash of the seed.
+  """[B, count] uniform float64 in [0, 1) with 52 random bits: SplitMix64 on hashes of seeds [B].
 
   Each row has its own seed, so that its draws do not depend on the rest of the batch. TensorFlow's
   stateless generators take one seed for all rows.
-
-  Args:
-    seeds: [B] int64.
-    count: how many per row.
-
-  Returns:
-    [B, count] float64.
   """
   start = _mix(tf.bitcast(seeds, tf.uint64) * _GOLDEN)
   bits = _mix(start[:, tf.newaxis] + np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN)
@@ -287,12 +273,8 @@ def uniforms(seeds: tf.Tensor, count: int) -> tf.Tensor:
 def draws(logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
   """Draws from softmax(logits) with replacement, by inverting the distribution function.
 
-  Args:
-    logits: [B, N] floating; -inf excludes. Each row needs a finite one.
-    uniform: [B, count] float64 in [0, 1 - 2**-52].
-
-  Returns:
-    [B, count] int32 in [0, N), never an excluded item.
+  Logits are [B, N]; -inf excludes, and each row needs a finite one. Returns [B, count] int32 for
+  uniform numbers [B, count] in [0, 1 - 2**-52].
   """
   weights = tf.exp(logits - tf.reduce_max(logits, 1, keepdims=True))
   # float32 sums of a million weights would change the probability of a rare item by percents.

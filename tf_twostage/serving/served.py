@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tensorflow as tf
 
 from tf_twostage.data.rows import LogRows
@@ -36,7 +34,6 @@ class Served:
     model: a `ServableRecommender`, or what a SavedModel of it loads as.
     signature: its `recommend`.
     inputs: the user and context features that it reads, by name.
-    items: [N] item ids, in catalogue order.
     users: raw features of the known users, [U, ...] each; None: not known.
     settings: JSON-able. "user_id" is the name of the user ids, "context" the names of the inputs
       that belong to a request and not to the user.
@@ -45,7 +42,6 @@ class Served:
   model: Any
   signature: Callable[..., Mapping[str, tf.Tensor]]
   inputs: Mapping[str, tf.TensorSpec]
-  items: np.ndarray
   users: FeatureTable | None
   settings: Mapping[str, Any]
 
@@ -64,18 +60,13 @@ class Served:
       model,
       model.recommend,
       model.inputs,
-      np.array([item.decode() for item in model._ids.numpy()], object),
       users if schema.user_id.embedded else None,
       {**settings, **names},
     )
 
   @classmethod
   def load(cls, path: pathlib.Path) -> Served:
-    """The newest version in a directory of exports, or one version.
-
-    Raises:
-      InputError: there is none, or it was not exported by this version of the package.
-    """
+    """The newest version in a directory of exports, or one version."""
     version = latest(path)
     file = version / EXTRA / SETTINGS
     if not file.is_file():
@@ -90,16 +81,19 @@ class Served:
       model,
       signature,
       {name: spec for name, spec in inputs.items() if name not in ("exclude", "k")},
-      np.array([item.decode() for item in model._ids.numpy()], object),
       _read_table(users) if users.is_file() else None,
       json.loads(file.read_text(encoding="utf-8")),
     )
 
+  @functools.cached_property
+  def items(self) -> np.ndarray:
+    """[N] item ids, in catalogue order."""
+    return np.array([item.decode() for item in self.model._ids.numpy()], object)
+
   def files(self, *, users: bool) -> dict[str, bytes]:
     """What an export needs in `assets.extra` to be loaded again.
 
-    Args:
-      users: whether to write the table of users, so that recommendations can be asked for by id.
+    With the table of users, recommendations can be asked for by id.
     """
     files = {SETTINGS: json.dumps(self.settings, indent=1, default=str).encode()}
     if users and self.users is not None:
@@ -141,11 +135,7 @@ class Served:
     return pd.concat(parts, ignore_index=True)
 
   def order_of(self, items: Sequence[str], name: str) -> np.ndarray | None:
-    """The place of each item of a log in this catalogue, [N]; None: the order is the same.
-
-    Raises:
-      InputError: these are not the same items.
-    """
+    """The place of each item of a log in this catalogue, [N]; None: the order is the same."""
     order = pd.Index(self.items).get_indexer(pd.Index(items))
     absent = np.asarray(items)[order < 0]
     if len(absent) or len(items) < len(self.items):
@@ -164,14 +154,9 @@ class Served:
   def scores(
     self, rows: LogRows, users: FeatureTable
   ) -> Callable[[np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
-    """A function from row numbers, [m], to scores of the generator and the ranker, [m, N] each.
+    """A function from row numbers, [m], of a log to scores of both stages, [m, N] each.
 
-    Args:
-      rows: a log.
-      users: raw features of its users.
-
-    Raises:
-      InputError: a feature is missing.
+    `users` are raw features of the users of the log.
     """
     context = self.settings["context"]
     tables = {name: rows.context if name in context else users for name in self.inputs}
@@ -262,26 +247,10 @@ def _padded(cells: list[list[Any]], padding: Any, dtype: np.dtype) -> np.ndarray
 
 def _table_bytes(table: FeatureTable) -> bytes:
   """Parquet; an array [U, M] becomes a column of lists."""
-  columns = {}
-  for name, values in table.items():
-    array = np.asarray(values)
-    flat = pa.array(array.ravel().tolist() if array.dtype.kind in "OUS" else array.ravel())
-    columns[name] = (
-      flat if array.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, array.shape[1])
-    )
-  out = io.BytesIO()
-  pq.write_table(pa.table(columns), out)
-  return out.getvalue()
+  columns = {name: np.asarray(values) for name, values in table.items()}
+  return pd.DataFrame({n: list(v) if v.ndim > 1 else v for n, v in columns.items()}).to_parquet()
 
 
 def _read_table(path: pathlib.Path) -> dict[str, np.ndarray]:
-  table = pq.read_table(path)
-  found = {}
-  for name in table.column_names:
-    column = table[name].combine_chunks()
-    if pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type):
-      values = column.flatten().to_numpy(zero_copy_only=False)
-      found[name] = values.reshape(len(column), -1)
-    else:
-      found[name] = column.to_numpy(zero_copy_only=False)
-  return found
+  columns = {str(name): column.to_numpy() for name, column in pd.read_parquet(path).items()}
+  return {n: np.stack(list(v)) if isinstance(v[0], np.ndarray) else v for n, v in columns.items()}

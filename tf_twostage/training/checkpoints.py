@@ -32,8 +32,8 @@ class Checkpoints:
     """Args:
     directory: created by the first `save`.
     keep: number of checkpoints that are kept.
-    writes: whether `save` writes here. All workers that share variables must call `save`, but only
-      one may write.
+    writes: whether `save` writes here. All workers that share variables must call `save`, but
+      only one may write.
     state: the objects to save, as for `tf.train.Checkpoint`.
     """
     self._directory = directory
@@ -47,14 +47,10 @@ class Checkpoints:
     return sorted(int(name) for name in names if name.isdigit())
 
   def save(self, number: int, record: Any = None) -> None:
-    """Saves the state; deletes checkpoints beyond `keep`.
+    """Saves the state with a JSON-able record; deletes checkpoints beyond `keep`.
 
-    Args:
-      number: step number; later checkpoints, left by an abandoned run, are deleted.
-      record: JSON-able.
-
-    Raises:
-      OSError, tf.errors.OpError: the checkpoint could not be written; earlier ones are unchanged.
+    `number` is the step; later checkpoints, left by an abandoned run, are deleted. If it raises,
+    earlier checkpoints are unchanged.
     """
     if not self._writes:
       with tempfile.TemporaryDirectory() as directory:
@@ -95,11 +91,7 @@ class Checkpoints:
 
 
 def save_weights(model: tf.Module, directory: pathlib.Path) -> None:
-  """Saves the variables of a model.
-
-  Raises:
-    RunError: the directory cannot be written.
-  """
+  """Saves the variables of a model; RunError if the directory cannot be written."""
   try:
     tf.train.Checkpoint(model).write(str(directory / _WEIGHTS))
   except tf.errors.OpError as error:

@@ -58,11 +58,7 @@ class Job:
 
   @classmethod
   def of(cls, config: Config) -> Job:
-    """Returns the job that the settings and TF_CONFIG describe, without loading TensorFlow.
-
-    Raises:
-      InputError: TF_CONFIG is missing or invalid, or the workers cannot share a batch evenly.
-    """
+    """The job that the settings and TF_CONFIG describe; does not load TensorFlow."""
     settings = config.distribution
     tasks = _tf_config() if settings.distribution == "multi_worker" else ()
     job = cls(settings.distribution, settings.replicas, *tasks)
@@ -91,14 +87,7 @@ class Job:
     return f"{self.task[0]} {self.task[1]}"
 
   def join(self, batch_size: int) -> Workers:
-    """Connects to the other workers. Must come before any other use of TensorFlow.
-
-    Args:
-      batch_size: rows of a step, over all replicas.
-
-    Raises:
-      InputError: this machine lacks the requested devices, or they cannot share a batch evenly.
-    """
+    """Connects to the other workers. Must come before any other use of TensorFlow."""
     if self.kind == "none":
       return Workers()
     import tensorflow as tf
@@ -122,16 +111,12 @@ class Workers:
     alone: whether nothing is distributed.
     is_chief: whether this process evaluates, saves and exports.
     rank: unique number of this process; 0 for the chief.
+    strategy: distributes the steps; None: TensorFlow's default strategy.
   """
 
   def __init__(
     self, strategy: tf.distribute.Strategy | None = None, *, rank: int = 0, num_tasks: int = 1
   ):
-    """Args:
-    strategy: distributes the steps; None: TensorFlow's default strategy.
-    rank: unique number of this process.
-    num_tasks: number of processes.
-    """
     import tensorflow as tf
 
     self.alone = strategy is None
@@ -161,11 +146,7 @@ class Workers:
     return iter(self._strategy.distribute_datasets_from_function(of_process))
 
   def step(self, model: tf.keras.Model) -> Callable[[Iterator[Any]], float]:
-    """Returns a function that takes a step and returns the loss of the global batch.
-
-    Args:
-      model: compiled, created in `scope`.
-    """
+    """A function that takes a step of a model compiled in `scope`, and returns the global loss."""
     with self.scope():
       train = model.make_train_function()
     return lambda batches: float(train(batches)["total_loss"])
@@ -208,11 +189,7 @@ class Workers:
 
   @contextlib.contextmanager
   def together(self) -> Iterator[None]:
-    """Turns the error that follows another process's death into one message.
-
-    Raises:
-      RunError: another process has died.
-    """
+    """Turns the error that follows another process's death into one RunError."""
     try:
       yield
     except Exception as error:
@@ -226,11 +203,7 @@ class Workers:
 
 
 def only_here(config: Config, command: str) -> None:
-  """Refuses workers for a command that cannot use them.
-
-  Raises:
-    InputError: the settings ask for workers.
-  """
+  """Refuses workers for a command that cannot use them."""
   if (kind := config.distribution.distribution) != "none":
     raise InputError(
       f"distribution is {kind}, but {command} trains in its own processes; leave the setting out,"
