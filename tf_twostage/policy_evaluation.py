@@ -8,10 +8,9 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from tqdm.auto import tqdm
 
 from tf_twostage.config import Config, EncoderConfig, FitConfig
@@ -25,11 +24,8 @@ from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.recommender import RecommenderPolicy, TwoStageRecommender
-from tf_twostage.reports import plots, policy_report
+from tf_twostage.reports.policy_report import Evaluation
 from tf_twostage.workspace import Workspace
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
 
 _DEFAULTS = Config()
 PolicyLike = (
@@ -41,47 +37,6 @@ PolicyLike = (
   | os.PathLike
   | Callable[[np.ndarray], Any]
 )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
-  """Estimated values of policies; prints as a report.
-
-  Attributes:
-    log: the rows that the policies were evaluated on.
-    estimates: one row for each policy and estimator, the logging policy first; see
-      `values.evaluate`.
-    explained: share of the variance of the rewards that the reward model explains; None if no
-      estimator needed a model.
-  """
-
-  log: EvaluationLog
-  estimates: pd.DataFrame
-  explained: float | None = None
-
-  def to_frame(self) -> pd.DataFrame:
-    """One row for each policy and estimator: value, standard error, intervals, warnings, ..."""
-    return self.estimates.copy()
-
-  def plot(self) -> Figure:
-    """Values with their intervals, by policy and estimator."""
-    return plots.policy_values(self.estimates)
-
-  def save(self, directory: str | os.PathLike) -> str:
-    """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
-
-    Returns:
-      The report, with the name of the directory.
-    """
-    return policy_report.write(self.estimates, self.log, self.explained, pathlib.Path(directory))
-
-  def __str__(self) -> str:
-    return policy_report.to_text(self.estimates, self.log, self.explained)
-
-  def _repr_html_(self) -> str:
-    shown = ["policy", "kind", "estimator", "value", "standard_error", "effective_sample_size"]
-    table = self.estimates[[*shown, "unreliable"]]
-    return table.to_html(index=False, float_format="{:.4g}".format)
 
 
 def evaluate(

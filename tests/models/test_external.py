@@ -127,7 +127,7 @@ def number(**inputs):
 
 
 SIGNATURES = {
-  "unknown": ({"segment": TEXT, "genre": TEXT, "brand": TEXT}, "takes 'brand', which no user or"),
+  "unknown": ({"segment": TEXT, "genre": TEXT, "brand": TEXT}, "takes 'brand', but no user or"),
   "context": ({"segment": TEXT, "genre": TEXT, "hour": NUMBER}, "'hour' is a context feature"),
   "text for number": (
     {"segment": TEXT, "price": TEXT},

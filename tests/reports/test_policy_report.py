@@ -11,7 +11,8 @@ from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import REPORTED, TargetPolicy
-from tf_twostage.reports import plots, policy_report
+from tf_twostage.reports import plots
+from tf_twostage.reports.policy_report import Evaluation
 
 USERS, ITEMS, ROWS = 40, 5, 800
 KINDS = ("generator alone", "generator + ranker")
@@ -56,7 +57,7 @@ def estimates(evaluation):
 @pytest.fixture(scope="module")
 def written(estimates, evaluation, tmp_path_factory):
   directory = tmp_path_factory.mktemp("report")
-  return policy_report.write(estimates, evaluation, -0.001, directory), directory
+  return Evaluation(evaluation, estimates, -0.001).save(directory), directory
 
 
 def test_many_policies_get_a_line_each_and_an_agreement(written):
@@ -81,14 +82,14 @@ def test_unreliable_estimates_are_marked(estimates, evaluation):
   assert not estimates["unreliable"].any()
   marked = estimates.copy()
   marked.loc[3, "unreliable"] = True
-  text = policy_report.to_text(marked, evaluation)
+  text = str(Evaluation(evaluation, marked))
   assert text.count(" !") == 1 + 1  # and its explanation
   assert "! unreliable (reasons" in text
 
 
 def test_few_policies_get_all_columns_and_their_warnings(evaluation):
   first = TargetPolicy("first", "kind", lambda rows: np.eye(ITEMS)[[0] * len(rows)])
-  text = policy_report.to_text(values.evaluate(evaluation, [first], ["ips", "snips"]), evaluation)
+  text = str(Evaluation(evaluation, values.evaluate(evaluation, [first], ["ips", "snips"])))
   assert "first, kind (true value 0.000)" in text
   assert "largest weight" in text
   assert "! ips, snips: only 0 rows have both a weight and a reward" in text
@@ -141,5 +142,5 @@ def test_plots_take_any_number_of_estimators_and_show_known_truths(estimates, kn
 def test_rare_rewards_are_printed_to_two_digits_of_their_error(estimates, evaluation):
   rare = estimates.copy()
   rare.loc[0, ["value", "standard_error", "truth"]] = 0.003812, 0.000218, 0.0039
-  text = policy_report.to_text(rare, evaluation)
+  text = str(Evaluation(evaluation, rare))
   assert "earned 0.00381 ± 0.00022 (true value 0.00390)" in text

@@ -31,15 +31,13 @@ def read(path: pathlib.Path, evaluation: EvaluationLog, item_ids: np.ndarray) ->
     table = _array(path, (len(evaluation), len(item_ids)))
     return TargetPolicy(path.name, KIND, lambda rows: np.asarray(table[rows]), by_row=True)
   listed = policy_table.read(path, item_ids)
+  by_position = listed.positions is not None
   try:
-    place = listed.rows(evaluation.rows.position if listed.positions is not None else None)
+    place = listed.rows(evaluation.rows.position if by_position else np.zeros(len(evaluation)))
   except InputError as error:
     raise InputError(f"{path}: {error}") from error
-  probabilities = listed.probabilities
-  if listed.positions is not None:
-    return TargetPolicy(path.name, KIND, lambda rows: probabilities[place[rows]], by_row=True)
   return TargetPolicy(
-    path.name, KIND, lambda rows: np.broadcast_to(probabilities[0], (len(rows), len(item_ids)))
+    path.name, KIND, lambda rows: listed.probabilities[place[rows]], by_row=by_position
   )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,39 +19,99 @@ from tf_twostage.evaluation.values import LOGGING_POLICY
 from tf_twostage.reports import plots
 from tf_twostage.workspace import write_text
 
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
 _IN_FULL = 6  # up to this many policies are printed with all columns and warnings
 
 Number = Callable[[float], str]
 
 
-def write(
-  estimates: pd.DataFrame,
-  evaluation: EvaluationLog,
-  explained: float | None,
-  directory: pathlib.Path,
-) -> str:
-  """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+  """Estimated values of policies; prints as a report.
 
-  `explained`, None without a reward model, is the share of the rewards' variance that it explains.
-  Returns the text to print.
+  Attributes:
+    log: the rows that the policies were evaluated on.
+    estimates: one row for each policy and estimator, the logging policy first; see
+      `values.evaluate`.
+    explained: share of the variance of the rewards that the reward model explains; None if no
+      estimator needed a model.
   """
-  agreement = values.agreement(estimates)
-  flat = estimates.assign(warnings=estimates["warnings"].map("; ".join))
-  directory.mkdir(parents=True, exist_ok=True)
-  write_text(directory / "estimates.csv", flat.to_csv(index=False, float_format="%.8g"))
-  if not agreement.empty:
-    write_text(directory / "agreement.csv", agreement.to_csv(float_format="%.6g"))
-  record = {
-    "notes": evaluation.notes,
-    "rows": len(evaluation),
-    "independent_units": int(estimates["num_units"].iloc[0]),
-    "reward_model_explains": explained,
-    "estimates": flat.to_dict("records"),
-    "agreement": agreement.reset_index().to_dict("records"),
-  }
-  write_text(directory / "estimates.json", json.dumps(_no_nan(record), indent=2) + "\n")
-  plotting.save({directory / "estimates.png": lambda: plots.policy_values(estimates)})
-  return f"{to_text(estimates, evaluation, explained)}\n\nEstimates and plot: {directory}"
+
+  log: EvaluationLog
+  estimates: pd.DataFrame
+  explained: float | None = None
+
+  def to_frame(self) -> pd.DataFrame:
+    """One row for each policy and estimator: value, standard error, intervals, warnings, ..."""
+    return self.estimates.copy()
+
+  def plot(self) -> Figure:
+    """Values with their intervals, by policy and estimator."""
+    return plots.policy_values(self.estimates)
+
+  def save(self, directory: str | os.PathLike) -> str:
+    """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
+
+    Returns:
+      The report, with the name of the directory.
+    """
+    directory = pathlib.Path(directory)
+    agreement = values.agreement(self.estimates)
+    flat = self.estimates.assign(warnings=self.estimates["warnings"].map("; ".join))
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text(directory / "estimates.csv", flat.to_csv(index=False, float_format="%.8g"))
+    if not agreement.empty:
+      write_text(directory / "agreement.csv", agreement.to_csv(float_format="%.6g"))
+    record = {
+      "notes": self.log.notes,
+      "rows": len(self.log),
+      "independent_units": int(self.estimates["num_units"].iloc[0]),
+      "reward_model_explains": self.explained,
+      "estimates": flat.to_dict("records"),
+      "agreement": agreement.reset_index().to_dict("records"),
+    }
+    write_text(directory / "estimates.json", json.dumps(_no_nan(record), indent=2) + "\n")
+    plotting.save({directory / "estimates.png": self.plot})
+    return f"{self}\n\nEstimates and plot: {directory}"
+
+  def __str__(self) -> str:
+    """For a terminal: few policies with all columns, many with a line each."""
+    logging, targets = (
+      self.estimates.iloc[0],
+      self.estimates[self.estimates["kind"] != LOGGING_POLICY],
+    )
+    number = _format(logging["standard_error"])
+    of_users = f" of {logging['num_units']} users" if self.log.grouped else ""
+    parts = [
+      f"Value: the mean reward of an item shown. {len(self.log)} rows{of_users},"
+      f" {100 * logging['confidence']:g}% intervals by {'user' if self.log.grouped else 'row'}.",
+      f"The logging policy earned {_with_error(logging, number)}{_true(logging, number)}.",
+    ]
+    policies = targets.groupby(["policy", "kind"], sort=False)
+    if len(policies) <= _IN_FULL:
+      parts += [_in_full(group, number) for _, group in policies]
+    else:
+      kinds = targets.groupby("kind", sort=False)
+      parts += [f"{str(k).capitalize()}\n{_overview(group, number)}" for k, group in kinds]
+      parts.append(
+        "Value ± standard error; ! unreliable (reasons: warnings in estimates.csv). ess: effective"
+        " sample size of the first estimator with weights."
+      )
+    agreement = values.agreement(self.estimates)
+    if not agreement.empty:
+      parts.append("Estimates against true values\n" + _agreement(agreement, number))
+    parts += self.log.notes
+    if self.explained is not None:
+      share = f"{np.round(100 * self.explained) + 0.0:.0f}%"  # + 0.0: not "-0%"
+      parts.append(f"The reward model explains {share} of the variance of rewards it has not seen.")
+    return "\n\n".join(parts)
+
+  def _repr_html_(self) -> str:
+    shown = ["policy", "kind", "estimator", "value", "standard_error", "effective_sample_size"]
+    table = self.estimates[[*shown, "unreliable"]]
+    return table.to_html(index=False, float_format="{:.4g}".format)
 
 
 def _no_nan(value):
@@ -58,38 +121,6 @@ def _no_nan(value):
   if isinstance(value, list):
     return list(map(_no_nan, value))
   return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def to_text(
-  estimates: pd.DataFrame, evaluation: EvaluationLog, explained: float | None = None
-) -> str:
-  """Estimates for a terminal: few policies with all columns, many with a line each."""
-  logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
-  number = _format(logging["standard_error"])
-  of_users = f" of {logging['num_units']} users" if evaluation.grouped else ""
-  parts = [
-    f"Value: the mean reward of an item shown. {len(evaluation)} rows{of_users},"
-    f" {100 * logging['confidence']:g}% intervals by {'user' if evaluation.grouped else 'row'}.",
-    f"The logging policy earned {_with_error(logging, number)}{_true(logging, number)}.",
-  ]
-  policies = targets.groupby(["policy", "kind"], sort=False)
-  if len(policies) <= _IN_FULL:
-    parts += [_in_full(group, number) for _, group in policies]
-  else:
-    kinds = targets.groupby("kind", sort=False)
-    parts += [f"{str(k).capitalize()}\n{_overview(group, number)}" for k, group in kinds]
-    parts.append(
-      "Value ± standard error; ! unreliable (reasons: warnings in estimates.csv). ess: effective"
-      " sample size of the first estimator with weights."
-    )
-  agreement = values.agreement(estimates)
-  if not agreement.empty:
-    parts.append("Estimates against true values\n" + _agreement(agreement, number))
-  parts += evaluation.notes
-  if explained is not None:
-    share = f"{np.round(100 * explained) + 0.0:.0f}%"  # + 0.0: not "-0%"
-    parts.append(f"The reward model explains {share} of the variance of rewards it has not seen.")
-  return "\n\n".join(parts)
 
 
 def _format(standard_error: float) -> Number:

@@ -107,13 +107,7 @@ def paired_tests(
   against: Mapping[str, Scores] | None = None,
   metrics: Metrics = FULL_INFORMATION,
 ) -> pd.DataFrame:
-  """Tests whether two variants differ in the headline over the same seeds.
-
-  Args:
-    table: from `every_seed`.
-    variants: compared with each other.
-    against: baselines that every variant is compared with, too.
-    metrics: name the headline.
+  """Tests whether two variants, or a variant and a baseline, differ in the headline.
 
   Returns:
     A row for each stage and pair: stage, first, second, seeds, difference (mean of first -

@@ -74,8 +74,7 @@ class ServableRecommender(tf.Module):
       **features: raw user and context features by name, [B] or [B, M] each.
 
     Returns:
-      item_id, title, score (the ranker's) and generator_score, [B, min(max k, N)] each, best
-      first.
+      item_id, title, score (the ranker's) and generator_score, [B, min(max k, N)] each.
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     k = self._checked_k(k, rows)
@@ -93,15 +92,9 @@ class ServableRecommender(tf.Module):
     }
 
   def retrieve(self, exclude: tf.Tensor, k: tf.Tensor, **features: tf.Tensor) -> Answer:
-    """The generator alone.
+    """The generator alone, with user features: item_id, score and probability, best first.
 
-    Args:
-      exclude, k: as for `recommend`.
-      **features: raw user features.
-
-    Returns:
-      item_id, score and probability (softmax over all items that are not excluded),
-      [B, min(max k, N)] each, best first.
+    The probability is a softmax over all items that are not excluded.
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     logits = self._logits(self._user_lookup(raw), exclude)
@@ -114,15 +107,7 @@ class ServableRecommender(tf.Module):
     }
 
   def rank(self, candidates: tf.Tensor, **features: tf.Tensor) -> Answer:
-    """The ranker alone.
-
-    Args:
-      candidates: [B, C] ids of catalogue items, in any order; "" pads.
-      **features: raw user and context features.
-
-    Returns:
-      item_id, title and score, [B, C] each, best first.
-    """
+    """The ranker alone: item_id, title and score of candidates [B, C], best first; "" pads."""
     raw, candidates, _ = self._checked(features, candidates=candidates)
     slate = self._index.lookup(candidates)
     known = (slate != PADDING) | (candidates == "")
@@ -143,17 +128,14 @@ class ServableRecommender(tf.Module):
     reward allow unbiased training and evaluation.
 
     Args:
-      exclude: as for `recommend`.
+      exclude, features: as for `recommend`.
       temperature: above 0; 1 is the policy as trained, larger values explore more. Scalar, [1] or
         [B] float32.
-      seed: the same request with the same seed has the same answer. Scalar, [1] or [B] int64; equal
-        rows with equal seeds draw the same.
-      **features: raw user and context features.
+      seed: the same request with the same seed has the same answer. Scalar, [1] or [B] int64.
 
     Returns:
-      item_id, title: [B], the item to show; "" where all items are excluded.
-      propensity: [B], its exact probability under the policy; 0 where there is no item.
-      slate: [B, K], the candidates in the order drawn, with repeats.
+      item_id and title [B], "" where all items are excluded; propensity [B], exact, 0 where there
+      is no item; slate [B, K], the candidates in the order drawn, with repeats.
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     temperature = _for_each_row("temperature", temperature, rows)

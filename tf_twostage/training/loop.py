@@ -95,7 +95,7 @@ def fit(
   monitor: Monitor | None = None,
   workers: Workers | None = None,
 ) -> History:
-  """Fits a model to the rows of a log.
+  """Fits a model to the rows of a log; returns one entry for each epoch, none unless the chief.
 
   With a `directory`, the run is saved there, and the same call resumes an interrupted run. All
   workers call this function at the same time; only the chief evaluates and writes.
@@ -115,12 +115,7 @@ def fit(
     directory: gets checkpoints/, best/ and history.json; all workers see it.
     weights: the part of the model that is saved for the best epoch, and restored at the end;
       requires `select` and `directory`.
-    checkpoints: when to save within an epoch.
-    monitor: gets each entry of the history.
-    workers: who trains; None: this process.
-
-  Returns:
-    One entry an epoch; an empty list unless this is the chief.
+    checkpoints, monitor, workers: when to save, what gets each entry, who trains.
 
   Raises:
     Stopped: a worker received SIGTERM or SIGINT. The current step was finished and saved.
