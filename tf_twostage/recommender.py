@@ -18,7 +18,7 @@ import tensorflow as tf
 from tf_twostage import losses, metrics, plotting, policies, serving
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, SupportConfig
 from tf_twostage.data.log import BanditLog
-from tf_twostage.data.rows import TrainingRows
+from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import Environment, log_environment
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog

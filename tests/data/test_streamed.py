@@ -217,7 +217,7 @@ def test_a_data_service_gives_each_row_once_a_pass(small, service):
   seen = rows(served, 3, batch_size=960).reshape(3, -1)
   for one_pass in seen:
     np.testing.assert_array_equal(np.sort(one_pass), np.arange(960))
-  assert (seen[0] != seen[1]).mean() > 0.9
+  assert (seen[0] != seen[1]).mean() > 0.7
   assert len(rows(served.positives(), 2, batch_size=48)) == 96
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,49 +18,19 @@ from tf_twostage.data.log_schema import RESERVED, ROLES
 from tf_twostage.errors import InputError
 
 _ROWS = 100_000  # of the first chunk that are looked at
+_LEAST = float(np.finfo(np.float32).tiny)  # probability
 _FEW = 20  # whole numbers with at most this many values are categories
-# Names by role, likeliest first, without case and punctuation.
-_NAMES = {
-  "item_id": "itemid item iid action actionid arm movieid productid articleid documentid docid"
-  " contentid videoid adid assetid sku label product movie article video song content asset",
-  "user_id": "userid user uid customerid memberid visitorid accountid personid clientid visitor"
-  " customer member account viewer",
-  "propensity": "propensity propensityscore pscore probability prob actionprob actionprobability"
-  " loggingprob loggingprobability behaviorprob samplingprob",
-  "reward": "reward click clicked clicks isclick isclicked conversion converted purchase purchased"
-  " feedback response outcome rating y watchtime watchseconds dwelltime revenue",
-  "time": "time timestamp ts datetime date eventtime createdat loggedat unixtime",
-  "position": "position pos slot rank",
-  "ranker_score": "rankerscore ranker modelscore rankingscore score",
-  "split": "split fold subset partition",
-}
-_TITLES = "title name itemname productname movietitle headline"
-_MISSING = {
-  "user_id": "none found; combinations of the user features are the users",
-  "item_id": "MISSING: name the column of the item ids",
-  "propensity": "none found; they will have to be estimated",
-  "reward": "MISSING: name the column of clicks, ratings or the like",
-  "position": "none found",
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Column:
-  """The values of a column.
-
-  Attributes:
-    name: as in the header.
-    text: cells as strings, [k].
-    numbers: the same as numbers; None if a cell is not a number.
-    dated: whether all cells are dates.
-    lists: whether cells are lists; `text` then joins their values with "|".
-  """
+  """The values of a column, [k]: as strings, and as numbers unless a cell is not a number."""
 
   name: str
   text: pd.Series
   numbers: np.ndarray | None
-  dated: bool
-  lists: bool = False
+  dated: bool = False  # whether all cells are dates
+  lists: bool = False  # whether cells are lists; `text` then joins their values with "|"
 
   @property
   def distinct(self) -> int:
@@ -83,24 +54,64 @@ class _Column:
     return f"{self.distinct} values, {self.numbers.min():.6g} to {self.numbers.max():.6g}"
 
 
-# Conditions on the values of a role, which a column with a matching name must also meet.
-_LOOKS: dict[str, Callable[[_Column], bool]] = {
-  "item_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
-  "user_id": lambda c: c.distinct > 1 and (c.numbers is None or c.whole),
-  "propensity": lambda c: c.within(float(np.finfo(np.float32).tiny), 1),
-  "reward": lambda c: c.within(0, np.inf) and not c.dated,
-  "time": lambda c: c.dated or c.numbers is not None,
-  "position": lambda c: c.whole and c.within(0, 10_000),
-  "ranker_score": lambda c: c.numbers is not None,
-  "split": lambda c: bool(splits.is_label(c.text).all()),
+class _Role(NamedTuple):
+  """How a column for a role is recognised."""
+
+  names: str  # likeliest first, without case and punctuation
+  fits: Callable[[_Column], Any]  # what its values must be like
+  obvious: Callable[[_Column], Any] = lambda c: False  # what values suffice without a name
+  missing: str = ""  # the comment in a draft without such a column
+
+
+def _is_id(column: _Column) -> bool:
+  return column.distinct > 1 and (column.numbers is None or column.whole)
+
+
+_ROLES = {
+  "item_id": _Role(
+    "itemid item iid action actionid arm movieid productid articleid documentid docid contentid"
+    " videoid adid assetid sku label product movie article video song content asset",
+    _is_id,
+    missing="MISSING: name the column of the item ids",
+  ),
+  "user_id": _Role(
+    "userid user uid customerid memberid visitorid accountid personid clientid visitor customer"
+    " member account viewer",
+    _is_id,
+    missing="none found; combinations of the user features are the users",
+  ),
+  "propensity": _Role(
+    "propensity propensityscore pscore probability prob actionprob actionprobability loggingprob"
+    " loggingprobability behaviorprob samplingprob",
+    lambda c: c.within(_LEAST, 1),
+    lambda c: c.within(_LEAST, 1) and not c.whole,
+    "none found; they will have to be estimated",
+  ),
+  "reward": _Role(
+    "reward click clicked clicks isclick isclicked conversion converted purchase purchased feedback"
+    " response outcome rating y watchtime watchseconds dwelltime revenue",
+    lambda c: c.within(0, np.inf) and not c.dated,
+    lambda c: c.within(0, 1) and c.whole and c.distinct == 2,
+    "MISSING: name the column of clicks, ratings or the like",
+  ),
+  "time": _Role(
+    "time timestamp ts datetime date eventtime createdat loggedat unixtime",
+    lambda c: c.dated or c.numbers is not None,
+    lambda c: c.dated,
+  ),
+  "position": _Role(
+    "position pos slot rank", lambda c: c.whole and c.within(0, 10_000), missing="none found"
+  ),
+  "ranker_score": _Role(
+    "rankerscore ranker modelscore rankingscore score", lambda c: c.numbers is not None
+  ),
+  "split": _Role(
+    "split fold subset partition",
+    lambda c: splits.is_label(c.text).all(),
+    lambda c: splits.is_label(c.text).all() and c.distinct > 1,
+  ),
 }
-# Conditions that suffice without a matching name.
-_BY_VALUES: dict[str, Callable[[_Column], bool]] = {
-  "propensity": lambda c: _LOOKS["propensity"](c) and not c.whole,
-  "reward": lambda c: c.within(0, 1) and c.whole and c.distinct == 2,
-  "time": lambda c: c.dated,
-  "split": lambda c: _LOOKS["split"](c) and c.distinct > 1,
-}
+_TITLES = "title name itemname productname movietitle headline"
 
 
 def draft(
@@ -108,9 +119,9 @@ def draft(
   items: str | os.PathLike | None = None,
   users: str | os.PathLike | None = None,
 ) -> str:
-  """The text of a schema file; comments give the evidence for each line."""
+  """The text of a schema file for the log and its tables; comments give evidence for each line."""
   place, columns = _look(log)
-  roles, how = _roles(columns)
+  roles = _roles(columns)
   lines = [
     f"# Drafted from the first {len(columns[0].text)} rows of {place}",
     "# Check every line: the draft is a guess from names and values.",
@@ -118,27 +129,25 @@ def draft(
   ]
   for role in ROLES:
     if role in roles:
-      lines.append(_line(role, roles[role].name, how[role]))
-    elif role in _MISSING:
-      lines.append(_line(role, None, _MISSING[role]))
-  left = [c for c in columns if c not in roles.values() and not _is_row_number(c)]
-  listed = _look(users)[1] if users is not None else None
-  user, context, unread = _sort_out(left, roles.get("user_id"), elsewhere=users is not None)
-  for side, path, role in (("item", items, "item_id"), ("user", users, "user_id")):
+      lines.append(_line(role, roles[role][0].name, roles[role][1]))
+    elif _ROLES[role].missing:
+      lines.append(_line(role, None, _ROLES[role].missing))
+  chosen = {role: column for role, (column, _) in roles.items()}
+  left = [c for c in columns if c not in chosen.values() and not _is_row_number(c)]
+  user, context, unread = _sort_out(left, chosen.get("user_id"), elsewhere=users is not None)
+  for side, path in (("item", items), ("user", users)):
     if path is None:
       continue
-    table = listed if side == "user" and listed else _look(path)[1]
-    key = _key(table, roles.get(role))
+    table, logged = _look(path)[1], chosen.get(f"{side}_id")
+    key = _key(table, logged)
     if key is None:
-      lines.append(f"# {side}_key:  # MISSING: no column of {path} looks like the log's {role}")
-    elif key.name != getattr(roles.get(role), "name", None):
+      lines.append(f"# {side}_key:  # MISSING: no column of {path} looks like the log's {side}_id")
+    elif logged is None or key.name != logged.name:
       lines.append(_line(f"{side}_key", key.name, f"in {path}"))
     table = [c for c in table if c is not key and not _is_row_number(c)]
-    if side == "item":
-      title = _named(table, _TITLES)
-      if title is not None:
-        lines.append(_line("title", title.name, "by its name"))
-        table.remove(title)
+    if side == "item" and (title := _named(table, _TITLES)) is not None:
+      lines.append(_line("title", title.name, "by its name"))
+      table.remove(title)
     lines += _section(f"{side}_features", table)
   if users is None:
     lines += _section("user_features", user)
@@ -165,32 +174,25 @@ def _column(name: str, raw: pa.ChunkedArray) -> _Column:
   text = files.text(raw)[0].to_pandas()
   values, is_number = files.numbers(raw)
   if is_number.all() and not np.isnan(values).any():
-    return _Column(name, text, values, False)
+    return _Column(name, text, values)
   dated, lists = bool(np.isfinite(files.times(raw)).all()), pa.types.is_list(raw.type)
   return _Column(name, text, None, dated, lists)
 
 
-def _roles(columns: Sequence[_Column]) -> tuple[dict[str, _Column], dict[str, str]]:
-  """Columns by role, and the evidence for each."""
-  roles: dict[str, _Column] = {}
-  how: dict[str, str] = {}
-  for evidence, role_of in (("by its name", _by_name), ("by its values", _by_values)):
-    for role in _NAMES:
-      free = [column for column in columns if column not in roles.values()]
-      if role not in roles and (column := role_of(role, free)) is not None:
-        roles[role] = column
-        how[role] = f"{evidence}; {column.facts()}"
-  return roles, how
-
-
-def _by_name(role: str, columns: Sequence[_Column]) -> _Column | None:
-  return _named([column for column in columns if _LOOKS[role](column)], _NAMES[role])
-
-
-def _by_values(role: str, columns: Sequence[_Column]) -> _Column | None:
-  if role not in _BY_VALUES:
-    return None
-  return next((column for column in columns if _BY_VALUES[role](column)), None)
+def _roles(columns: Sequence[_Column]) -> dict[str, tuple[_Column, str]]:
+  """Columns by role, with the evidence for each; names count before values."""
+  found: dict[str, tuple[_Column, str]] = {}
+  for evidence in ("by its name", "by its values"):
+    for name, role in _ROLES.items():
+      taken = [column for column, _ in found.values()]
+      free = [column for column in columns if column not in taken]
+      if evidence == "by its name":
+        column = _named([c for c in free if role.fits(c)], role.names)
+      else:
+        column = next(filter(role.obvious, free), None)
+      if name not in found and column is not None:
+        found[name] = column, f"{evidence}; {column.facts()}"
+  return found
 
 
 def _named(columns: Sequence[_Column], names: str) -> _Column | None:

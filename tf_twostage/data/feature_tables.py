@@ -78,17 +78,19 @@ def build(
   features: Sequence[FeatureColumn], columns: Mapping[str, np.ndarray]
 ) -> tuple[list[Feature], dict[str, np.ndarray]]:
   """Features with vocabularies and ranges as the values have them, and the raw feature table."""
-  built = {feature.name: _BUILDERS[feature.kind](feature, columns) for feature in features}
-  return [feature for feature, _ in built.values()], {name: raw for name, (_, raw) in built.items()}
-
-
-def _numeric(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
-  return unit_range(spec.name, columns[spec.name]), columns[spec.name]
-
-
-def _categorical(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
-  values = columns[spec.name]
-  return Categorical(spec.name, _distinct(spec, values)), values
+  built: list[Feature] = []
+  table: dict[str, np.ndarray] = {}
+  for spec in features:
+    values = columns[spec.name]
+    if spec.kind == "numeric":
+      built.append(unit_range(spec.name, values))
+    elif spec.kind == "categorical":
+      built.append(Categorical(spec.name, _distinct(spec, values)))
+    else:
+      values = split(values, spec.separator)
+      built.append(Bag(spec.name, _distinct(spec, values), max_length=values.shape[1]))
+    table[spec.name] = values
+  return built, table
 
 
 def split(cells: np.ndarray, separator: str) -> np.ndarray:
@@ -97,14 +99,6 @@ def split(cells: np.ndarray, separator: str) -> np.ndarray:
   bags = [[value for part in cell if (value := part.strip())] for cell in parts]
   width = max(1, *map(len, bags)) if bags else 1
   return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=str)
-
-
-def _bag(spec: FeatureColumn, columns: Mapping[str, np.ndarray]):
-  values = split(columns[spec.name], spec.separator)
-  return Bag(spec.name, _distinct(spec, values), max_length=values.shape[1]), values
-
-
-_BUILDERS = {"numeric": _numeric, "categorical": _categorical, "bag": _bag}
 
 
 def natural_order(values: Sequence[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The rows of a log: what a policy showed, with what probability, and the reward.
 
 One row is one item that was shown. `LogRows` are in memory, `StreamedRows` on disk; models train on
-the batches of either (`TrainingRows`). docs/bandit_log.md describes logs in files.
+the batches of either. docs/bandit_log.md describes logs in files.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -59,38 +59,6 @@ class Rewards(NamedTuple):
 
   total: float
   largest: float
-
-
-class TrainingRows(Protocol):
-  """Rows to train on, in memory (`LogRows`) or on disk (`StreamedRows`)."""
-
-  def __len__(self) -> int: ...
-
-  def positives(self) -> TrainingRows:
-    """The rows with reward > 0."""
-
-  def rewards(self) -> Rewards:
-    """The sum and the largest of all rewards."""
-
-  def shown(self, num_items: int) -> np.ndarray:
-    """How many rows show each item of a catalogue, [N] int."""
-
-  def earned(self, num_items: int) -> np.ndarray:
-    """The sum of the rewards of each item of a catalogue, [N]."""
-
-  def batches(
-    self,
-    user_features: Mapping[str, tf.Tensor | np.ndarray],
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    slices: Slices = WHOLE,
-  ) -> tf.data.Dataset:
-    """Endless batches; see `LogRows.batches`."""
-
-  def reading(self) -> AbstractContextManager[None]:
-    """Surrounds code that draws batches; replaces read errors by one that names the file."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

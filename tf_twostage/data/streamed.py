@@ -249,6 +249,9 @@ class StreamedRows:
     return None
 
 
+TrainingRows = LogRows | StreamedRows
+
+
 def write(
   parts: Iterable[LogRows], directory: pathlib.Path, *, seed: int = 0, block: int = BLOCK
 ) -> StreamedRows:

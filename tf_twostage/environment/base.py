@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data.rows import LogRows, TrainingRows
+from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema, columns
+from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer

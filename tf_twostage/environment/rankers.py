@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from tf_twostage.config import Config
 from tf_twostage.data.log import BanditLog
-from tf_twostage.data.rows import LogRows, TrainingRows
+from tf_twostage.data.rows import LogRows
+from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment.base import SecondStage
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.models.encoders import EncodedTables, TwoTower

@@ -10,7 +10,8 @@ import numpy as np
 
 from tf_twostage.config import Config
 from tf_twostage.data.log import BanditLog
-from tf_twostage.data.rows import LogRows, TrainingRows, joined
+from tf_twostage.data.rows import LogRows, joined
+from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import rankers
 from tf_twostage.environment.base import Environment, requests
 from tf_twostage.environment.streaming import FIRST, stream_log
