@@ -26,7 +26,8 @@ def main() -> int:
 
   import tqdm
 
-  from tf_twostage.data.files import BadRowsError, convert
+  from tf_twostage.data.files.bad_rows import BadRowsError
+  from tf_twostage.data.files.shards import convert
 
   with tqdm.tqdm(unit=" rows", unit_scale=True) as bar:
 

@@ -36,7 +36,7 @@ def main() -> int:
 
   from tf_twostage.data import assemble
   from tf_twostage.data.check import examine
-  from tf_twostage.data.files import BadRows, BadRowsError
+  from tf_twostage.data.files.bad_rows import BadRows, BadRowsError
   from tf_twostage.data.log import BanditLog
 
   bad_rows = BadRows()

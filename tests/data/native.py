@@ -4,8 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data import files
-from tf_twostage.data.files import shards
+from tf_twostage.data.files import reader, shards
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.columns import IdSet
+from tf_twostage.data.files.locate import locate
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
 
@@ -29,15 +31,15 @@ def read(path, schema):
   context = tuple(FeatureColumn(feature.name, "numeric") for feature in schema.context)
   columns = LogSchema(context_features=context)
   known = {
-    f"{side}_id": files.IdSet(
+    f"{side}_id": IdSet(
       pa.array(feature.vocabulary, pa.string()),
       f"must name a known {side} ({feature.name!r} of the schema)",
       f"add them to the {side}s' table or drop these rows",
     )
     for side, feature in (("user", schema.user_id), ("item", schema.item_id))
   }
-  bad_rows = files.BadRows()
-  parts = list(files.read(files.locate(path), columns, bad_rows, known=known))
+  bad_rows = BadRows()
+  parts = list(reader.read(locate(path), columns, bad_rows, known=known))
   bad_rows.settle("fail")
   table = pa.concat_tables([part.table for part in parts])
   index = {

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.data.files import small_log
-from tf_twostage.data.files import convert
+from tf_twostage.data.files.shards import convert
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema
 from tf_twostage.data.schema import Bag, Categorical, Id, Numeric

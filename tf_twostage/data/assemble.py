@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data import feature_tables, files
+from tf_twostage.data import feature_tables
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
-from tf_twostage.data.files import BadRows, IdSet, LogFiles
+from tf_twostage.data.files import reader
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.columns import IdSet
+from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id, Schema, unit_range
@@ -96,12 +99,12 @@ def read(
   catalogue = _Ids("item", items, schema.item_key, schema.item_features, schema.title)
   people = _Ids("user", users, schema.user_key, schema.user_features)
   of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
-  found = files.locate(log)
+  found = locate(log)
   context = [feature.name for feature in schema.context_features]
 
   def parts() -> Iterator[dict[str, np.ndarray]]:
     known = catalogue.known | people.known
-    for part in files.read(found, schema, faults, user_features=users is None, known=known):
+    for part in reader.read(found, schema, faults, user_features=users is None, known=known):
       table = part.table
       user = people.encode(
         table["user_id"] if schema.user_id else _combinations([table[name] for name in of_users])
@@ -190,7 +193,7 @@ class _Ids:
     """All of them, and the row of each number; `columns` are by number."""
     if self._listed is not None:
       return self._listed, np.arange(len(self._listed.ids), dtype=np.int32)
-    values = self.met.values
+    values = list(self.met)
     order = natural_order(values)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order), dtype=np.int32)
@@ -218,7 +221,7 @@ class _FirstValues:
     """By number of the user."""
     if self._vocabulary is None:
       return self._first
-    return strings(self._vocabulary.values)[self._first.astype(int)]
+    return strings(list(self._vocabulary))[self._first.astype(int)]
 
 
 def _place(file: File) -> str:
@@ -234,24 +237,13 @@ def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
   return pc.binary_join_element_wise(*escaped, "|")
 
 
-class _Vocabulary:
+class _Vocabulary(dict[str, int]):
   """Numbers distinct strings in the order in which they first occur."""
-
-  def __init__(self):
-    self._codes: dict[str, int] = {}
-
-  def __len__(self) -> int:
-    return len(self._codes)
-
-  @property
-  def values(self) -> list[str]:
-    return list(self._codes)
 
   def encode(self, column: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Codes of the strings, [k] int32; new strings get the next ones."""
     encoded = pc.dictionary_encode(column)
     if isinstance(encoded, pa.ChunkedArray):
       encoded = encoded.combine_chunks()
-    codes = self._codes
-    known = [codes.setdefault(value, len(codes)) for value in encoded.dictionary.to_pylist()]
+    known = [self.setdefault(value, len(self)) for value in encoded.dictionary.to_pylist()]
     return np.array(known, np.int32)[encoded.indices.to_numpy()]

@@ -13,7 +13,10 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from tf_twostage.data import files, splits
+from tf_twostage.data import splits
+from tf_twostage.data.files.columns import as_numbers, as_text, as_times
+from tf_twostage.data.files.locate import locate
+from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import RESERVED, ROLES
 from tf_twostage.errors import InputError
 
@@ -160,22 +163,22 @@ def draft(
 
 def _look(path: str | os.PathLike) -> tuple[str, list[_Column]]:
   """The columns of the first chunk."""
-  found = files.locate(path)
+  found = locate(path)
   for file in found.paths:
     names = list(dict.fromkeys(found.format.column_names(file)))
     alone = dataclasses.replace(found, paths=(file,))
-    for chunk in files.chunks(alone, {name: name for name in names}):
+    for chunk in chunks(alone, {name: name for name in names}):
       if len(chunk.table):
         return found.place, [_column(name, chunk.table[name][:_ROWS]) for name in names]
   raise InputError(f"{found.place}: there are no rows to draft a schema from")
 
 
 def _column(name: str, raw: pa.ChunkedArray) -> _Column:
-  text = files.text(raw)[0].to_pandas()
-  values, is_number = files.numbers(raw)
+  text = as_text(raw)[0].to_pandas()
+  values, is_number = as_numbers(raw)
   if is_number.all() and not np.isnan(values).any():
     return _Column(name, text, values)
-  dated, lists = bool(np.isfinite(files.times(raw)).all()), pa.types.is_list(raw.type)
+  dated, lists = bool(np.isfinite(as_times(raw)).all()), pa.types.is_list(raw.type)
   return _Column(name, text, None, dated, lists)
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tf_twostage.data import files
-from tf_twostage.data.files import NUMBER, BadRows, CheckedColumns, LogFiles
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.columns import NUMBER, CheckedColumns
+from tf_twostage.data.files.locate import LogFiles, locate
+from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import FeatureColumn
 from tf_twostage.data.schema import Bag, Categorical, Feature, unit_range
 from tf_twostage.errors import InputError
@@ -37,7 +39,7 @@ def read(
   title: str | None = None,
 ) -> RawTable:
   """Reads a users or items file: CSV or Parquet, or whatever a log may be."""
-  found = files.locate(path)
+  found = locate(path)
   wanted = {"": key} | {feature.name: feature.column for feature in features}
   if title is not None:
     wanted["title"] = title
@@ -47,7 +49,7 @@ def read(
   seen: set[str] = set()
   numeric = {feature.name for feature in features if feature.kind == "numeric"}
   separators = {feature.name: feature.separator for feature in features if feature.kind == "bag"}
-  for chunk in files.chunks(found, wanted):
+  for chunk in chunks(found, wanted):
     columns = CheckedColumns(chunk, bad_rows)
     ids.append(columns.ids(""))
     named = ids[-1].to_pandas()

@@ -1,4 +1,4 @@
-"""DataFrames as the files of a log: the same reader and the same checks take both."""
+"""DataFrames, datasets and arrays as the files of a log: one reader and its checks take all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from tf_twostage.data.files import Chunk, Format, LogFiles
+from tf_twostage.data.files.bad_rows import Chunk
+from tf_twostage.data.files.locate import Format, LogFiles
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 _SEPARATOR = "\x1f"  # the ASCII unit separator: joins the values of a list into one cell
 _TEXT_SEPARATORS = "|;"
 _FEW = 20  # a text column with more rows than this and no repeated value identifies its row
-_ROWS = 1 << 17
 
 
 def as_files(
@@ -39,9 +39,7 @@ def as_files(
   table = pa.table({c: _array(frame[c], is_id=c in ids) for c in dict.fromkeys(columns.values())})
 
   def read(path: pathlib.Path, wanted: Sequence[str]) -> Iterator[Chunk]:
-    for start in range(0, len(table), _ROWS):
-      part = table.select(list(wanted)).slice(start, _ROWS)
-      yield Chunk(path, part, start + np.arange(len(part)))
+    yield Chunk(path, table.select(list(wanted)), np.arange(len(table)))
 
   in_memory = Format(lambda _: table.column_names, read)
   return LogFiles(name, (pathlib.Path(name),), in_memory)
@@ -176,3 +174,50 @@ def _cells(values: Any) -> Any:
   if cells and isinstance(cells[0], list):
     return [[v for v in map(_text, cell) if v] for cell in cells]
   return [_text(v) if isinstance(v, bytes) else v for v in cells]
+
+
+def from_feedback(feedback: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The arguments of `BanditLog.from_pandas` for Open Bandit Pipeline's `bandit_feedback`."""
+  needed = ("n_rounds", "n_actions", "action", "reward", "context")
+  missing = [key for key in needed if key not in feedback]
+  if missing:
+    raise InputError(f"{name}: missing key(s) {missing}; found {sorted(map(str, feedback))}")
+  rounds, num_items = int(feedback["n_rounds"]), int(feedback["n_actions"])
+  keys = ("action", "reward", "pscore", "position")
+  columns = {key: np.asarray(feedback[key]) for key in keys if feedback.get(key) is not None}
+  for key, values in columns.items():
+    if values.shape != (rounds,):
+      raise InputError(f"{name}: {key} must have the shape ({rounds},), got {values.shape}")
+  context = _matrix(name, "context", feedback["context"], rounds)
+  distinct, user = np.unique(context, axis=0, return_inverse=True)
+  arms = np.zeros((num_items, 0))
+  if feedback.get("action_context") is not None:
+    arms = _matrix(name, "action_context", feedback["action_context"], num_items)
+    if np.array_equal(arms, np.eye(num_items)):
+      arms = arms[:, :0]
+  tables: dict[str, Any] = {}
+  for side, key, prefix, matrix in (
+    ("user", "user", "context", distinct),
+    ("item", "action", "action_context", arms),
+  ):
+    names = [f"{prefix}_{i}" for i in range(matrix.shape[1])]
+    tables[f"{side}s"] = pd.DataFrame(matrix, columns=names).rename_axis(key).reset_index()
+    tables[f"{side}_features"] = dict.fromkeys(names, "numeric")
+  return {
+    "frame": pd.DataFrame({"user": user.reshape(-1), **columns}),
+    "user": "user",
+    "item": "action",
+    "reward": "reward",
+    "propensity": "pscore" if "pscore" in columns else None,
+    "position": "position" if "position" in columns else None,
+    **tables,
+  }
+
+
+def _matrix(name: str, key: str, values: Any, rows: int) -> np.ndarray:
+  matrix = np.asarray(values, np.float64)
+  if matrix.ndim != 2 or len(matrix) != rows or not matrix.shape[1]:
+    raise InputError(f"{name}: {key} must be [{rows}, d] numbers with d > 0, got {matrix.shape}")
+  finite = np.isfinite(matrix).all(axis=1)
+  require(finite, f"{name}: {key}", "must be finite", "fill or drop these rows")
+  return matrix

@@ -230,9 +230,11 @@ class BanditLog:
     Raises:
       InputError: a key is missing, or a value has the wrong shape, type or range.
     """
-    from tf_twostage.data.sets import open_bandit  # which makes logs
-
-    return open_bandit.from_bandit_feedback(feedback, name)
+    log = cls.from_pandas(**frames.from_feedback(feedback, name), name=name)
+    # A user is a row of numbers: towers read these, so that a later user needs no known id.
+    _, *features = log.schema.user
+    user = (dataclasses.replace(log.schema.user_id, embedded=False), *features)
+    return dataclasses.replace(log, schema=dataclasses.replace(log.schema, user=user))
 
   @classmethod
   def from_raw(cls, raw: RawLog, chosen: np.ndarray | slice = slice(None)) -> BanditLog:

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data import files
-from tf_twostage.data.files import BadRows, CheckedColumns, IdSet, Rule
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.columns import CheckedColumns, IdSet, Rule
+from tf_twostage.data.files.locate import locate
+from tf_twostage.data.files.reader import chunks
 from tf_twostage.errors import InputError
 
 _TOLERANCE = 1e-3  # probabilities are often written with a few digits
@@ -54,7 +56,7 @@ def read(path: str | os.PathLike, item_ids: np.ndarray) -> PolicyTable:
   remedy = "leave out what is not in the catalogue"
   known = IdSet(catalogue, "must name a known item", remedy)
   by_position = False
-  for chunk in files.chunks(files.locate(path), _COLUMNS, optional=("position",)):
+  for chunk in chunks(locate(path), _COLUMNS, optional=("position",)):
     columns = CheckedColumns(chunk, bad_rows)
     index = pc.index_in(columns.ids("item_id", known), value_set=catalogue)
     probability = columns.numbers("probability", _PROBABILITY)

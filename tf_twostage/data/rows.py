@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tf_twostage.data.files import rule
+from tf_twostage.data.files.columns import rule
 from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:

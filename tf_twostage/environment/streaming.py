@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data import assemble, files, splits, streamed
+from tf_twostage.data import assemble, splits, streamed
+from tf_twostage.data.files.locate import locate
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import load_schema
 from tf_twostage.data.rows import LogRows
@@ -67,7 +68,7 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
       " schema (a ranker is fitted to the rewards then), name a `ranker`, or leave `stream` out"
     )
   named = [file for file in (settings.log, settings.items, settings.users) if file]
-  paths = [path for file in named for path in files.locate(file).paths]
+  paths = [path for file in named for path in locate(file).paths]
   inputs = {
     "files": [_identity(path) for path in paths],
     "schema": dataclasses.asdict(schema),

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tests.data.files import small_log
 from tf_twostage.data import policy_table
-from tf_twostage.data.files import convert, shards
+from tf_twostage.data.files import shards
+from tf_twostage.data.files.shards import convert
 from tf_twostage.errors import InputError
 
 

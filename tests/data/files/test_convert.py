@@ -7,7 +7,11 @@ import tensorflow as tf
 
 from tests.data import native
 from tests.data.files import small_log
-from tf_twostage.data.files import BadRows, convert, locate, read, shards
+from tf_twostage.data.files import shards
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.locate import locate
+from tf_twostage.data.files.reader import read
+from tf_twostage.data.files.shards import convert
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.schema import Id, Schema
 from tf_twostage.errors import InputError

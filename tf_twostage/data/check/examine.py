@@ -13,7 +13,7 @@ from scipy import special
 from tf_twostage.data import policy_table, splits
 from tf_twostage.data.check.plots import weights
 from tf_twostage.data.check.report import Fact, Finding, LogReport
-from tf_twostage.data.files import BadRows
+from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.metrics import effective_sample_size
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from tf_twostage import plotting
 from tf_twostage.data.check import plots
-from tf_twostage.data.files import BadRows
+from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.errors import InputError
 from tf_twostage.workspace import write_json

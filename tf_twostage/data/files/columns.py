@@ -11,8 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data.files.bad_rows import REMEDY, BadRows
-from tf_twostage.data.files.chunk import Chunk
+from tf_twostage.data.files.bad_rows import REMEDY, BadRows, Chunk
 
 _INT_MAX = np.iinfo(np.int32).max
 _DECIDING = 1000  # rows that decide whether times are dates
@@ -96,7 +95,7 @@ class CheckedColumns:
   def numbers(self, column: str, wanted: Rule | None = None) -> np.ndarray:
     """Values that obey a rule, by default that of the column's name: [k] of the rule's dtype."""
     wanted = wanted or rule(column)
-    values, is_number = numbers(self.chunk.table[column])
+    values, is_number = as_numbers(self.chunk.table[column])
     self.require(is_number, column, "must hold numbers", "write plain numbers, dates as seconds")
     with np.errstate(over="ignore", under="ignore"):  # the rule sees what float32 cannot hold
       cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
@@ -126,7 +125,7 @@ class CheckedColumns:
       single = raw.is_null().to_numpy()
       remedy = "make the feature a bag, or write one value a row"
       self.require(single, column, "must hold one value a row, not lists", remedy)
-    values, is_utf8 = text(raw, separator or "|")
+    values, is_utf8 = as_text(raw, separator or "|")
     self.require(is_utf8, column, "must be text in UTF-8")
     has_nul = _mask(pc.match_substring(values, "\0"))  # NumPy drops it at the end of strings
     self.require(~has_nul, column, "must not contain the character NUL")
@@ -135,7 +134,7 @@ class CheckedColumns:
   def times(self, column: str, are_dates: bool) -> np.ndarray:
     """Values as seconds, [k] float64."""
     raw = self.chunk.table[column]
-    values = times(raw) if are_dates else numbers(raw)[0]
+    values = as_times(raw) if are_dates else as_numbers(raw)[0]
     remedy = "write ISO 8601 such as 2024-05-01T12:00:00Z in all rows, or seconds in all"
     self.require(np.isfinite(values), column, "must be a time", remedy)
     return values
@@ -153,7 +152,7 @@ def _mask(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
   )
 
 
-def text(column: pa.ChunkedArray, separator: str = "|") -> tuple[pa.Array, np.ndarray]:
+def as_text(column: pa.ChunkedArray, separator: str = "|") -> tuple[pa.Array, np.ndarray]:
   """Values as strings, missing ones as ""; and which of them are valid UTF-8, [k] bool.
 
   Lists are joined by the separator; other nested values are shown as Python shows them.
@@ -181,7 +180,7 @@ def _join(value: Any, separator: str) -> str:
   return "" if value is None else str(value)
 
 
-def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
   """Values as float64, missing ones as NaN; and which of them are numbers or missing, [k] bool."""
   kind = column.type
   if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
@@ -191,7 +190,7 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return pc.cast(column, pa.float64()).to_numpy(), np.ones(len(column), bool)
   if not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind)):
     return np.full(len(column), np.nan), np.zeros(len(column), bool)
-  cells = text(column)[0]
+  cells = as_text(column)[0]
   try:
     values = pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
     return values, np.ones(len(values), bool)
@@ -201,9 +200,9 @@ def numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return values, ~np.isnan(values) | (trimmed.str.lower() == "nan").to_numpy(bool)
 
 
-def times(column: pa.ChunkedArray) -> np.ndarray:
+def as_times(column: pa.ChunkedArray) -> np.ndarray:
   """Dates or ISO 8601 text as seconds since 1970, in UTC unless an offset is given; else NaN."""
-  values = column if pa.types.is_temporal(column.type) else text(column)[0]
+  values = column if pa.types.is_temporal(column.type) else as_text(column)[0]
   moments = pd.to_datetime(values.to_pandas(), format="ISO8601", utc=True, errors="coerce")
   seconds = moments.dt.as_unit("us").astype("int64").to_numpy() / 1e6
   return np.where(moments.isna(), np.nan, seconds)
@@ -211,4 +210,4 @@ def times(column: pa.ChunkedArray) -> np.ndarray:
 
 def are_dates(column: pa.ChunkedArray) -> bool:
   """Whether most of the first values are dates rather than numbers."""
-  return bool(numbers(column[:_DECIDING])[1].mean() < 0.5)
+  return bool(as_numbers(column[:_DECIDING])[1].mean() < 0.5)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from tf_twostage.data.files.chunk import Broken, Chunk
+from tf_twostage.data.files.bad_rows import Broken, Chunk
 from tf_twostage.errors import InputError
 
 _BLOCK = 1 << 22  # bytes; no row is longer

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from tf_twostage.data.files import csv_format, parquet_format, tfrecord_format
-from tf_twostage.data.files.chunk import Chunk
+from tf_twostage.data.files.bad_rows import Chunk
 from tf_twostage.errors import InputError
 
 DESCRIPTION = "log.json"

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from tf_twostage.data.files.chunk import Chunk
+from tf_twostage.data.files.bad_rows import Chunk
 from tf_twostage.errors import InputError
 
 _ROWS = 1 << 17

@@ -8,8 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tf_twostage.data import splits
-from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.chunk import Chunk
+from tf_twostage.data.files.bad_rows import BadRows, Chunk
 from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates
 from tf_twostage.data.files.locate import LogFiles
 from tf_twostage.data.log_schema import LogSchema

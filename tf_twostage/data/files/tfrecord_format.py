@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tf_twostage.data.files.chunk import Broken, Chunk
+from tf_twostage.data.files.bad_rows import Broken, Chunk
 from tf_twostage.errors import InputError, reason
 
 _ROWS = 1 << 16

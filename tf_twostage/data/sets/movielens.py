@@ -11,7 +11,7 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -158,11 +158,16 @@ def read_files(source: pathlib.Path) -> Tables:
       if not inside:
         raise InputError(f"{source}: holds no {', '.join(_COLUMNS)} and no {ARCHIVE}; {DOWNLOAD}")
       source = inside[0]
-    if source.is_dir():
-      _require_files({path.name for path in source.iterdir()}, source)
-      files = {str(source / name): (source / name).read_bytes() for name in _COLUMNS}
-    else:
-      files = _read_zip(source)
+    folder: Any = source if source.is_dir() else zipfile.Path(source)
+    if not source.is_dir() and (folder / "ml-1m/").exists():
+      folder = folder / "ml-1m/"
+    missing = [name for name in _COLUMNS if not (folder / name).exists()]
+    if missing:
+      raise InputError(f"{source}: missing {', '.join(missing)}; {DOWNLOAD}")
+    files = {str(folder / name): (folder / name).read_bytes() for name in _COLUMNS}
+  # RuntimeError includes encrypted members and unknown compressions.
+  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    raise InputError(f"{source}: not an intact zip file ({error}); {DOWNLOAD}") from error
   except OSError as error:
     place = error.filename or source
     raise InputError(f"{place}: cannot be read ({error.strerror}); {DOWNLOAD}") from error
@@ -173,24 +178,6 @@ def read_files(source: pathlib.Path) -> Tables:
   names = dict(enumerate(_OCCUPATIONS))
   users["occupation"] = [names.get(code, str(code)) for code in users["occupation"]]
   return tables
-
-
-def _read_zip(path: pathlib.Path) -> dict[str, bytes]:
-  try:
-    with zipfile.ZipFile(path) as archive:
-      members = archive.namelist()
-      folder = "ml-1m/" if any(name.startswith("ml-1m/") for name in members) else ""
-      _require_files({name.removeprefix(folder) for name in members}, path)
-      return {f"{path}/{folder}{name}": archive.read(folder + name) for name in _COLUMNS}
-  # RuntimeError includes encrypted members and unknown compressions.
-  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-    raise InputError(f"{path}: not an intact zip file ({error}); {DOWNLOAD}") from error
-
-
-def _require_files(found: set[str], place: pathlib.Path) -> None:
-  missing = [name for name in _COLUMNS if name not in found]
-  if missing:
-    raise InputError(f"{place}: missing {', '.join(missing)}; {DOWNLOAD}")
 
 
 def _parse(data: bytes, columns: Mapping[str, type], place: str) -> Table:

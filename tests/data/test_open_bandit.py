@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tf_twostage.data.sets.open_bandit import from_bandit_feedback
+from tf_twostage.data.log import BanditLog
 from tf_twostage.errors import InputError
 
 
@@ -25,7 +25,7 @@ def feedback(**changes):
 
 def test_contexts_are_users_and_actions_are_items():
   given = feedback()
-  data = from_bandit_feedback(given)
+  data = BanditLog.from_bandit_feedback(given)
   assert (data.num_users, data.num_items, len(data.rows)) == (3, 2, 6)
   for i in range(2):
     seen = data.users[f"context_{i}"][data.rows.user_index]
@@ -40,12 +40,12 @@ def test_contexts_are_users_and_actions_are_items():
 
 @pytest.mark.parametrize("arms", [None, np.eye(2), KeyError])
 def test_one_hot_action_contexts_are_left_out(arms):
-  data = from_bandit_feedback(feedback(action_context=arms))
+  data = BanditLog.from_bandit_feedback(feedback(action_context=arms))
   assert list(data.items) == ["item_id"]
 
 
 def test_pscore_and_position_may_be_missing():
-  data = from_bandit_feedback(feedback(pscore=None, position=KeyError))
+  data = BanditLog.from_bandit_feedback(feedback(pscore=None, position=KeyError))
   assert not data.has_propensities
   assert data.rows.position is None
 
@@ -71,4 +71,4 @@ def test_pscore_and_position_may_be_missing():
 )
 def test_a_dict_that_does_not_fit_is_refused(changes, message):
   with pytest.raises(InputError, match=message):
-    from_bandit_feedback(feedback(**changes))
+    BanditLog.from_bandit_feedback(feedback(**changes))
