@@ -252,5 +252,5 @@ def test_help_shows_its_own_flags_first():
   assert done.returncode == 0
   own = [done.stdout.index(f"\n  --{name} ") for name in ("losses", "seeds", "all", "policy_file")]
   assert own == sorted(own)
-  assert done.stdout.index("The evaluation:") < own[0] < done.stdout.index("The run:")
+  assert done.stdout.index("This command:") < own[0] < done.stdout.index("The run:")
   assert "--overwrite" not in done.stdout

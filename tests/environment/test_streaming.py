@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_log_in_memory(pair):
   )
   for split in ("validation", "test"):
     np.testing.assert_array_equal(
-      sorted_rows(disk.evaluator.logs[split].log), sorted_rows(memory.evaluator.logs[split].log)
+      sorted_rows(disk.evaluator.logs[split].rows), sorted_rows(memory.evaluator.logs[split].rows)
     )
   for side in ("users", "items"):
     for name, codes in getattr(memory.tables, side).items():
@@ -137,7 +137,7 @@ def test_held_out_rows_that_would_not_fit_are_drawn(written, tmp_path):
   config = dataclasses.replace(streamed(written, held_out_rows=100), **QUICK)
   made, again = make(config, tmp_path / "a"), make(config, tmp_path / "b")
   for split in ("validation", "test"):
-    log = made.evaluator.logs[split].log
+    log = made.evaluator.logs[split].rows
     assert len(log) == 100
     np.testing.assert_array_equal(log.action, again.evaluator.logs[split].rows.action)
   assert made.facts["rows"]["test"] == 150

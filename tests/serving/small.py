@@ -25,8 +25,8 @@ def untrained(data, seed=0):
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   return serving.Pair(
     data.schema,
-    TwoTower(tables, EncoderConfig(), l2=0.0),
-    TowerRanker(TwoTower(tables, EncoderConfig(), l2=0.0, use_context=True)),
+    TwoTower(tables, EncoderConfig(embedding_stddev=1.0), l2=0.0),
+    TowerRanker(TwoTower(tables, EncoderConfig(embedding_stddev=1.0), l2=0.0, use_context=True)),
     data.titles,
   )
 
