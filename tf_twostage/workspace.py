@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 import tf_twostage
 from tf_twostage.errors import RunError
 
@@ -43,10 +45,9 @@ class Workspace:
   def __init__(
     self, root: pathlib.Path, *, builds: bool = True, barrier: Callable[[], None] = lambda: None
   ):
-    """Args:
-    root: directory of the stages, shared by all workers.
-    builds: whether this worker builds missing stages; other workers wait for them.
-    barrier: blocks until every worker has called it; called once per stage.
+    """Missing stages are built if `builds`; other workers wait for them.
+
+    All workers share `root`. `barrier` blocks until each has called it, once for every stage.
     """
     self._root = root
     self._builds = builds
@@ -77,6 +78,15 @@ class Workspace:
     self.timings[name] = {"seconds": seconds, "reused": reused}
     _log.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
     return path
+
+  def arrays(
+    self, name: str, inputs: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
+  ) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of a stage, made unless it exists, and the stage's name."""
+    file = f"{name}.npz"
+    stage = self.stage(name, inputs, lambda directory: np.savez(directory / file, **make()))
+    with np.load(stage / file) as stored:
+      return dict(stored), stage.name
 
   @contextlib.contextmanager
   def timed(self, name: str) -> Iterator[None]:

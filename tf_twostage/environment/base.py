@@ -28,14 +28,9 @@ _SOME = 5  # users whose recommendations an export is tested with
 
 
 class SecondStage(NamedTuple):
-  """A ranker.
+  """A ranker: scores of the catalogue, or of some items; the same for an export; and what it is.
 
-  Attributes:
-    logits: its scores of the catalogue, or of some items.
-    of_slates: the same for an export; its scores may differ from `logits` by a constant.
-    stage: identifies the scores.
-    facts: numbers worth reporting.
-    notes: sentences for readers of the results.
+  The scores of an export may differ by a constant. `stage` identifies the scores.
   """
 
   logits: RankerLogits
@@ -113,8 +108,7 @@ def with_full_information(
   """An environment whose evaluator reads the label of every pair.
 
   Args:
-    config: how many of the evaluated users validate.
-    tables, users, log, ranker: see `Environment`.
+    config, tables, users, log, ranker: see `Environment`; `config` says how many users validate.
     relevance: [E, N] bool; the last E users are evaluated.
     context: raw context of the evaluated users, [E] each.
     excluded: [E, N] bool, neither recommended nor counted as relevant; None: no item is.

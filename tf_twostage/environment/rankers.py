@@ -26,7 +26,6 @@ from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace, write_json
 
-_SCORES = "scores.npy"
 _ROWS_PER_CHUNK = 8192
 
 
@@ -167,12 +166,11 @@ def external_ranker(ranker: ExternalRanker, data: BanditLog, workspace: Workspac
     scores = ranker.scores(data.users)
     stage = "ranker_scores-" + hashlib.sha256(scores.tobytes()).hexdigest()[:10]
   else:
-    directory = workspace.stage(
-      "ranker_scores",
-      {"model": digest(ranker.path), "data": data.fingerprint()},
-      lambda directory: np.save(directory / _SCORES, ranker.scores(data.users)),
+    inputs = {"model": digest(ranker.path), "data": data.fingerprint()}
+    stored, stage = workspace.arrays(
+      "ranker_scores", inputs, lambda: {"scores": ranker.scores(data.users)}
     )
-    scores, stage = np.load(directory / _SCORES), directory.name
+    scores = stored["scores"]
   table = tf.constant(scores)
 
   def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:

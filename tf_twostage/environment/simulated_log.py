@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from tf_twostage.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
-_VECTORS, _LOG, _CONTEXT = "vectors.npz", "log.npz", "context_"
+_CONTEXT = "context_"
 _USERS_PER_CHUNK = 256  # a user may be a document of a thousand words, an embedding each
 _PAIRS_PER_CHUNK = 2**25  # 128 MB of logits
 
@@ -34,13 +33,7 @@ Feedback = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, Mapping[str, np.
 
 @dataclasses.dataclass(frozen=True)
 class LoggedPolicy:
-  """A logging policy and its log.
-
-  Attributes:
-    vectors: of all users and items.
-    log: what the policy showed, with propensities and rewards.
-    stage: name of the log's stage; later stages depend on it.
-  """
+  """A logging policy by its vectors, its log, and the name of the log's stage."""
 
   vectors: Vectors
   log: LogRows
@@ -58,12 +51,10 @@ def fit_and_log(
   feedback: Feedback,
   num_users: int,
 ) -> LoggedPolicy:
-  """Fits a logging policy and draws its log of the first users; each is a stage.
+  """Fits a logging policy and draws its log of the first `num_users` users; each is a stage.
 
   Args:
-    config: settings of the policy and of the log.
-    tables: codes of users and items.
-    workspace: keeps the stages.
+    config, tables, workspace: settings, codes of users and items, and where the stages are.
     examples: makes the rows that the policy is fitted on.
     depends_on: JSON-able values that determine these rows.
     objective: the loss that the policy is fitted with.
@@ -72,19 +63,16 @@ def fit_and_log(
   """
   seed, settings = config.environment_seed, config.behavior
 
-  def build(directory: pathlib.Path) -> None:
+  def fitted() -> dict[str, np.ndarray]:
     tf.keras.utils.set_random_seed(seed)
     towers = TwoTower.of(tables, config.encoder, settings)
     rows = examples()
     batches = rows.batches(tables.users, batch_size=settings.batch_size, seed=seed)
     policy = CandidateGenerator(towers, objective)
     fit(policy, batches, settings, rows=len(rows), name="behavior policy")
-    users = tf.data.Dataset.from_tensor_slices(tables.users).batch(_USERS_PER_CHUNK)
-    np.savez(
-      directory / _VECTORS,
-      user_vectors=np.concatenate([towers.query(batch) for batch in users]),
-      item_vectors=towers.candidates(),
-    )
+    chunks = tf.data.Dataset.from_tensor_slices(tables.users).batch(_USERS_PER_CHUNK)
+    vectors = np.concatenate([towers.query(chunk) for chunk in chunks])
+    return {"users": vectors, "items": towers.candidates()}
 
   inputs = {
     **depends_on,
@@ -92,12 +80,11 @@ def fit_and_log(
     "fit": dataclasses.asdict(settings),
     "seed": seed,
   }
-  stage = workspace.stage("behavior_policy", inputs, build)
-  with np.load(stage / _VECTORS) as stored:
-    users, items = stored["user_vectors"], stored["item_vectors"]
+  vectors, stage = workspace.arrays("behavior_policy", inputs, fitted)
+  users, items = vectors["users"], vectors["items"]
   log, log_stage = _logged(
     "log",
-    {"behavior": stage.name},
+    {"behavior": stage},
     (users[:num_users], items),
     config,
     workspace,
@@ -177,17 +164,14 @@ def _logged(
     "seed": seed,
   }
 
-  def build(directory: pathlib.Path) -> None:
+  def draw() -> dict[str, np.ndarray]:
     log = simulate_log(vectors, feedback, **drawn, first_user=first_user)
-    arrays: dict[str, Any] = {_CONTEXT + name: values for name, values in log.context.items()}
-    np.savez(directory / _LOG, **arrays | log.columns())
+    return {_CONTEXT + n: values for n, values in log.context.items()} | log.columns()
 
-  stage = workspace.stage(name, {**depends_on, **drawn}, build)
-  with np.load(stage / _LOG) as stored:
-    arrays = dict(stored)
+  arrays, stage = workspace.arrays(name, {**depends_on, **drawn}, draw)
   names = [name for name in arrays if name.startswith(_CONTEXT)]
   context = {name.removeprefix(_CONTEXT): arrays.pop(name) for name in names}
-  return LogRows(**arrays, context=context), stage.name
+  return LogRows(**arrays, context=context), stage
 
 
 def simulate_log(

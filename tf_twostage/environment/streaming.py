@@ -36,14 +36,10 @@ _HELD_OUT = ("validation", "test")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedLog:
-  """A log whose training rows are on disk.
+  """A log whose training rows are on disk; `data` holds users, items and the first of these rows.
 
-  Attributes:
-    data: users and items; its rows are the first training rows.
-    train: the training rows.
-    held_out: the rows of "validation" and "test".
-    sizes: number of rows of each part, before any were left out.
-    digest: SHA-256 of everything.
+  `held_out` has the rows of "validation" and "test", `sizes` the number of rows of each part before
+  any were left out. `digest` is the SHA-256 of everything.
   """
 
   data: BanditLog

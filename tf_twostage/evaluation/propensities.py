@@ -11,9 +11,7 @@ so they are marked as estimated in every result.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,7 +27,7 @@ from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import model_inputs
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.training.loop import fit
-from tf_twostage.workspace import Workspace, write_json
+from tf_twostage.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
@@ -87,12 +85,6 @@ def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Pro
 
   Rewards are not used. `config.behavior` says how the models are fitted.
   """
-
-  def build(directory: pathlib.Path) -> None:
-    found = cross_fitted(config, data)
-    np.save(directory / "propensities.npy", found.values)
-    write_json(directory / "facts.json", found.facts())
-
   inputs = {
     "data": data.fingerprint(),
     "encoder": dataclasses.asdict(_encoder(config)),
@@ -102,11 +94,10 @@ def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Pro
     "propensities": "estimated",
     "seed": config.environment_seed,
   }
-  stage = workspace.stage("propensities", inputs, build)
-  facts = json.loads((stage / "facts.json").read_text(encoding="utf-8"))
-  found = Propensities(np.load(stage / "propensities.npy"), **facts)
+  arrays, stage = workspace.arrays("propensities", inputs, lambda: vars(cross_fitted(config, data)))
+  found = Propensities(arrays.pop("values"), **{n: fact.item() for n, fact in arrays.items()})
   _log.warning("%s", found.note())
-  return found, stage.name
+  return found, stage
 
 
 def cross_fitted(config: Config, data: BanditLog) -> Propensities:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +18,6 @@ from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
 
 _FOLDS = 5
-_ARRAYS = "reward_model.npz"
 _ROWS_PER_CHUNK = 1024
 # An item that the log never shows keeps its initial vector. A small one leaves its prediction near
 # the mean reward, whatever the width of the towers.
@@ -109,13 +107,13 @@ def fit_reward_model(
     inputs = (model_inputs(log, chunk, users) for chunk in chunks)
     return np.concatenate([ranker.towers.query(ranker.codes(batch)) for batch in inputs])
 
-  def build(directory: pathlib.Path) -> None:
+  def fitted() -> dict[str, np.ndarray]:
     models, of_rows = cross_fit(fit_fold, queries, folds)
     items = np.stack([ranker.towers.candidates() for ranker, _ in models])
     priors = np.array([prior for _, prior in models], np.float32)
-    np.savez(directory / _ARRAYS, queries=of_rows, items=items, priors=priors)
+    return {"queries": of_rows, "items": items, "priors": priors}
 
-  stage = workspace.stage(
+  stored, _ = workspace.arrays(
     "reward_models",
     {
       "log": evaluation.stage,
@@ -124,7 +122,6 @@ def fit_reward_model(
       "folds": _FOLDS,
       "seed": seed,
     },
-    build,
+    fitted,
   )
-  with np.load(stage / _ARRAYS) as stored:
-    return RewardModel(stored["queries"], stored["items"], stored["priors"], folds, scale)
+  return RewardModel(**stored, folds=folds, scale=scale)

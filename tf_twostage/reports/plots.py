@@ -51,14 +51,10 @@ def run_curves(
 
 
 class Experiment(NamedTuple):
-  """The figures of an experiment.
+  """The figures of an experiment, of `tables.every_seed` and `tables.curves`.
 
-  Attributes:
-    every_seed: from `tables.every_seed`.
-    curves: from `tables.curves`.
-    variants: in the order of the legend.
-    baselines: drawn as lines; "random" is left out, as it would flatten everything else.
-    metrics: name the headline.
+  Variants are in the order of the legend. Baselines are lines; "random" is left out, as it would
+  flatten everything else.
   """
 
   every_seed: pd.DataFrame

@@ -44,12 +44,6 @@ class Monitor:
     metrics: Metrics = FULL_INFORMATION,
     notes: Sequence[str] = (),
   ):
-    """Args:
-    directory: gets the event files.
-    hyper_parameters: by name, shown in the HParams tab.
-    metrics: the evaluator's.
-    notes: sentences about the data, shown in the text tab.
-    """
     self._directory = directory
     self._hyper_parameters = dict(hyper_parameters)
     self._metrics = metrics
