@@ -69,9 +69,6 @@ def run(
     seeds: seeds 0 to this, exclusive, for each variant.
     workdir: gets stages/, generators/, tensorboard/ and experiment/.
     processes: how many generators to fit at a time; 0: as many as cores and memory allow.
-
-  Raises:
-    InputError: a setting or the data do not fit; nothing has been trained.
   """
   labels = [v.label for v in variants]
   if not variants or len(set(labels)) < len(labels) or seeds < 1:

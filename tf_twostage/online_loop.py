@@ -54,11 +54,9 @@ class Loop:
   """Rounds in one simulated environment."""
 
   def __init__(self, config: Config, workdir: pathlib.Path, *, draws: int, temperature: float):
-    """Args:
-    config: makes the environment, and trains every policy.
-    workdir: keeps the environment's stages.
-    draws: items that each policy shows each user.
-    temperature: of the policies, when they are served and evaluated.
+    """Every policy shows each user `draws` items, at this temperature.
+
+    `config` makes the environment, whose stages are in `workdir`, and trains the policies.
     """
     only_here(config, "launch.loop")
     data = sets.load(config.data.dataset, config.data.data_dir)

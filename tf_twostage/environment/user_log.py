@@ -139,14 +139,8 @@ def _environment(
 ) -> Environment:
   """The environment of rows that are split already.
 
-  Args:
-    config, workspace, external: as for `log_environment`.
-    data: users and items; its rows are training rows in memory, at least the first of them.
-    train: the training rows.
-    held_out: rows of "validation" and perhaps "test".
-    digest: identifies the rows.
-    facts, notes: about the log.
-    logs: the parts with their ranker scores, if they are in memory.
+  The rows of `data` are training rows in memory, at least the first of `train`. `digest` identifies
+  all rows. `logs` are the parts with their ranker scores, if they are in memory.
   """
   tables = EncodedTables.encode(data.schema, data.users, data.items)
   first = data.rows.select(slice(0, FIRST))
@@ -161,15 +155,13 @@ def _environment(
   else:
     ranker = fitted
   name = "user-log-" + fingerprint({"reward_model": fitted.stage, "ranker": ranker.stage})
-  # Users that are only combinations of features are not people; their rows are independent.
-  grouped = data.schema.user_id.embedded
   evaluated = {
     split: EvaluationLog(
       rows,
       data.num_items,
       f"{name}-{split}",
       (*notes, f"The log is the {split} rows of the user's log, which nothing was fitted on."),
-      grouped=grouped,
+      grouped=data.schema.user_id.embedded,
     )
     for split, rows in held_out.items()
   }
@@ -178,11 +170,7 @@ def _environment(
     users=data.users,
     titles=data.titles,
     log=train,
-    evaluator=HeldOutEvaluator(
-      logs=evaluated,
-      users=tables.users,
-      reward_model=expected_rewards,
-    ),
+    evaluator=HeldOutEvaluator(evaluated, tables.users, expected_rewards),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
     policies=_policies(config, train, data.num_items, ranker.logits),

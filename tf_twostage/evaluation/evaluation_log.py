@@ -41,9 +41,6 @@ class EvaluationLog:
     logging_probabilities: β(a | x_i); None: known for the logged actions alone.
     grouped: whether rows of one user depend on each other. False where users are mere
       combinations of features.
-
-  Raises:
-    InputError: the log has no rows or no propensities.
   """
 
   rows: LogRows

@@ -26,14 +26,10 @@ _DRAWS_PER_CHUNK = 2**21  # 16 MB of indices, whatever the number of rows
 
 
 class RatioSummary(NamedTuple):
-  """A ratio of sums with its error and intervals.
+  """A ratio of sums with its error and intervals, as in `off_policy.Estimate`.
 
-  Attributes:
-    value: Σ numerator / Σ denominator; NaN where the denominators sum to zero.
-    standard_error: by the delta method, over independent units; NaN for a single unit.
-    interval: value ± t · standard_error, with Student's t of (units - 1) degrees of freedom.
-    bootstrap_interval: bias-corrected and accelerated; (NaN, NaN) without resamples.
-    num_units: number of independent units, groups or rows.
+  NaN where the denominators sum to zero, for the error of a single unit, and for the bounds of the
+  bootstrap without resamples.
   """
 
   value: float

@@ -42,8 +42,7 @@ class CandidateGenerator(tfrs.Model):
     """Args:
     towers: map users and items to vectors.
     objective: maps logits [B, N] and the logged columns to a loss [B].
-    ranker_logits: read by objectives with `needs_ranker`. A function, not a layer: the ranker is
-      fixed, and its weights are not part of this model.
+    ranker_logits: read by objectives with `needs_ranker`; its weights are not part of this model.
     support: samples the items that replace the catalogue in training; None: the whole catalogue.
     precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
     """

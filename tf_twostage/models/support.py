@@ -14,7 +14,7 @@ _ITEMS_PER_CHUNK = 2**14  # 16 MB of logits
 
 
 def check_hard_candidates(count: int, num_items: int) -> None:
-  """Raises: InputError: there are fewer items than hard candidates."""
+  """Refuses more hard candidates than there are items."""
   if not 0 <= count <= num_items:
     raise InputError(
       f"hard_candidates is {count}, but the catalogue has {num_items} items: pick a number up to"

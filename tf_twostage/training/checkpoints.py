@@ -29,12 +29,10 @@ class Checkpoints:
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int, writes: bool = True, **state: Any):
-    """Args:
-    directory: created by the first `save`.
-    keep: number of checkpoints that are kept.
-    writes: whether `save` writes here. All workers that share variables must call `save`, but
-      only one may write.
-    state: the objects to save, as for `tf.train.Checkpoint`.
+    """Keeps the newest `keep` checkpoints of `state`, as for `tf.train.Checkpoint`.
+
+    All workers that share variables must call `save`, but only one may write: the others pass
+    `writes=False`.
     """
     self._directory = directory
     self._keep = keep
