@@ -29,19 +29,13 @@ _NUMBERS = ("propensity", "reward", "position", "time", "ranker_score")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawLog:
-  """A log that was read: its users and items, and the columns of its good rows.
+  """A log that was read: its users and items, and the columns of its good rows."""
 
-  Attributes:
-    shared: what a `BanditLog` has besides its rows: name, schema, tables, titles, notes.
-    columns: [n] each; users and items are numbered in the order in which they were met.
-    user_rank: number of a user -> its row in the table of users.
-    item_rank: number of an item -> its row in the table of items.
-  """
-
+  # what a `BanditLog` has besides its rows: name, schema, tables, titles, notes
   shared: Mapping[str, Any]
-  columns: Columns
-  user_rank: np.ndarray
-  item_rank: np.ndarray
+  columns: Columns  # [n] each; users and items are numbered in the order in which they were met
+  user_rank: np.ndarray  # number of a user -> its row in the table of users
+  item_rank: np.ndarray  # number of an item -> its row in the table of items
 
   def user_index(self) -> np.ndarray:
     """The user of every row, [n]."""

@@ -21,15 +21,10 @@ from tf_twostage.errors import InputError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RawTable:
-  """Rows of a users or items file, in its order.
+  """Rows of a users or items file, in its order."""
 
-  Attributes:
-    ids: [rows] string, distinct and not blank.
-    columns: features and the title by name, [rows] str or float64.
-  """
-
-  ids: pa.Array
-  columns: Mapping[str, np.ndarray]
+  ids: pa.Array  # [rows] string, distinct and not blank
+  columns: Mapping[str, np.ndarray]  # features and the title by name, [rows] str or float64
 
 
 def read(

@@ -22,15 +22,10 @@ _PROBABILITY = Rule("float64", lambda x: (x >= 0) & (x <= 1), "must lie in [0, 1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyTable:
-  """A policy that does not look at the user.
+  """A policy that does not look at the user."""
 
-  Attributes:
-    positions: [P] int, the positions it knows; None: it is the same in all.
-    probabilities: [P, N], or [1, N]; each row sums to 1.
-  """
-
-  positions: np.ndarray | None
-  probabilities: np.ndarray
+  positions: np.ndarray | None  # [P] int; None: the same in all positions
+  probabilities: np.ndarray  # [P, N], or [1, N]; each row sums to 1
 
   def rows(self, position: np.ndarray | None) -> np.ndarray:
     """For positions [n] of a log, the row of `probabilities`, [n]; for None 0."""

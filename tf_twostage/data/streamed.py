@@ -53,25 +53,16 @@ class Block(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StreamedRows:
-  """Rows in files. `write` makes them and `load` opens them.
+  """Rows in files. `write` makes them and `load` opens them."""
 
-  Attributes:
-    directory: holds the files.
-    kind: "all" rows or the "rewarded" ones.
-    blocks: the files, in order.
-    columns: name -> dtype, in the order of a record.
-    last_user: the highest user index.
-    sums: of the rewards.
-    service: address of a tf.data service that reads the files, such as "grpc://host:5000". None:
-      this process reads them.
-  """
-
-  directory: pathlib.Path
-  kind: str
-  blocks: tuple[Block, ...]
-  columns: Mapping[str, str]
-  last_user: int
-  sums: Rewards
+  directory: pathlib.Path  # holds the files
+  kind: str  # "all" rows or the "rewarded" ones
+  blocks: tuple[Block, ...]  # the files, in order
+  columns: Mapping[str, str]  # name -> dtype, in the order of a record
+  last_user: int  # the highest user index
+  sums: Rewards  # of the rewards
+  # address of a tf.data service that reads the files, such as "grpc://host:5000". None: this
+  # process reads them
   service: str | None = None
 
   def __len__(self) -> int:

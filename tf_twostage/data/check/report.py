@@ -30,19 +30,12 @@ _NAME, _VALUE = 31, 20
 
 @dataclasses.dataclass(frozen=True)
 class Fact:
-  """One line of the table.
+  """One line of the table."""
 
-  Attributes:
-    section: heading that it belongs to.
-    name: what was measured.
-    value: number, text or None.
-    meaning: what it should be, or how to read it; may be empty.
-  """
-
-  section: str
-  name: str
-  value: Any
-  meaning: str = ""
+  section: str  # heading that it belongs to
+  name: str  # what was measured
+  value: Any  # number, text or None
+  meaning: str = ""  # what it should be, or how to read it; may be empty
 
 
 @dataclasses.dataclass(frozen=True)

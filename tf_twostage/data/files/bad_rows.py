@@ -17,39 +17,25 @@ REMEDY = "mend or drop these rows"
 
 
 class Broken(NamedTuple):
-  """A row that cannot be split into columns.
+  """A row that cannot be split into columns."""
 
-  Attributes:
-    row: its number in the file, from 0, without the header.
-    column: the column that caused it, or None.
-    rule: what the row or the column must do.
-    value: what was found.
-  """
-
-  row: int
-  column: str | None
-  rule: str
-  value: str
+  row: int  # its number in the file, from 0, without the header
+  column: str | None  # the column that caused it, or None
+  rule: str  # what the row or the column must do
+  value: str  # what was found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chunk:
-  """Consecutive rows of a file.
-
-  Attributes:
-    file: the file.
-    table: columns of [k] rows.
-    rows: [k] int64, the number of each row in the file, from 0, without the header.
-    broken: rows of this part of the file that are not in the table.
-    line: row number -> line of the file, from 1; None if the file has no lines.
-    names: column of `table` -> its name in the file, where these differ.
-  """
+  """Consecutive rows of a file."""
 
   file: pathlib.Path
-  table: pa.Table
-  rows: np.ndarray
-  broken: Sequence[Broken] = ()
+  table: pa.Table  # columns of [k] rows
+  rows: np.ndarray  # [k] int64, the number of each row in the file, from 0, without the header
+  broken: Sequence[Broken] = ()  # rows of this part of the file that are not in the table
+  # row number -> line of the file, from 1; None if the file has no lines
   line: Callable[[int], int] | None = None
+  # column of `table` -> its name in the file, where these differ
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -59,27 +45,16 @@ class BadRowsError(InputError):
 
 @dataclasses.dataclass
 class Fault:
-  """A rule, and the rows that break it.
+  """A rule, and the rows that break it."""
 
-  Attributes:
-    column: name of the column in the file; None if the rule is about the whole row.
-    rule: what the column must do.
-    remedy: what the user can do.
-    file: the file of the first such row.
-    row: its number in the file, from 0, without the header.
-    line: its line in a CSV file, from 1.
-    value: its value; None if it is missing.
-    count: number of rows that break the rule.
-  """
-
-  column: str | None
-  rule: str
-  remedy: str
-  file: str
-  row: int
-  line: int | None
-  value: str | None
-  count: int = 0
+  column: str | None  # name of the column in the file; None if the rule is about the whole row
+  rule: str  # what the column must do
+  remedy: str  # what the user can do
+  file: str  # the file of the first such row
+  row: int  # its number in the file, from 0, without the header
+  line: int | None  # its line in a CSV file, from 1
+  value: str | None  # its value; None if it is missing
+  count: int = 0  # number of rows that break the rule
 
   def message(self, rows: int) -> str:
     """The fault in one sentence, for a log of `rows` rows."""

@@ -18,19 +18,12 @@ _DECIDING = 1000  # rows that decide whether times are dates
 
 
 class Rule(NamedTuple):
-  """What a column of numbers must hold.
+  """What a column of numbers must hold."""
 
-  Attributes:
-    dtype: its type in memory.
-    valid: [k] values -> [k] bool.
-    text: the rule in words, such as "must be finite".
-    remedy: what the user can do.
-  """
-
-  dtype: str
-  valid: Callable[[np.ndarray], np.ndarray]
-  text: str
-  remedy: str = REMEDY
+  dtype: str  # its type in memory
+  valid: Callable[[np.ndarray], np.ndarray]  # [k] values -> [k] bool
+  text: str  # the rule in words, such as "must be finite"
+  remedy: str = REMEDY  # what the user can do
 
 
 _INDEX = Rule(
@@ -60,17 +53,11 @@ def rule(name: str) -> Rule:
 
 
 class IdSet(NamedTuple):
-  """Ids that a column may hold.
+  """Ids that a column may hold."""
 
-  Attributes:
-    ids: [v] string.
-    text: the rule in words, such as "must name a known item".
-    remedy: what the user can do.
-  """
-
-  ids: pa.Array
-  text: str
-  remedy: str
+  ids: pa.Array  # [v] string
+  text: str  # the rule in words, such as "must name a known item"
+  remedy: str  # what the user can do
 
 
 class CheckedColumns:

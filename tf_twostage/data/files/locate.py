@@ -43,19 +43,12 @@ _SUFFIXES = ", ".join(_FORMATS)
 
 @dataclasses.dataclass(frozen=True)
 class LogFiles:
-  """The files of a log, in order.
+  """The files of a log, in order."""
 
-  Attributes:
-    place: what the user named, for messages.
-    paths: the files.
-    format: how they are read.
-    expected_rows: number of rows, if a description beside the files gives it.
-  """
-
-  place: str
+  place: str  # what the user named, for messages
   paths: tuple[pathlib.Path, ...]
-  format: Format
-  expected_rows: int | None = None
+  format: Format  # how they are read
+  expected_rows: int | None = None  # number of rows, if a description beside the files gives it
 
   def check_rows(self, rows: int) -> None:
     """Checks the number of rows: a shard that is cut between two records reads without error."""

@@ -53,17 +53,12 @@ _SEPARATOR = "\x1f"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-  """Rows of a file, with what error messages need.
+  """Rows of a file, with what error messages need."""
 
-  Attributes:
-    place: the file.
-    frame: the rows. The index numbers them as the file does; its name is what it counts.
-    remedy: what to do when the file is wrong.
-  """
-
-  place: str
+  place: str  # the file
+  # The index numbers rows as the file does; its name is what it counts.
   frame: pd.DataFrame
-  remedy: str
+  remedy: str  # what to do when the file is wrong
 
   def require(self, valid: Collection[bool], column: str, rule: str) -> None:
     """Raises InputError naming the first invalid row, unless every row of [rows] is valid."""
@@ -73,17 +68,11 @@ class Table:
 
 
 class Tables(NamedTuple):
-  """The three tables, the same from every source.
+  """The three tables, the same from every source."""
 
-  Attributes:
-    users: int `user_id`, str `gender` ("F" or "M"), `age`, `occupation`, `zip_code`.
-    movies: int `movie_id`, str `title`, `genres` (separated by "|").
-    ratings: numbers `user_id`, `movie_id`, `rating`, `timestamp` (seconds).
-  """
-
-  users: Table
-  movies: Table
-  ratings: Table
+  users: Table  # int `user_id`, str `gender` ("F" or "M"), `age`, `occupation`, `zip_code`
+  movies: Table  # int `movie_id`, str `title`, `genres` (separated by "|")
+  ratings: Table  # numbers `user_id`, `movie_id`, `rating`, `timestamp` (seconds)
 
 
 def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
