@@ -7,7 +7,7 @@ import yaml
 
 from tests.data.files import small_log
 from tf_twostage.data import draft
-from tf_twostage.data.log_schema import LogSchema, open_bandit
+from tf_twostage.data.log_schema import PRESETS, LogSchema
 from tf_twostage.errors import InputError
 
 
@@ -122,5 +122,5 @@ def test_open_bandit_is_recognised(test_data):
   if not directory.exists():
     pytest.skip("TF_TWOSTAGE_TEST_DATA holds no open-bandit/random/all")
   text = draft.draft(directory / "all.csv", directory / "item_context.csv")
-  assert LogSchema.from_dict(yaml.safe_load(text)) == open_bandit()
+  assert LogSchema.from_dict(yaml.safe_load(text)) == PRESETS["open_bandit"]
   assert "user-item_affinity_0 ... user-item_affinity_79 (80 columns)" in text

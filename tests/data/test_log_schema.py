@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema, open_bandit
+from tf_twostage.data.log_schema import PRESETS, FeatureColumn, LogSchema, load_schema
 from tf_twostage.errors import InputError
 
 FULL = LogSchema(
@@ -29,7 +29,9 @@ FULL = LogSchema(
 
 
 @pytest.mark.parametrize("name", ["schema.yaml", "schema.json"])
-@pytest.mark.parametrize("schema", [LogSchema(), FULL, open_bandit()], ids=["native", "full", "ob"])
+@pytest.mark.parametrize(
+  "schema", [LogSchema(), FULL, PRESETS["open_bandit"]], ids=["native", "full", "ob"]
+)
 def test_a_schema_survives_its_file(tmp_path, name, schema):
   schema.to_file(tmp_path / name)
   assert LogSchema.from_file(tmp_path / name) == schema
@@ -85,7 +87,7 @@ def test_the_native_form_of_a_schema_renames_what_the_log_holds():
 
 def test_presets_go_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert load_schema("open_bandit") == open_bandit()
+  assert load_schema("open_bandit") == PRESETS["open_bandit"]
   assert load_schema(FULL) is FULL
   (tmp_path / "open_bandit").write_text("reward: mine")
   assert load_schema("open_bandit").reward == "mine"

@@ -11,7 +11,7 @@ import pytest
 from tests import commands
 from tests.commands import ROOT
 from tests.data.files import small_log
-from tf_twostage.data.log_schema import LogSchema, open_bandit
+from tf_twostage.data.log_schema import PRESETS, LogSchema
 
 
 def run(name, *arguments, how=commands.run):
@@ -31,7 +31,7 @@ def test_open_bandit_goes_through_all_commands(open_bandit_files, tmp_path):
   draft = run("infer_schema", f"--log={log}", f"--items={items}", how=commands.cold)
   assert draft.returncode == 0, draft.stderr
   (tmp_path / "schema.yaml").write_text(draft.stdout)
-  assert LogSchema.from_file(tmp_path / "schema.yaml") == open_bandit()
+  assert LogSchema.from_file(tmp_path / "schema.yaml") == PRESETS["open_bandit"]
 
   arguments = f"--log={log}", f"--schema={tmp_path / 'schema.yaml'}"
   policy = tmp_path / "policy.csv"

@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -223,24 +223,20 @@ class LogSchema:
     path.write_text(text, encoding="utf-8")
 
 
-def open_bandit(user_features: int = 4, item_features: int = 4) -> LogSchema:
-  """The layout of the Open Bandit Dataset: `all.csv` with `item_context.csv` as its items file."""
-  return LogSchema(
+PRESETS = {
+  "native": LogSchema(),
+  # The Open Bandit Dataset: `all.csv` with `item_context.csv` as its items file.
+  "open_bandit": LogSchema(
     user_id=None,
     propensity="propensity_score",
     reward="click",
     time="timestamp",
-    user_features=tuple(
-      FeatureColumn(f"user_feature_{i}", "categorical") for i in range(user_features)
-    ),
+    user_features=tuple(FeatureColumn(f"user_feature_{i}", "categorical") for i in range(4)),
     item_features=tuple(
-      FeatureColumn(f"item_feature_{i}", "categorical" if i else "numeric")
-      for i in range(item_features)
+      FeatureColumn(f"item_feature_{i}", "categorical" if i else "numeric") for i in range(4)
     ),
-  )
-
-
-PRESETS: dict[str, Callable[[], LogSchema]] = {"native": LogSchema, "open_bandit": open_bandit}
+  ),
+}
 
 
 def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
@@ -248,7 +244,7 @@ def load_schema(schema: str | os.PathLike | LogSchema) -> LogSchema:
   if isinstance(schema, LogSchema):
     return schema
   if str(schema) in PRESETS and not os.path.exists(schema):
-    return PRESETS[str(schema)]()
+    return PRESETS[str(schema)]
   return LogSchema.from_file(schema)
 
 

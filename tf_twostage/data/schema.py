@@ -3,20 +3,7 @@
 A schema holds facts about the data only. Embedding widths and initialisers are
 hyper-parameters and live with the models.
 
-Raw values, as they stand in files and in requests to an exported model:
-
-==============  ===================================  =======================
-feature         raw value                            array
-==============  ===================================  =======================
-`Id`            string; its position in the          str, [rows]
-                vocabulary is the catalogue index
-`Categorical`   string                               str, [rows]
-`Numeric`       number                               float64, [rows]
-`Bag`           several strings, padded with ""      str, [rows, max_length]
-`SparseVector`  positions, padded with -1, in        int64, [rows, max_length]
-                "<name>_ids", and the value at each  float32, [rows, max_length]
-                of them in "<name>_weights"
-==============  ===================================  =======================
+Each kind says how its raw values look in files and in requests to an exported model.
 """
 
 from __future__ import annotations
@@ -35,7 +22,7 @@ FeatureTable = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Categorical:
-  """One value out of a vocabulary; values outside it share one embedding."""
+  """A string out of a vocabulary, [rows]; values outside it share one embedding."""
 
   name: str
   vocabulary: tuple[str, ...]
@@ -51,7 +38,7 @@ class Categorical:
 
 @dataclasses.dataclass(frozen=True)
 class Id(Categorical):
-  """The key of a user or an item: row i of its table holds vocabulary[i].
+  """The key of a user or an item, [rows] str: row i of its table holds vocabulary[i].
 
   With `embedded=False` it only names its row, in a log say, and towers do not read it.
   """
@@ -61,14 +48,17 @@ class Id(Categorical):
 
 @dataclasses.dataclass(frozen=True)
 class Bag(Categorical):
-  """Up to `max_length` values out of a vocabulary, read as a normalised multi-hot vector."""
+  """Strings out of a vocabulary, read as a normalised multi-hot vector.
+
+  Raw values are [rows, max_length] str, padded with "".
+  """
 
   max_length: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Numeric:
-  """A number, read as (value - offset) / scale."""
+  """A number, [rows] float64, read as (value - offset) / scale."""
 
   name: str
   offset: float = 0.0
@@ -81,7 +71,11 @@ class Numeric:
 
 @dataclasses.dataclass(frozen=True)
 class SparseVector:
-  """A vector with few values that are not zero, such as a document's words, scaled to length 1."""
+  """A vector with few values that are not zero, such as a document's words, scaled to length 1.
+
+  Raw values are positions in "<name>_ids", [rows, max_length] int64, padded with -1, and the value
+  at each of them in "<name>_weights", float32.
+  """
 
   name: str
   size: int
