@@ -208,19 +208,8 @@ def _plain(name: str) -> str:
 def read_xmc(path: str | os.PathLike, name: str | None = None) -> XmcData:
   """Reads a text file of documents, plain or compressed by gzip.
 
-  Labels and features of a document may come in any order and are sorted.
-
-  Args:
-    path: the file.
-    name: the data set's name. None: the file's name.
-
-  Returns:
-    The documents in the file's order, all of them for training.
-
-  Raises:
-    InputError: the file cannot be read, line 1 is wrong, there are more or fewer documents than
-      it says, or a document is malformed, repeats a label or feature, has an id outside its range
-      or a value that float32 cannot hold.
+  Labels and features of a document may come in any order and are sorted. All documents are for
+  training. Malformed, repeated and impossible entries are refused by their lines.
   """
   path = pathlib.Path(path)
   try:
@@ -237,18 +226,12 @@ def read_xmc(path: str | os.PathLike, name: str | None = None) -> XmcData:
 
 
 class _Documents(io.RawIOBase):
-  """The lines after line 1, as scikit-learn reads them.
-
-  Attributes:
-    sort: whether to sort the features of each line.
-    filled: whether each line read so far has labels or features.
-    line: the last line.
-  """
+  """The lines after line 1, as scikit-learn reads them; on demand with features sorted."""
 
   def __init__(self, file: BinaryIO | gzip.GzipFile, *, sort: bool):
     self._file, self.sort = file, sort
-    self.filled: list[bool] = []
-    self.line = b""
+    self.filled: list[bool] = []  # whether each line read so far has labels or features
+    self.line = b""  # the last one
     file.seek(0)
     file.readline()
 
@@ -343,14 +326,8 @@ def _csr(data: np.ndarray, ids: np.ndarray, row: np.ndarray, shape: tuple[int, i
 def document_tables(data: XmcData, max_features: int) -> tuple[Schema, FeatureTable, FeatureTable]:
   """Makes documents users with a sparse vector of words, and labels items with only an id.
 
-  A document's id names it in a log and is not embedded, since future documents are other ones.
-
-  Args:
-    data: D documents, with N labels to choose from.
-    max_features: of a document with more features, this many with the largest values are kept.
-
-  Returns:
-    The schema, the documents [D] and the labels [N].
+  A document's id names it in a log and is not embedded, since future documents are other ones. Of
+  a document with more features, the `max_features` with the largest values are kept.
   """
   words, values = padded_rows(data.features, max_features)
   schema = Schema(
