@@ -1,4 +1,4 @@
-"""Trains every loss over many seeds in one environment and says, with statistics, which wins.
+"""Compares losses over many seeds in one environment, with paired tests.
 
 python -m launch.experiment --flagfile=launch/synthetic.flags --seeds=3
 python -m launch.experiment --flagfile=launch/ml1m.flags --data_dir=DIR \\

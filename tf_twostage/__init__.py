@@ -37,7 +37,7 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 
 def _check_keras() -> None:
-  """TensorFlow Recommenders needs Keras 2; says so before it fails in a place far away."""
+  """Raises: ImportError: Keras 3 is loaded; TensorFlow Recommenders needs Keras 2."""
   chosen = os.environ["TF_USE_LEGACY_KERAS"].lower() in ("1", "true")
   tensorflow = sys.modules.get("tensorflow")  # if it is not loaded yet, the variable decides
   if tensorflow is not None:

@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-  """A run that cannot go on: it diverged, or cannot save; the message says what to do.
+  """A run that cannot continue: it diverged or cannot save. The message names the remedy.
 
   Commands print the message alone and exit with 1.
   """

@@ -156,7 +156,7 @@ def draft(
     lines += _section("user_features", user)
   lines += _section("context_features", context)
   if unread:
-    lines += ["# Not read; list them under a heading above if models shall read them:"]
+    lines += ["# Not read; list them under a heading above to let models read them:"]
     lines += [f"#   {name}" for name in _ranges([c.name for c in unread])]
   return "\n".join(lines) + "\n"
 

@@ -41,7 +41,7 @@ class BanditLog:
     rows: n rows; their propensity is None where the log has none.
     time: when each row was shown, [n] float64, seconds where the log had dates; or None.
     ranker_score: what the ranker in production gave the row's item, [n] float32, or None.
-    split_label: what the log says each row is for, [n] str, or None.
+    split_label: the split that the log assigns to each row, [n] str, or None.
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
     items_listed: whether the catalogue is a table of items, not just what was logged.
@@ -246,7 +246,7 @@ class BanditLog:
     """What the log is worth: propensities, coverage of other policies, gaps and leaks.
 
     Args:
-      policy: another policy that the log shall evaluate, or its file.
+      policy: another policy to report the overlap with, or its file.
     """
     return examine.check(self, policy)
 
@@ -257,7 +257,7 @@ class BanditLog:
 
     Args:
       method: "time" (the latest rows validate and test), "user" (users at random, with all their
-        rows), "random" (rows at random), "column" (as `split_label` says), or "auto": the first of
+        rows), "random" (rows at random), "column" (by `split_label`), or "auto": the first of
         column, time and random that the log allows.
       validation: share of the rows (by user: of users) that validates; not for "column".
       test: share that tests; not for "column".

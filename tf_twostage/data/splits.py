@@ -14,7 +14,7 @@ from tf_twostage.errors import InputError, require
 
 NAMES = ("train", "validation", "test")
 METHODS: dict[str, str] = {
-  "column": "as the log's split column says",
+  "column": "by the log's split column",
   "time": "the latest rows validate and test",
   "user": "users drawn at random, with all their rows",
   "random": "rows drawn at random",

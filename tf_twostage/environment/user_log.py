@@ -84,7 +84,7 @@ def log_environment(
       seed=config.environment_seed,
     )
     if not settings.test_share and not masks["test"].any():
-      del masks["test"]  # nobody asked for test rows
+      del masks["test"]  # no test rows are wanted
     split: Any = [settings.split, settings.validation_share, settings.test_share]
   else:
     if validation.schema != data.schema:

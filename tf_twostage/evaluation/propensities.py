@@ -83,7 +83,7 @@ class Propensities:
 def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Propensities, str]:
   """Estimates the propensities of all rows, or loads a finished estimate; with its stage's name.
 
-  Rewards are not used. `config.behavior` says how the models are fitted.
+  Rewards are not used. `config.behavior` holds the settings of the fit.
   """
   inputs = {
     "data": data.fingerprint(),

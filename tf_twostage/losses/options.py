@@ -31,7 +31,7 @@ class Option(NamedTuple):
   Attributes:
     kind: bool, int, float or str.
     default: the value if the option is not given.
-    help: what the docstring says of it.
+    help: its description in the docstring.
   """
 
   kind: type

@@ -1,6 +1,6 @@
 """Tables of an experiment: mean ± standard error over seeds, paired tests, choice of settings.
 
-Scores are as shown (precision in percent), and of test data unless a name says validation.
+Scores are in the printed units (precision in percent) and from test data unless named validation.
 """
 
 from __future__ import annotations
