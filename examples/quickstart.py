@@ -11,11 +11,12 @@ frame = pd.DataFrame({"user": user, "item": item})
 frame["shown_at"] = pd.date_range("2026-01-01", periods=len(frame), freq="min")
 frame["propensity"] = 1 / 20  # the items of this log were shown at random
 frame["click"] = (random.random(len(frame)) < np.where(user % 4 == item % 4, 0.3, 0.05)).astype(int)
+frame["taste"] = [f"t{i % 4}" for i in user]
 items = pd.DataFrame({"item": np.arange(20), "genre": [f"g{i % 4}" for i in range(20)]})
 
 columns = {"user": "user", "item": "item", "propensity": "propensity", "reward": "click"}
-genre = {"genre": "categorical"}
-log = BanditLog.from_pandas(frame, **columns, time="shown_at", items=items, item_features=genre)
+features = {"user_features": {"taste": "categorical"}, "item_features": {"genre": "categorical"}}
+log = BanditLog.from_pandas(frame, **columns, time="shown_at", items=items, **features)
 print(log.check())  # rows, propensities, overlap, leaks
 train, valid, test = log.split("time")
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests import prepared_environment as prepared
 from tests.serving import small
-from tf_twostage import BanditLog, TwoStageRecommender, environment, losses
+from tf_twostage import BanditLog, TwoStageRecommender, environment, evaluate, losses
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
@@ -160,6 +160,30 @@ def test_recommendations_are_ranked_and_leave_excluded_items_out(model):
   assert len(model.recommend("u3", k=50)) == ITEMS
 
 
+def test_excluded_items_are_lists_of_ids(model):
+  first = list(model.recommend(["u3"], k=2)["item"])
+  kept = model.recommend(["u3"], k=2, exclude={"u3": first[:1]})
+  assert first[0] not in set(kept["item"])
+  for exclude in ("i1", {"u3": "i10"}, ["i10"]):
+    with pytest.raises(InputError, match=r"exclude .* the text 'i10?'"):
+      model.recommend(["u3"], exclude=exclude)
+
+
+def test_wrong_kinds_of_arguments_are_refused(model, parts):
+  with pytest.raises(InputError, match="fit takes a BanditLog or an Environment, got DataFrame"):
+    TwoStageRecommender().fit(pd.DataFrame())
+  with pytest.raises(InputError, match="evaluate takes a BanditLog, got DataFrame"):
+    evaluate(pd.DataFrame(), {})
+  with pytest.raises(InputError, match="policies by name"):
+    evaluate(parts[2], model.policy())
+  with pytest.raises(InputError, match="slate_size must be at least 1, got 0"):
+    TwoStageRecommender(slate_size=0)
+  with pytest.raises(InputError, match=r"call fit\(\) first"):
+    TwoStageRecommender().plot()
+  with pytest.raises(InputError, match="there are no users"):
+    model.recommend([])
+
+
 def test_unknown_users_are_recommended_for_by_their_features(model):
   frame = pd.DataFrame({"user_id": ["new"], "age": [33], "taste": ["t1"]})
   assert list(model.recommend(frame, k=2)["user"]) == ["new", "new"]
@@ -169,7 +193,7 @@ def test_unknown_users_are_recommended_for_by_their_features(model):
     model.recommend(frame.assign(age=[None]))
   with pytest.raises(InputError, match="exclude has 1 lists for 2 users"):
     model.recommend(["u1", "u2"], exclude=[["i1"]])
-  with pytest.raises(InputError, match="k must be at least 1"):
+  with pytest.raises(InputError, match="k must be a whole number of at least 1"):
     model.recommend(["u1"], k=0)
 
 
@@ -233,6 +257,8 @@ def test_a_loaded_model_answers_as_the_fitted_one(model, parts, workdir, tmp_pat
   pd.testing.assert_frame_equal(loaded.history, model.history, rtol=1e-6)
   with pytest.raises(InputError, match="loaded from an export"):
     loaded.export(tmp_path / "again")
+  with pytest.raises(InputError, match="cannot be trained further"):
+    loaded.fit(parts[0])
 
 
 def test_an_export_may_leave_users_out(model, tmp_path, monkeypatch):

@@ -74,6 +74,10 @@ def evaluate(
     InputError: the log has no propensities, a policy does not fit the log, or an estimator is
       unknown.
   """
+  if not isinstance(log, BanditLog | EvaluationLog):
+    raise InputError(f"evaluate takes a BanditLog, got {type(log).__name__}")
+  if isinstance(policies, RecommenderPolicy | TwoStageRecommender | np.ndarray):
+    raise InputError('evaluate takes policies by name; pass {"ours": policy}')
   chosen = by_name(estimators)
   evaluation = log if isinstance(log, EvaluationLog) else EvaluationLog.of(log)
   targets: Iterable[TargetPolicy]

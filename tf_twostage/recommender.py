@@ -102,7 +102,7 @@ class TwoStageRecommender:
       name="recommender",
       seed=seed,
       environment_seed=seed,
-      slate_size=slate_size or _DEFAULTS.slate_size,
+      slate_size=_DEFAULTS.slate_size if slate_size is None else slate_size,
       encoder=encoder,
       generator=training,
       ranker=ranker_training,
@@ -184,6 +184,13 @@ class TwoStageRecommender:
       InputError: the data do not fit the settings; nothing has been trained.
       RunError: training diverged, or something cannot be saved.
     """
+    if not isinstance(data, BanditLog | Environment):
+      raise InputError(
+        f"fit takes a BanditLog or an Environment, got {type(data).__name__}; make a log with"
+        " BanditLog.from_pandas"
+      )
+    if self._served is not None and self._environment is None:
+      raise InputError("a loaded recommender cannot be trained further; make a new one")
     workers = workers or Workers()
     self._digest = ""
     if workdir is None:
@@ -399,6 +406,8 @@ class TwoStageRecommender:
 
   def plot(self) -> Figure:
     """Training loss and validation score by epoch."""
+    if not self._history:
+      raise InputError("this recommender has no history; call fit() first")
     environment = self._environment
     shown = metrics.HELD_OUT if environment is None else environment.evaluator.metrics
     return plots.run_curves(self._history, {}, self._title(), shown)

@@ -99,3 +99,13 @@ def test_a_table_that_does_not_fit_is_refused(changes, message):
 def test_missing_columns_are_named():
   with pytest.raises(InputError, match=r"missing column\(s\) \['words_weights'\]"):
     check_table(SCHEMA.user, {k: v for k, v in table().items() if "weights" not in k}, "documents")
+
+
+@pytest.mark.parametrize("name", ["k", "seed", "class", "my feature", "my-feature", "é", "1a"])
+def test_names_that_no_signature_can_have_are_refused(name):
+  user, item = Id("user_id", ("a",)), Id("item_id", ("b",))
+  with pytest.raises(InputError, match=r"inputs of the exported model.*rename \['"):
+    Schema(user=(user, Numeric(name)), item=(item,))
+  with pytest.raises(InputError, match="inputs of the exported model"):
+    Schema(user=(user,), item=(item,), context=(Numeric(name),))
+  Schema(user=(user,), item=(item, Numeric(name)))

@@ -288,6 +288,11 @@ class BanditLog:
   def __len__(self) -> int:
     return len(self.rows)
 
+  def __repr__(self) -> str:
+    return (
+      f"BanditLog({self.name}: {len(self)} rows, {self.num_users} users, {self.num_items} items)"
+    )
+
   def _repr_html_(self) -> str:
     sides = (("users", self.schema.user), ("items", self.schema.item), ("row", self.schema.context))
     features = "".join(

@@ -11,12 +11,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import keyword
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from tf_twostage.errors import InputError, require
 
+_INPUT = re.compile(r"[A-Za-z]\w*", re.ASCII)
+_RESERVED = {*keyword.kwlist, "k", "exclude", "candidates", "temperature", "seed", "self"}
 FeatureTable = Mapping[str, np.ndarray]
 
 
@@ -123,6 +127,15 @@ class Schema:
         raise InputError(
           f"schema: the {side} side has nothing that a tower reads; add a feature, or embed its Id"
         )
+    inputs = [name for f in (*self.user, *self.context) for name in columns(f)]
+    odd = [name for name in inputs if not _INPUT.fullmatch(name) or name in _RESERVED]
+    if odd:
+      raise InputError(
+        "schema: user and context features are inputs of the exported model. Their names consist"
+        " of letters, digits and _, begin with a letter, and are not keywords of Python or"
+        f" {', '.join(sorted(_RESERVED - {*keyword.kwlist}))}; rename {odd} (in a schema file:"
+        " new_name: {column: old name})"
+      )
     features = (*self.user, *self.item, *self.context)
     names = [name for f in features for name in dict.fromkeys((f.name, *columns(f)))]
     if len(set(names)) != len(names):

@@ -185,6 +185,8 @@ def by_name(estimators: Estimators) -> dict[str, Estimator]:
   Raises:
     InputError: a name is unknown, or there is no estimator.
   """
+  if isinstance(estimators, str):
+    estimators = [estimators]
   if isinstance(estimators, Mapping):
     found = dict(estimators)
   else:

@@ -168,7 +168,7 @@ def policy_values(estimates: pd.DataFrame) -> Figure:
   logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
   kinds = targets.groupby("kind", sort=False)
   figure = plotting.figure(3 + 4 * len(kinds), 2 + 0.7 * kinds["policy"].nunique().max())
-  axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+  axes = figure.subplots(1, len(kinds), squeeze=False, sharex=True)[0]
   beside: list[str] = []
   for axis, (kind, group) in zip(axes, kinds, strict=True):
     policies = list(group["policy"].unique())
@@ -177,6 +177,13 @@ def policy_values(estimates: pd.DataFrame) -> Figure:
     if policies == beside:  # the panel to the left has the same names
       axis.set_yticklabels([])
     beside = policies
+  # Intervals of unreliable estimates may be so wide that they would hide all others.
+  bounds = ["bootstrap_interval_low", "bootstrap_interval_high"]
+  inside = [estimates[["value", "truth"]], estimates.loc[~estimates["unreliable"], bounds]]
+  numbers = np.concatenate([frame.to_numpy(float).ravel() for frame in inside])
+  low, high = np.nanmin(numbers), np.nanmax(numbers)
+  margin = 0.05 * (high - low) or 0.1
+  axes[0].set_xlim(low - margin, high + margin)
   plotting.legend_below(figure, axes[0])
   figure.suptitle(
     f"Estimated values, {100 * logging['confidence']:g}% bootstrap intervals; hollow: unreliable"
@@ -212,11 +219,7 @@ def _policy_values(axis, estimates: pd.DataFrame, policies: list[str], logging: 
   axis.axvline(logging["value"], color="0.4", linestyle="--", linewidth=1.2, label=LOGGING_POLICY)
   axis.hlines(rows[:-1] + 0.5, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
   axis.set_yticks(rows, [policy.replace(":", "\n") for policy in policies])
-  # Wide intervals are cut off: values and truths set the limits.
-  inside = [*estimates["value"], *truths, logging["value"]]
-  low, high = np.nanmin(inside), np.nanmax(inside)
-  margin = 0.15 * (high - low) or 0.1
-  axis.set(xlim=(low - margin, high + margin), ylim=(len(policies) - 0.5, -0.5))
+  axis.set_ylim(len(policies) - 0.5, -0.5)
   axis.grid(alpha=0.3, axis="x")
 
 

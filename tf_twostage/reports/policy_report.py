@@ -108,6 +108,8 @@ class Evaluation:
       parts.append(f"The reward model explains {share} of the variance of rewards it has not seen.")
     return "\n\n".join(parts)
 
+  __repr__ = __str__
+
   def _repr_html_(self) -> str:
     shown = ["policy", "kind", "estimator", "value", "standard_error", "effective_sample_size"]
     table = self.estimates[[*shown, "unreliable"]]

@@ -102,11 +102,14 @@ class Served:
 
   def recommend(self, users: Users, k: int, exclude: Excluded | None) -> pd.DataFrame:
     """See `TwoStageRecommender.recommend`."""
-    if k < 1:
-      raise InputError(f"recommend: k must be at least 1, got {k}")
+    if not isinstance(k, int | np.integer) or k < 1:
+      raise InputError(f"recommend: k must be a whole number of at least 1, got {k!r}")
     user_id = self.settings["user_id"]
     if not isinstance(users, pd.DataFrame):
-      users = pd.DataFrame({user_id: [users] if isinstance(users, str) else list(users)})
+      ids = [users] if isinstance(users, str) else [*map(_id, users)]
+      users = pd.DataFrame({user_id: np.array(ids, dtype=object)})
+    if users.empty:
+      raise InputError("recommend: there are no users; pass at least one")
     names = np.asarray(users.get(user_id, users.index))
     features, excluded = self._features(users.reset_index(drop=True)), _excluded(exclude, names)
     parts = []
@@ -224,13 +227,24 @@ def _column(name: str, values: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
   return _padded(cells, padding, np.dtype(object if text else spec.dtype.as_numpy_dtype))
 
 
+def _id(value: Any) -> str:
+  """An id as text; whole floats are read as integers, which pandas makes of them in a merge."""
+  return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _excluded(exclude: Excluded | None, users: np.ndarray) -> np.ndarray:
-  """[B, E] item ids, padded with ""."""
+  """[B, E] item ids, padded with ""; ids outside the catalogue have no effect."""
+  if isinstance(exclude, str):
+    raise InputError(f"recommend: exclude is the text {exclude!r}; pass a list of items per user")
   if isinstance(exclude, Mapping):
-    by_user = {str(user): items for user, items in exclude.items()}
-    lists = [[*map(str, by_user.get(str(user), ()))] for user in users]
+    by_user = {_id(user): items for user, items in exclude.items()}
+    given = [by_user.get(_id(user), ()) for user in users]
   else:
-    lists = [[*map(str, items)] for items in exclude or [()] * len(users)]
+    given = [()] * len(users) if exclude is None else list(exclude)
+  texts = [items for items in given if isinstance(items, str)]
+  if texts:
+    raise InputError(f"recommend: exclude holds the text {texts[0]!r} in place of a list of items")
+  lists = [[*map(_id, items)] for items in given]
   if len(lists) != len(users):
     raise InputError(
       f"recommend: exclude has {len(lists)} lists for {len(users)} users; pass one for each user,"
