@@ -20,7 +20,8 @@ log = BanditLog.from_pandas(frame, **columns, time="shown_at", items=items, **fe
 print(log.check())  # rows, propensities, overlap, leaks
 train, valid, test = log.split("time")
 
-model = TwoStageRecommender(loss=losses.IPS(policy="two_stage"), ranker=None, user_tower=None)
+loss = losses.IPS(policy="two_stage")  # exact 2-IPS: the ranker is in the policy
+model = TwoStageRecommender(loss=loss, ranker=None, user_tower=None)
 model.fit(train, validation=valid, workdir="runs/shop")
 policies = {"ours": model.policy(), "uniform": np.full(20, 1 / 20)}
 result = evaluate(test, policies, estimators=["snips", "dr"])

@@ -343,3 +343,20 @@ def test_the_parts_of_a_split_share_users_and_items():
   assert train.items is test.items
   with pytest.raises(InputError, match="no rows for test, of 40"):
     data.split(test=0)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "words"),
+  [
+    ({"frame": [1]}, "the log must be a DataFrame, got list"),
+    ({"items": {"item": [1]}}, "items must be a DataFrame, got dict"),
+    ({"item_features": ["price"]}, "item_features must be a dict"),
+    ({"context": "device"}, "context must be a list of numeric columns, got 'device'"),
+    ({"context": {"device": "categorical"}}, "make them user features"),
+  ],
+)
+def test_wrong_kinds_of_arguments_are_refused(wrong, words):
+  frame = pd.DataFrame({"user": [1], "item": [1], "click": [1], "device": ["m"]})
+  given = {"frame": frame, **wrong}
+  with pytest.raises(InputError, match=words):
+    BanditLog.from_pandas(given.pop("frame"), user="user", item="item", reward="click", **given)

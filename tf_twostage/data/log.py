@@ -137,6 +137,17 @@ class BanditLog:
       InputError: a column is missing, or no row is left.
       BadRowsError: rows are bad; names each kind of fault, its first row and the remedy.
     """
+    for side, table in (("the log", frame), ("items", items), ("users", users)):
+      if not (isinstance(table, pd.DataFrame) or (table is None and side != "the log")):
+        raise InputError(f"{name}: {side} must be a DataFrame, got {type(table).__name__}")
+    for side, kinds in (("item_features", item_features), ("user_features", user_features)):
+      if not isinstance(kinds, Mapping | None):
+        raise InputError(f'{name}: {side} must be a dict such as {{"genre": "categorical"}}')
+    if isinstance(context, str | Mapping):
+      raise InputError(
+        f"{name}: context must be a list of numeric columns, got {context!r}; encode other columns"
+        " as numbers, or make them user features"
+      )
     if title is None and items is not None and "title" in items:
       title = "title"
     item_table, of_items, notes = frames.table(items, item, item_features, "item", title=title)
