@@ -130,7 +130,7 @@ def test_a_given_ranker_goes_the_whole_way(world, written, tmp_path, monkeypatch
     keras_model().save(path)  # the export checks itself
   else:
     Ranker().save(path)
-    small.skip_replay(monkeypatch.setattr)  # see models/test_given.py
+    small.skip_replay(monkeypatch.setattr)  # see models/test_external.py
   config = settings(written, ranker=str(path))
   metrics, _ = train.run(config, written, tmp_path / "export")
   assert metrics["ranker"] == f"ranker {path}"

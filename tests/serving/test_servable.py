@@ -1,11 +1,14 @@
 """What each signature answers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests.serving import small
 from tests.serving.small import IDS, SLATE, TITLE, ask
+from tf_twostage.data.schema import Numeric
 from tf_twostage.errors import InputError
 from tf_twostage.serving.servable import LOWEST_SCORE
 
@@ -236,3 +239,12 @@ def test_a_wrong_request_is_an_invalid_argument_and_the_next_is_answered(
 def test_a_slate_larger_than_the_catalogue_is_refused():
   with pytest.raises(InputError, match="exceeds the catalogue of 15 items"):
     small.recommender(slate_size=16)
+
+
+def test_no_feature_may_be_called_as_another_input():
+  """A schema refuses these names, which signatures have beside the features."""
+  features = {feature.name for feature in (*small.SCHEMA.user, *small.SCHEMA.context)}
+  for _, specs in small.recommender().signatures().values():
+    for name in set(specs) - features:
+      with pytest.raises(InputError, match="inputs of the exported model"):
+        dataclasses.replace(small.SCHEMA, context=(Numeric(name),))
