@@ -124,3 +124,30 @@ def test_open_bandit_is_recognised(test_data):
   text = draft.draft(directory / "all.csv", directory / "item_context.csv")
   assert LogSchema.from_dict(yaml.safe_load(text)) == PRESETS["open_bandit"]
   assert "user-item_affinity_0 ... user-item_affinity_79 (80 columns)" in text
+
+
+def test_a_draft_loads_whatever_the_columns_are_called(tmp_path):
+  """Names of roles, one name in both files, line breaks, columns without values or repeated."""
+  frame = log(price=np.arange(200) % 7 + 0.5)
+  items = pd.DataFrame({"item_id": range(9), "position": range(9), "price": np.arange(9) / 2})
+  items = items.assign(split=[*"abcabcabc"], empty=None, **{"first\nsecond": [*"abcabcabc"]})
+  schema, text = drafted(tmp_path, frame, items)
+  assert [(f.name, f.column, f.kind) for f in schema.item_features] == [
+    ("item_position", "position", "numeric"),
+    ("price", "price", "numeric"),
+    ("item_split", "split", "categorical"),
+    ("first\nsecond", "first\nsecond", "categorical"),
+  ]
+  assert [(f.name, f.column) for f in schema.context_features] == [("context_price", "price")]
+  assert "#   empty" in text
+  data = small_log.read(tmp_path / "log.csv", tmp_path / "items.csv", schema)
+  assert (len(data), data.num_items) == (200, 9)
+
+
+def test_columns_that_share_a_name_are_not_read(tmp_path):
+  rows = "u1,i1,0.5,1,2,3,,\nu2,i2,0.5,0,2,3,,\n"
+  (tmp_path / "log.csv").write_text("user_id,item_id,propensity,reward,x,x,,\n" + rows)
+  text = draft.draft(tmp_path / "log.csv")
+  assert "#   x" in text
+  schema = LogSchema.from_dict(yaml.safe_load(text))
+  assert len(small_log.read(tmp_path / "log.csv", None, schema)) == 2

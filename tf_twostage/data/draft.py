@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from tf_twostage.data import splits
+from tf_twostage.data import kinds, splits
 from tf_twostage.data.files.columns import as_numbers, as_text, as_times
 from tf_twostage.data.files.locate import locate
 from tf_twostage.data.files.reader import chunks
@@ -22,7 +22,6 @@ from tf_twostage.errors import InputError
 
 _ROWS = 100_000  # of the first chunk that are looked at
 _LEAST = float(np.finfo(np.float32).tiny)  # probability
-_FEW = 20  # whole numbers with at most this many values are categories
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +122,7 @@ def draft(
   users: str | os.PathLike | None = None,
 ) -> str:
   """The text of a schema file for the log and its tables; comments give evidence for each line."""
-  place, columns = _look(log)
+  place, columns, repeated = _look(log)
   roles = _roles(columns)
   lines = [
     f"# Drafted from the first {len(columns[0].text)} rows of {place}",
@@ -137,11 +136,13 @@ def draft(
       lines.append(_line(role, None, _ROLES[role].missing))
   chosen = {role: column for role, (column, _) in roles.items()}
   left = [c for c in columns if c not in chosen.values() and not _is_row_number(c)]
-  user, context, unread = _sort_out(left, chosen.get("user_id"), elsewhere=users is not None)
+  user, context, others = _sort_out(left, chosen.get("user_id"), elsewhere=users is not None)
+  unread = [*(c.name for c in others), *repeated]
+  taken = {*RESERVED}
   for side, path in (("item", items), ("user", users)):
     if path is None:
       continue
-    table, logged = _look(path)[1], chosen.get(f"{side}_id")
+    (_, table, repeated), logged = _look(path), chosen.get(f"{side}_id")
     key = _key(table, logged)
     if key is None:
       lines.append(f"# {side}_key:  # MISSING: no column of {path} looks like the log's {side}_id")
@@ -151,25 +152,28 @@ def draft(
     if side == "item" and (title := _named(table, _TITLES)) is not None:
       lines.append(_line("title", title.name, "by its name"))
       table.remove(title)
-    lines += _section(f"{side}_features", table)
+    lines += _section(side, table, taken, unread)
+    unread += repeated
   if users is None:
-    lines += _section("user_features", user)
-  lines += _section("context_features", context)
+    lines += _section("user", user, taken, unread)
+  lines += _section("context", context, taken, unread)
   if unread:
     lines += ["# Not read; list them under a heading above to let models read them:"]
-    lines += [f"#   {name}" for name in _ranges([c.name for c in unread])]
+    lines += [f"#   {name if name.isprintable() else repr(name)}" for name in _ranges(unread)]
   return "\n".join(lines) + "\n"
 
 
-def _look(path: str | os.PathLike) -> tuple[str, list[_Column]]:
-  """The columns of the first chunk."""
+def _look(path: str | os.PathLike) -> tuple[str, list[_Column], list[str]]:
+  """The place, its columns in the first chunk, and names that several columns share."""
   found = locate(path)
   for file in found.paths:
-    names = list(dict.fromkeys(found.format.column_names(file)))
+    names = found.format.column_names(file)
+    single = [name for name in names if names.count(name) == 1]
     alone = dataclasses.replace(found, paths=(file,))
-    for chunk in chunks(alone, {name: name for name in names}):
+    for chunk in chunks(alone, {name: name for name in single}):
       if len(chunk.table):
-        return found.place, [_column(name, chunk.table[name][:_ROWS]) for name in names]
+        columns = [_column(name, chunk.table[name][:_ROWS]) for name in single]
+        return found.place, columns, sorted({*names} - {*single})
   raise InputError(f"{found.place}: there are no rows to draft a schema from")
 
 
@@ -249,38 +253,54 @@ def _key(table: Sequence[_Column], logged: _Column | None) -> _Column | None:
   return best if best is not None and ids & set(best.text) else None
 
 
-def _section(side: str, columns: Sequence[_Column]) -> Iterator[str]:
-  if columns:
-    yield f"{side}:"
+def _section(
+  side: str, columns: Sequence[_Column], taken: set[str], unread: list[str]
+) -> list[str]:
+  """The lines of a heading. Adds to names that are taken, and to columns that are not read."""
+  lines = []
   for column in columns:
-    kind, separator = ("numeric", "") if side == "context_features" else _kind(column)
-    spec: str | Mapping[str, str] = kind
-    if separator:
-      spec = {"kind": kind, "separator": separator}
-    yield "  " + _line(column.name, spec, column.facts())
+    kind, separator = _kind(column)
+    kind = "numeric" if side == "context" else kind
+    if not kind:
+      unread.append(column.name)
+      continue
+    name = f"{side}_{column.name}" if column.name in taken else column.name
+    taken.add(name)
+    spec = {"kind": kind}
+    spec |= {"column": column.name} if name != column.name else {}
+    spec |= {"separator": separator} if separator else {}
+    lines.append("  " + _line(name, spec if len(spec) > 1 else kind, column.facts()))
+  return [f"{side}_features:", *lines] if lines else []
 
 
 def _kind(column: _Column) -> tuple[str, str]:
-  """Kind and, of a bag, separator."""
+  """Kind and, of a bag, separator; "" for a column that is not read."""
   if column.lists:
     return "bag", "|"
-  if column.numbers is not None:
-    return ("categorical" if column.whole and column.distinct <= _FEW else "numeric"), ""
-  for separator in "|;,":
-    parts = column.text.str.split(separator, regex=False).explode().str.strip()
-    several = column.text.str.contains(separator, regex=False).mean() > 0.2
-    # The values of a bag recur in other cells; the parts of prose do not.
-    if several and parts.nunique() <= len(parts) / 4:
-      return "bag", separator
-  return "categorical", ""
+  if column.dated:
+    return "", ""
+  values = column.text.where(column.text != "") if column.numbers is None else column.numbers
+  return kinds.infer(pd.Series(values))
 
 
 def _line(key: str, value: str | Mapping[str, str] | None, comment: str) -> str:
-  said = ": ".join(
-    yaml.safe_dump(part, default_flow_style=True, allow_unicode=True, width=1000).split("\n")[0]
-    for part in (key, value)
-  )
+  said = ": ".join(map(_yaml, (key, value)))
   return f"{said.ljust(30)}  # {comment}"
+
+
+def _yaml(value: str | Mapping[str, str] | None) -> str:
+  """YAML in one line; quotes escape line breaks."""
+  texts = value.values() if isinstance(value, Mapping) else [value or ""]
+  style = None if all(text.isprintable() for text in texts) else '"'
+  text = yaml.safe_dump(
+    value,
+    default_flow_style=True,
+    default_style=style,
+    allow_unicode=True,
+    width=10**6,
+    sort_keys=False,
+  )
+  return text.removesuffix("...\n").strip()
 
 
 def _ranges(names: Sequence[str]) -> Iterator[str]:

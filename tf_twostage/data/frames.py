@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from tf_twostage.data import kinds
 from tf_twostage.data.files.bad_rows import Chunk
 from tf_twostage.data.files.locate import Format, LogFiles
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 _SEPARATOR = "\x1f"  # the ASCII unit separator: joins the values of a list into one cell
-_TEXT_SEPARATORS = "|;"
-_FEW = 20  # a text column with more rows than this and no repeated value identifies its row
 
 
 def as_files(
@@ -55,11 +54,6 @@ def _array(values: pd.Series, *, is_id: bool) -> pa.Array:
   return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _holds_lists(values: pd.Series) -> bool:
-  first = next((v for v in values if not (np.ndim(v) == 0 and pd.isna(v))), None)
-  return isinstance(first, list | tuple | np.ndarray)
-
-
 def _text(value: Any) -> str:
   return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
@@ -67,7 +61,7 @@ def _text(value: Any) -> str:
 def table(
   frame: pd.DataFrame | None,
   key: str | None,
-  kinds: Mapping[str, str] | None,
+  chosen: Mapping[str, str] | None,
   side: str,
   *,
   taken: Collection[str] = (),
@@ -75,14 +69,14 @@ def table(
 ) -> tuple[LogFiles | None, tuple[FeatureColumn, ...], list[str]]:
   """A frame of users or items as a file, its features, and notes on columns that are not read."""
   if frame is None:
-    if kinds:
+    if chosen:
       raise InputError(f"{side}_features needs a frame of {side}s; pass it as `{side}s`")
     return None, (), []
   if key is None:
     raise InputError(f"{side}s: the frame needs ids; name their column as `{side}`")
   if key == frame.index.name:
     frame = frame.reset_index()
-  found, unread = features(kinds, frame, side, skip=(key, title), taken=taken)
+  found, unread = features(chosen, frame, side, skip=(key, title), taken=taken)
   columns = {side: key} | {feature.name: feature.column for feature in found}
   columns |= {} if title is None else {"title": title}
   note = (
@@ -93,7 +87,7 @@ def table(
 
 
 def features(
-  kinds: Mapping[str, str] | None,
+  chosen: Mapping[str, str] | None,
   frame: pd.DataFrame,
   side: str,
   *,
@@ -103,54 +97,23 @@ def features(
   """The features of a frame, and the columns that are not read."""
   found: list[FeatureColumn] = []
   unread: list[str] = []
-  chosen = dict(kinds or {})
-  if kinds is None:
+  inferred = chosen is None
+  if chosen is None:
     names = [column for column in frame.columns if column not in skip]
-    chosen = {c: kind(frame[c]) if names.count(c) == 1 else "" for c in names}
+    chosen = {c: kinds.infer(frame[c])[0] if names.count(c) == 1 else "" for c in names}
   for column, what in chosen.items():
     if not what:
       unread.append(column)
       continue
     name = column
-    if kinds is None and (column in RESERVED or column in taken):
+    if inferred and (column in RESERVED or column in taken):
       name = f"{side}_{column}"
-    separator = _separator(frame[column]) if what == "bag" and column in frame else "|"
+    separator = "|"
+    if what == "bag" and column in frame:
+      lists, text = kinds.holds_lists(frame[column]), frame[column].dropna().astype(str)
+      separator = _SEPARATOR if lists else kinds.separates(text) or "|"
     found.append(FeatureColumn(name, what, column, separator))
   return tuple(found), unread
-
-
-def kind(values: pd.Series) -> str:
-  """The kind of feature that a column looks like; "" for dates and for text that never repeats.
-
-  Numbers are numeric; lists, and text where "|" or ";" separates values, are bags; all else is
-  categorical.
-  """
-  if pd.api.types.is_datetime64_any_dtype(values.dtype):
-    return ""
-  if pd.api.types.is_bool_dtype(values.dtype):
-    return "categorical"
-  if pd.api.types.is_numeric_dtype(values.dtype):
-    return "numeric"
-  if _holds_lists(values) or _separates(values):
-    return "bag"
-  cells = values.dropna().astype(str)
-  return "" if len(cells) > _FEW and cells.is_unique else "categorical"
-
-
-def _separates(values: pd.Series) -> str:
-  """The character that separates the values of bags in these cells, or ""."""
-  if isinstance(values.dtype, pd.CategoricalDtype):
-    return ""
-  cells = values.dropna().astype(str)
-  for separator in _TEXT_SEPARATORS:
-    several = cells.str.contains(separator, regex=False)
-    if several.mean() > 0.2:
-      return separator
-  return ""
-
-
-def _separator(values: pd.Series) -> str:
-  return _SEPARATOR if _holds_lists(values) else _separates(values) or "|"
 
 
 def from_dataset(dataset: tf.data.Dataset, item: str) -> pd.DataFrame:

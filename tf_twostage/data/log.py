@@ -106,9 +106,8 @@ class BanditLog:
   ) -> BanditLog:
     """A log in a DataFrame, one row for each item that was shown.
 
-    Features that are left out are inferred from the frames of items and users: numbers are numeric;
-    lists, and text where "|" or ";" separates values, are bags; all else is categorical. Dates, and
-    text that is different in each of more than 20 rows, are left out and noted.
+    Features that are left out are inferred from the frames of items and users, see `kinds.infer`;
+    notes say which columns are not read.
 
     Args:
       frame: n rows; columns that are not named below are ignored.
