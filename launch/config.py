@@ -138,9 +138,6 @@ def plan_variants(
 
   A variant is written [NAME=]LOSS[:setting=value...] and labelled NAME, or else as written. It
   replaces --loss; options with flags of their own apply to every variant that has them.
-
-  Raises:
-    InputError: a setting is not one that variants can differ in, or a value is invalid.
   """
   grid, variants = _grid(sweep), []
   unused = _given_options()
@@ -192,11 +189,7 @@ def _changed(
 
 
 def required(*names: str) -> list[str]:
-  """Values of flags that must be given.
-
-  Raises:
-    InputError: one is not.
-  """
+  """Values of flags; InputError unless all are given."""
   missing = [f"--{name}" for name in names if not flags.FLAGS[name].value]
   if missing:
     raise InputError(f"{' and '.join(missing)} must be given; see --help")

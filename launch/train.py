@@ -36,11 +36,7 @@ def run(
 ) -> tuple[dict[str, Any], str]:
   """Environment, training, export, report. With several workers, each of them calls this.
 
-  Returns:
-    The metrics, empty unless this worker is the chief, and a summary to print.
-
-  Raises:
-    InputError: the data or the settings do not fit; nothing has been trained.
+  Returns the metrics, empty unless this worker is the chief, and a summary to print.
   """
   start = time.perf_counter()
   model = TwoStageRecommender.from_config(config)

@@ -107,14 +107,9 @@ def with_full_information(
 ) -> Environment:
   """An environment whose evaluator reads the label of every pair.
 
-  Args:
-    config, tables, users, log, ranker: see `Environment`; `config` says how many users validate.
-    relevance: [E, N] bool; the last E users are evaluated.
-    context: raw context of the evaluated users, [E] each.
-    excluded: [E, N] bool, neither recommended nor counted as relevant; None: no item is.
-    popularity: [N], orders the items of a baseline.
-    logging_vectors: of users and items; a baseline, if given.
-    **fields: of the environment.
+  `relevance` and `excluded` are [E, N] bool, of the last E users, which are evaluated in their raw
+  `context` [E]. Excluded items are neither recommended nor counted. Baselines are the order of
+  `popularity` [N], and the policy of `logging_vectors` (users, items), if given.
   """
   num_users = len(next(iter(users.values())))
   evaluated = slice(num_users - len(relevance), num_users)

@@ -19,17 +19,11 @@ _PAIRS_PER_CHUNK = 32_768  # hidden units of a chunk (13 MB) stay near the cache
 
 @dataclasses.dataclass(frozen=True)
 class FullInformation:
-  """Labels of all pairs of users and items.
+  """Labels of all pairs of users and items, [U, N] bool each, by a threshold of the probability."""
 
-  Attributes:
-    labels: [U, N] bool, positives in a context drawn for each pair; the rewards of the log.
-    relevance: [U, N] bool, positives in the user's mean context; evaluation uses these.
-    threshold: pairs with at least this probability of the simulator are positive.
-  """
-
-  labels: np.ndarray
-  relevance: np.ndarray
-  threshold: float
+  labels: np.ndarray  # in a context drawn for each pair; the rewards of the log
+  relevance: np.ndarray  # in the user's mean context; evaluation uses these
+  threshold: float  # of the simulator's probability
 
   def rewards(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Labels of the pairs (users[i], items[i]), [n] float32."""

@@ -53,13 +53,8 @@ def fit_and_log(
 ) -> LoggedPolicy:
   """Fits a logging policy and draws its log of the first `num_users` users; each is a stage.
 
-  Args:
-    config, tables, workspace: settings, codes of users and items, and where the stages are.
-    examples: makes the rows that the policy is fitted on.
-    depends_on: JSON-able values that determine these rows.
-    objective: the loss that the policy is fitted with.
-    feedback: rewards and contexts in the log.
-    num_users: how many users are logged.
+  The policy is fitted with `objective` to the rows of `examples`, which the JSON-able values of
+  `depends_on` determine. `feedback` gives the rewards and contexts of the log.
   """
   seed, settings = config.environment_seed, config.behavior
 
@@ -106,11 +101,7 @@ def evaluation_log(
 ) -> EvaluationLog:
   """Draws another log of the policy, which nothing is fitted on, with the true values beside it.
 
-  Args:
-    config, policy, workspace: as for `fit_and_log`.
-    labels: [U', N] bool, rewards of all pairs of the users from `first_user` on.
-    contexts: raw context by name, [U'] each: what a policy sees of these users.
-    first_user: the first user who is logged.
+  `labels` [U', N] are rewards, and `contexts` [U'] what a policy sees, of users from `first_user` on.
   """
   users, items = policy.vectors
 

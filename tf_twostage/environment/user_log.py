@@ -66,14 +66,9 @@ def log_environment(
   workspace: Workspace,
   ranker: RankerLike | None = None,
 ) -> Environment:
-  """The environment of a log in memory.
+  """The environment of a log in memory; `validation` rows are of the same users and items.
 
-  Args:
-    config: settings of the ranker, of the split, and of estimated propensities.
-    data: the training rows; without `validation`, all rows, which are split as configured.
-    validation: rows of the same users and items that choose the epoch.
-    workspace: keeps what is built.
-    ranker: made elsewhere; None: it is fitted to the log.
+  Without `validation`, `data` is split as configured. Without `ranker`, one is fitted to the log.
   """
   settings = config.user_log
   if validation is None:

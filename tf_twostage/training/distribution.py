@@ -42,17 +42,11 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """The part of this process in training.
+  """The part of this process in training."""
 
-  Attributes:
-    kind: none, mirrored or multi_worker.
-    replicas: mirrored: number of devices of this machine; 0: all GPUs.
-    cluster: multi_worker: addresses by type of task.
-    task: type and index of this process.
-  """
-
-  kind: str = "none"
-  replicas: int = 0
+  kind: str = "none"  # or mirrored, multi_worker
+  replicas: int = 0  # mirrored: number of devices of this machine; 0: all GPUs
+  # multi_worker: addresses by type of task, and the type and index of this process
   cluster: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
   task: tuple[str, int] = ("worker", 0)
 
@@ -105,14 +99,7 @@ class Job:
 
 
 class Workers:
-  """The processes and devices that train together; by default this process on one device.
-
-  Attributes:
-    alone: whether nothing is distributed.
-    is_chief: whether this process evaluates, saves and exports.
-    rank: unique number of this process; 0 for the chief.
-    strategy: distributes the steps; None: TensorFlow's default strategy.
-  """
+  """The processes and devices that train together; by default this process on one device."""
 
   def __init__(
     self, strategy: tf.distribute.Strategy | None = None, *, rank: int = 0, num_tasks: int = 1
@@ -120,8 +107,8 @@ class Workers:
     import tensorflow as tf
 
     self.alone = strategy is None
-    self.is_chief = rank == 0
-    self.rank = rank
+    self.is_chief = rank == 0  # whether this process evaluates, saves and exports
+    self.rank = rank  # unique number of this process
     self._num_tasks = num_tasks
     self._strategy = strategy or tf.distribute.get_strategy()
 

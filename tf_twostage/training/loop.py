@@ -101,21 +101,16 @@ def fit(
   workers call this function at the same time; only the chief evaluates and writes.
 
   Args:
-    model: created in the workers' scope, with all variables; has a metric "mean_loss". An
-      uncompiled model gets `make_optimizer(settings)`.
+    model: created in the workers' scope, with all variables; has a metric "mean_loss".
     batches: a dataset of endless batches; or a function that makes one from any step on, which
       resuming and workers need.
-    settings: epochs, batch size and optimizer.
-    rows: number of rows; an epoch has as many steps as there are full batches in them, at least
-      one.
-    name: shown beside the progress bar.
-    progress: whether to show the bar.
-    evaluate: scores the model after each epoch.
-    select: reduces scores to one number; the epoch with the highest is the best.
+    settings, checkpoints: how to train, and when to save.
+    rows: number of rows; an epoch has as many steps as there are full batches, at least one.
+    name, progress: what the progress bar is called, and whether to show it.
+    evaluate, select: score the model after each epoch, and reduce scores to one number.
     directory: gets checkpoints/, best/ and history.json; all workers see it.
-    weights: the part of the model that is saved for the best epoch, and restored at the end;
-      requires `select` and `directory`.
-    checkpoints, monitor, workers: when to save, what gets each entry, who trains.
+    weights: the part of the model that is saved for the best epoch, and restored at the end.
+    monitor: gets each entry.
 
   Raises:
     Stopped: a worker received SIGTERM or SIGINT. The current step was finished and saved.

@@ -51,15 +51,7 @@ DATASETS: dict[str, Callable[[str | None], Data]] = {
 
 
 def load(name: str, data_dir: str | None = None) -> Data:
-  """Loads a data set by its name.
-
-  Args:
-    name: a key of `DATASETS`.
-    data_dir: the directory of its files. None: the data set finds or makes them itself.
-
-  Raises:
-    InputError: there is no such data set, or its data are missing or wrong.
-  """
+  """Loads a data set of `DATASETS`; `data_dir` holds its files, if it is read from files."""
   if name not in DATASETS:
     raise InputError(f"unknown data set {name!r}; choose one of {', '.join(sorted(DATASETS))}")
   return DATASETS[name](data_dir)

@@ -30,17 +30,7 @@ def make_synthetic(
   noise, cut into 1 to 5 stars. The number of ratings of an item follows a power law and grows with
   its quality and affinity, so exposure is biased as in real logs.
 
-  Args:
-    num_users: U.
-    num_items: N.
-    num_ratings: R, between U and U * N; every user rates at least one item, no item twice.
-    seed: the same seed gives the same data.
-
-  Returns:
-    The data, ratings ordered by user, time and item. Takes memory for U * N numbers.
-
-  Raises:
-    InputError: the counts do not fit each other.
+  Every user rates at least one item, and no item twice. Ratings are ordered by user, time and item.
   """
   if not 1 <= num_users <= num_ratings <= num_users * num_items:
     raise InputError(

@@ -141,13 +141,6 @@ def load_xmc(name: str, data_dir: str | None = None) -> XmcData:
   comes first; either may be a .txt.gz. They lie in `data_dir` or in a directory of it named after
   the data set, such as Wiki10/, Wiki10-31K/ or Wiki10.bow/. Case and punctuation do not matter.
 
-  Args:
-    name: the data set, such as "wiki10" or "delicious".
-    data_dir: the directory of its files.
-
-  Returns:
-    The documents, those for training first.
-
   Raises:
     InputError: a file is missing or wrong, or the two files do not belong together.
   """

@@ -40,21 +40,7 @@ def make_xmc(
   power law of exponent 1. Values are tf-idf, scaled to length 1 in every document and rounded to
   six decimals.
 
-  Args:
-    num_train: number of training documents, at least 1.
-    num_test: number of test documents.
-    num_features: number of words.
-    num_labels: number of labels.
-    seed: the same seed gives the same data.
-    labels_per_document: approximate mean number of labels; every document has at least one.
-    features_per_document: approximate mean number of different words; every document has at least
-      one. A mean near the number of words or labels is not reached.
-
-  Returns:
-    The data; ids do not depend on popularity.
-
-  Raises:
-    InputError: the counts do not fit each other.
+  Means are approximate. A document has at least one label and one word.
   """
   if num_train < 1 or num_test < 0:
     raise InputError(
