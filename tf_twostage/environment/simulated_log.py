@@ -101,7 +101,7 @@ def evaluation_log(
 ) -> EvaluationLog:
   """Draws another log of the policy, which nothing is fitted on, with the true values beside it.
 
-  `labels` [U', N] are rewards, and `contexts` [U'] what a policy sees, of users from `first_user` on.
+  `labels` [U', N] are rewards, `contexts` [U'] what a policy sees, from `first_user` on.
   """
   users, items = policy.vectors
 
