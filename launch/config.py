@@ -23,7 +23,15 @@ from typing import Any, NamedTuple
 from absl import flags
 from absl import logging as absl_logging
 
-from tf_twostage.config import GENERATOR_FIELDS, Config, FitConfig, Section, literal, parse_loss
+from tf_twostage.config import (
+  GENERATOR_FIELDS,
+  Config,
+  FitConfig,
+  Section,
+  kind_of,
+  literal,
+  parse_loss,
+)
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.training import signals
 
@@ -50,6 +58,7 @@ class _Setting(NamedTuple):
   section: str
   name: str
   default: Any
+  kind: type
   help: str
   title: str
   choices: Sequence[str] = ()
@@ -59,14 +68,14 @@ def _settings() -> Iterator[_Setting]:
   for field in dataclasses.fields(Config):
     value, about = field.default, field.metadata
     if "help" in about:
-      yield _Setting(field.name, "", field.name, value, about["help"], _RUN)
+      yield _Setting(field.name, "", field.name, value, kind_of(field), about["help"], _RUN)
     elif isinstance(value, Section):
       prefix = f"{field.name}_" if type(value) is FitConfig else ""  # the generator has none
       title = _TITLES.get(field.name) or (value.__doc__ or "").rstrip(".")
       for inner in dataclasses.fields(value):
         text, choices = inner.metadata["help"], inner.metadata.get("choices", ())
         own = prefix + inner.name, field.name, inner.name, getattr(value, inner.name)
-        yield _Setting(*own, text, title, choices)
+        yield _Setting(*own, kind_of(inner), text, title, choices)
 
 
 def define_flags(*only: str, export: bool = True, overwrite: bool = True) -> None:
@@ -78,8 +87,7 @@ def define_flags(*only: str, export: bool = True, overwrite: bool = True) -> Non
       if setting.choices:
         flags.DEFINE_enum(flag, default, setting.choices, text, module_name=title)
       else:
-        kind = str if default is None else type(default)
-        _DEFINERS[kind](flag, default, text, module_name=title)
+        _DEFINERS[setting.kind](flag, default, text, module_name=title)
   if only:
     return
   text = "NAME or NAME:option=value:..., one of " + ", ".join(_losses().LOSSES)

@@ -15,7 +15,7 @@ ORDER = [
   ("workspace",),
   ("metrics", "plotting", "config"),
   ("data",),
-  ("policies",),
+  ("policies", "rewards"),
   ("losses",),
   ("training",),
   ("models",),
@@ -30,7 +30,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 PURE = {
   "data.splits": {"errors"},
   "policies": {"errors"},
-  "losses": {"errors", "policies", "losses"},
+  "rewards": set(),
+  "losses": {"errors", "policies", "rewards", "losses"},
   "evaluation.ranking": {"errors"},
   "evaluation.rows": {"errors"},
   "evaluation.estimators": {"errors", "evaluation"},

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests import prepared_environment as prepared
+from tests.losses.outside import Scaled
 from tests.serving import small
 from tf_twostage import BanditLog, TwoStageRecommender, environment, evaluate, losses
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig
@@ -395,9 +396,17 @@ def fitted(config, directory):
   return model.fit(world_of(config, directory), workdir=directory, progress=False)
 
 
-@pytest.mark.parametrize("positives_only", [True, False])
-def test_a_generator_learns_from_rewarded_rows_alone_unless_asked(
-  config, tmp_path, monkeypatch, positives_only
+@pytest.mark.parametrize(
+  ("loss", "asked", "rewarded"),
+  [
+    ("cross_entropy", None, True),
+    ("cross_entropy", True, True),
+    ("cross_entropy", False, False),
+    ("snips", None, False),
+  ],
+)
+def test_a_generator_learns_from_the_rows_that_its_loss_needs_unless_asked(
+  config, tmp_path, monkeypatch, loss, asked, rewarded
 ):
   seen = []
   fit = loop.fit
@@ -407,11 +416,48 @@ def test_a_generator_learns_from_rewarded_rows_alone_unless_asked(
     return fit(model, batches, *arguments, **options)
 
   monkeypatch.setattr(loop, "fit", spy)
-  fitted(changed(config, "generator", positives_only=positives_only), tmp_path)
+  config = dataclasses.replace(config, loss=loss)
+  fitted(changed(config, "generator", positives_only=asked), tmp_path)
   rows = prepared.contents().log
-  rows = rows.query("reward > 0") if positives_only else rows
+  rows = rows.query("reward > 0") if rewarded else rows
   np.testing.assert_array_equal(seen[0].action, rows["item_index"])
   np.testing.assert_array_equal(seen[0].reward, rows["reward"])
+
+
+@pytest.mark.parametrize(
+  "loss",
+  [
+    losses.SNIPS(),
+    losses.POEM(),
+    losses.DoublyRobust(),
+    losses.IPS(baseline=0.1),
+    losses.BinaryCrossEntropy(),
+    Scaled(),
+  ],
+)
+def test_rewarded_rows_alone_are_refused_where_they_mislead(loss):
+  message = f"positives_only is wrong for {type(loss).__name__}: .*; leave it out"
+  with pytest.raises(InputError, match=message):
+    TwoStageRecommender(loss, training=GeneratorConfig(positives_only=True))
+
+
+def test_the_rows_that_a_loss_needs_are_no_other_setting(config, tmp_path):
+  world = world_of(config, tmp_path)
+  unset, asked = (
+    TwoStageRecommender.from_config(changed(config, "generator", positives_only=value))
+    for value in (None, True)
+  )
+  assert unset.directory(world, tmp_path) == asked.directory(world, tmp_path)
+
+
+def test_the_largest_training_reward_is_the_label_1(config, tmp_path):
+  files = prepared.contents()
+  files.log["reward"] *= 30.0
+  files.write(tmp_path / "environment")
+  world = world_of(config, tmp_path)
+  for loss in ("binary_cross_entropy", "doubly_robust", losses.BinaryCrossEntropy()):
+    objective = TwoStageRecommender(loss).fresh_generator(world).objective
+    assert objective.reward_scale == 30.0
 
 
 def test_a_log_without_rewards_is_refused_before_training(config, tmp_path):

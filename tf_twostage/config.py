@@ -20,8 +20,17 @@ GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
-  """A field with its help text and limits: choices, at_least, above or below."""
+  """A field with its help text and limits: choices, at_least, above or below.
+
+  `kind` is the type of a field whose default is None; without it such a field is a text.
+  """
   return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def kind_of(field: dataclasses.Field) -> type:
+  """The type of a setting."""
+  usual = str if field.default is None else type(field.default)
+  return field.metadata.get("kind", usual)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +42,7 @@ class Section:
       value, limits = getattr(self, field.name), field.metadata
       if "help" not in limits or value is None:
         continue
-      kind = str if field.default is None else type(field.default)
-      value = checked_type(field.name, value, kind)
+      value = checked_type(field.name, value, kind_of(field))
       object.__setattr__(self, field.name, value)
       if value not in limits.get("choices", [value]):
         wanted = f"one of {', '.join(limits['choices'])}"
@@ -152,7 +160,11 @@ class FitConfig(Section):
 class GeneratorConfig(FitConfig):
   """Candidate generator (first stage)."""
 
-  positives_only: bool = _option(True, "learn from the rewarded rows only")
+  positives_only: bool | None = _option(
+    None,
+    "learn from the rewarded rows only; unset: where the loss learns nothing from the others",
+    kind=bool,
+  )
   precision: str = _option(
     "float32",
     "float32, or mixed_bfloat16 for the product of users and items in training (everything else"

@@ -25,7 +25,7 @@ from tf_twostage.config import GENERATOR_FIELDS, Config
 from tf_twostage.environment import Environment
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.metrics import STAGES, Metrics
-from tf_twostage.recommender import TwoStageRecommender
+from tf_twostage.recommender import TwoStageRecommender, positives_only
 from tf_twostage.reports import plots, tables
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
@@ -75,9 +75,11 @@ def run(
     raise InputError(f"an experiment needs different variants and a seed, got {labels}, {seeds}")
   models = [TwoStageRecommender.from_config(variant.config) for variant in variants]
   label_of: dict[Config, str] = {}
-  for variant in variants:  # with every option written out
+  for variant, model in zip(variants, models, strict=True):  # with every option written out
     options = losses.resolve(variant.config.loss, variant.config.loss_options)
-    resolved = dataclasses.replace(variant.config, loss_options=options)
+    rows = positives_only(variant.config, model.objective())
+    generator = dataclasses.replace(variant.config.generator, positives_only=rows)
+    resolved = dataclasses.replace(variant.config, loss_options=options, generator=generator)
     twin = label_of.setdefault(resolved, variant.label)
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")

@@ -227,7 +227,7 @@ class TwoStageRecommender:
       take_weights()
       return scores()
 
-    rows = rows_to_learn(self.config, environment.log)
+    rows = rows_to_learn(self.config, model.objective, environment.log)
     measured = environment.evaluator.metrics
     monitor = Monitor(
       root / "tensorboard" / directory.name,
@@ -267,7 +267,8 @@ class TwoStageRecommender:
       log: the training rows.
     """
     settings = self.config.generator
-    model, rows = self.fresh_generator(environment), rows_to_learn(self.config, log)
+    model = self.fresh_generator(environment)
+    rows = rows_to_learn(self.config, model.objective, log)
     batches = rows.batches(
       environment.tables.users, batch_size=settings.batch_size, seed=self.config.seed
     )
@@ -471,19 +472,20 @@ class TwoStageRecommender:
       return self._served.settings["loss"]
     return self.config.loss if self._loss is None else type(self._loss).__name__
 
-  def objective(self) -> OffPolicyLoss:
-    """The loss, with the slate size of this model.
+  def objective(self, reward_scale: float = 1.0) -> OffPolicyLoss:
+    """The loss, with the slate size of this model and the scale of the rewards.
 
     Raises:
       InputError: the loss does not have one of the options, or a value does not fit.
     """
+    run = {"slate_size": self.slate_size, "reward_scale": reward_scale}
     if self._loss is None:
+      run["seed"] = self.config.seed
       taken = losses.find(self.config.loss).parameters()
-      run = {name: getattr(self.config, name) for name in ("slate_size", "seed") if name in taken}
+      run = {name: value for name, value in run.items() if name in taken}
       return losses.get(self.config.loss, **self.config.loss_options, **run)
-    if "slate_size" not in self._loss.parameters():
-      return self._loss
-    return type(self._loss)(**{**_options(self._loss), "slate_size": self.slate_size})
+    run = {name: value for name, value in run.items() if name in self._loss.parameters()}
+    return type(self._loss)(**{**_options(self._loss), **run}) if run else self._loss
 
   def fresh_towers(self, environment: Environment) -> TwoTower:
     """The generator before training."""
@@ -504,15 +506,17 @@ class TwoStageRecommender:
   def fresh_generator(self, environment: Environment) -> CandidateGenerator:
     """The generator with its objective before training; sets the seed of all that follows."""
     tf.keras.utils.set_random_seed(self.config.seed)
+    towers = self.fresh_towers(environment)
+    objective = self.objective(environment.log.rewards().scale)
     return CandidateGenerator(
-      self.fresh_towers(environment),
-      self.objective(),
+      towers,
+      objective,
       environment.ranker_logits,
-      self._support(environment),
+      self._support(environment, objective),
       self.config.generator.precision,
     )
 
-  def _support(self, environment: Environment) -> SampledSupport | None:
+  def _support(self, environment: Environment, objective: OffPolicyLoss) -> SampledSupport | None:
     settings, num_items = self.config.support, environment.tables.schema.num_items
     if not settings.support_size:
       return None
@@ -523,7 +527,7 @@ class TwoStageRecommender:
         settings.support_size,
         num_items,
       )
-    counts = rows_to_learn(self.config, environment.log).shown(num_items)
+    counts = rows_to_learn(self.config, objective, environment.log).shown(num_items)
     return SampledSupport(
       losses.DRAWS[settings.support_draws](counts),
       num_items=num_items,
@@ -539,7 +543,7 @@ class TwoStageRecommender:
       check_hard_candidates(self.config.support.hard_candidates, num_items)
 
   def _check_settings(self) -> None:
-    self.objective()
+    positives_only(self.config, self.objective())
     settings, rows = self.config.support, self.config.generator.batch_size
     certain = rows + settings.hard_candidates
     if 0 < settings.support_size <= certain:
@@ -557,13 +561,14 @@ class TwoStageRecommender:
 
   def directory(self, environment: Environment, workdir: pathlib.Path) -> pathlib.Path:
     """Of the generator with these settings; different settings never share a directory."""
-    config = self.config
+    config, objective = self.config, self.objective()
+    rows = {"positives_only": positives_only(config, objective)}
     depends_on: dict[str, Any] = {
       "environment": environment.name,
       "encoder": dataclasses.asdict(config.encoder),
-      "generator": dataclasses.asdict(config.generator),
+      "generator": dataclasses.asdict(config.generator) | rows,
       "support": dataclasses.asdict(config.support),
-      "loss": _options(self.objective()),
+      "loss": _options(objective),
       "slate_size": config.slate_size,
       "validation_users": config.data.validation_users,
       "seed": config.seed,
@@ -618,6 +623,7 @@ class TwoStageRecommender:
       "embedding_stddev": self.config.encoder.embedding_stddev,
       **_flat_options(objective),
       **dataclasses.asdict(self.config.generator),
+      "positives_only": positives_only(self.config, objective),
       **dataclasses.asdict(self.config.support),
     }
 
@@ -682,9 +688,23 @@ class RecommenderPolicy:
     return TargetPolicy(name, TITLES[self.stage], probabilities)
 
 
-def rows_to_learn(config: Config, log: TrainingRows) -> TrainingRows:
+def positives_only(config: Config, objective: OffPolicyLoss) -> bool:
+  """Whether the generator learns from rewarded rows alone: as configured, or as the loss needs.
+
+  Raises:
+    InputError: it is so configured, and wrong for this loss.
+  """
+  asked, reason = config.generator.positives_only, objective.needs_all_rows
+  if asked and reason:
+    raise InputError(
+      f"positives_only is wrong for {type(objective).__name__}: {reason}; leave it out"
+    )
+  return not reason if asked is None else asked
+
+
+def rows_to_learn(config: Config, objective: OffPolicyLoss, log: TrainingRows) -> TrainingRows:
   """The rows of a log that the generator is trained on."""
-  return log.positives() if config.generator.positives_only else log
+  return log.positives() if positives_only(config, objective) else log
 
 
 def _options(loss: OffPolicyLoss) -> dict[str, Any]:

@@ -15,6 +15,7 @@ UNIT = losses.ImportanceWeights(method="none")
 SMALL = {
   "two_stage_ips": {"seed": 1, "alpha": 0.5, "num_slates": 3, "slate_size": 4},
   "top_k": {"slate_size": 3},
+  "doubly_robust": {"reward_scale": 3.0},
 }
 SHRUNK = losses.ImportanceWeights(method="shrink", shrinkage=2.0)
 

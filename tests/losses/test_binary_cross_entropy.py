@@ -20,6 +20,27 @@ def test_is_the_logistic_loss_of_the_logged_logit(reward, expected):
   np.testing.assert_allclose(value, [expected], rtol=1e-12)
 
 
+def test_a_label_is_the_share_of_the_largest_reward():
+  # Rewards of 0, 1.5 and 6 seconds of 6 are labels of 0, 1/4 and 1.
+  x = {**batch(rows=3), "rewards": np.array([0.0, 1.5, 6.0])}
+  scaled = BinaryCrossEntropy(reward_scale=6.0, dtype="float64")
+  expected = BinaryCrossEntropy(dtype="float64")(**{**x, "rewards": np.array([0.0, 0.25, 1.0])})
+  np.testing.assert_allclose(scaled(**x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("logit", [-100.0, 0.0, 100.0])
+def test_is_bounded_below_whatever_the_reward(logit):
+  loss = BinaryCrossEntropy(dtype="float64")
+  value = loss(np.array([[logit, 0.0]]), np.array([0]), np.array([0.5]), np.array([5.0]))
+  np.testing.assert_allclose(value, [np.log1p(np.exp(-logit))], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_a_scale_that_is_no_reward_is_refused(scale):
+  with pytest.raises(InputError, match="reward_scale must be positive, got"):
+    BinaryCrossEntropy(reward_scale=scale)
+
+
 def test_other_items_logits_neither_count_nor_learn():
   x = batch()
   logged = np.eye(x["logits"].shape[1])[x["actions"]]

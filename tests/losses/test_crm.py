@@ -102,12 +102,18 @@ def test_gradient_of_snips_is_that_of_the_ratio(policy):
   np.testing.assert_allclose(gradient, value_and_gradient(ips, x)[1], rtol=1e-9, atol=1e-12)
 
 
-def test_a_baseline_shifts_the_mean_of_snips_and_not_its_gradient():
-  x = batch()
-  value, gradient = value_and_gradient(SNIPS(dtype="float64"), x)
-  shifted, same = value_and_gradient(SNIPS(baseline=0.4, dtype="float64"), x)
-  np.testing.assert_allclose(shifted.mean(), value.mean() + 0.4, rtol=1e-12)
-  np.testing.assert_allclose(same, gradient, atol=1e-12)
+@pytest.mark.parametrize("policy", ["softmax", "two_stage"])
+def test_rewarded_rows_alone_teach_snips_nothing(policy):
+  x = {**batch(), "rewards": np.ones(6)}
+  value, gradient = value_and_gradient(SNIPS(policy=policy, slate_size=3, dtype="float64"), x)
+  np.testing.assert_allclose(value.mean(), -1.0, rtol=1e-12)
+  np.testing.assert_allclose(gradient, np.zeros((6, 5)), atol=1e-12)
+
+
+def test_poem_needs_all_rows_for_its_penalty_or_its_divisor():
+  assert "its variance is that of" in POEM().needs_all_rows
+  assert not POEM(variance_penalty=0.0).needs_all_rows
+  assert POEM(ImportanceWeights(), 0.0).needs_all_rows == SNIPS().needs_all_rows
 
 
 @pytest.mark.parametrize("policy", ["softmax", "two_stage"])

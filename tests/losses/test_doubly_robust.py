@@ -119,15 +119,41 @@ def test_predictions_of_a_constant_move_nothing_but_the_value():
   np.testing.assert_allclose(gradient, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("policy", "atol"), [("softmax", 1e-12), ("two_stage", 1e-3)])
-def test_a_baseline_shifts_the_loss_and_not_its_gradient(policy, atol):
-  # π sums to 1: exactly, and within the quadrature's error.
-  x = batch()
-  options = {"policy": policy, "slate_size": 3, "dtype": "float64"}
-  value, gradient = value_and_gradient(DoublyRobust(**options), x)
-  shifted, same = value_and_gradient(DoublyRobust(baseline=0.4, **options), x)
-  np.testing.assert_allclose(shifted, value + 0.4, atol=atol)
-  np.testing.assert_allclose(same, gradient, atol=atol)
+def expected_gradient(reward_of_label, kept):
+  """Expected and true gradient in the logits of three items, which two contexts share.
+
+  The contexts differ in their chances of a reward, which the reward model knows. Only rows with a
+  label in `kept` are seen.
+  """
+  logits, chances = np.array([0.3, -0.2, 0.1]), np.array([[0.9, 0.3, 0.3], [0.1, 0.3, 0.3]])
+  behavior = np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]])
+  context, action, label = (index.ravel() for index in np.indices((2, 3, 2)))
+  keep = np.isin(label, kept)
+  context, action, label = context[keep], action[keep], label[keep]
+  chance = chances[context, action]
+  mass = behavior[context, action] * np.where(label == 1, chance, 1 - chance)
+  loss = DoublyRobust(RAW, reward_scale=reward_of_label, dtype="float64")
+  x = {
+    "logits": np.tile(logits, (len(action), 1)),
+    "actions": action,
+    "propensities": behavior[context, action],
+    "rewards": reward_of_label * label,
+    "ranker_logits": np.log(chances / (1 - chances))[context],
+  }
+  _, gradient = value_and_gradient(loss, x)
+  true = -oracle.value_gradient(logits, reward_of_label * chances.mean(axis=0))
+  return mass @ gradient / mass.sum(), true
+
+
+@pytest.mark.parametrize("reward_of_label", [1.0, 30.0])
+def test_gradient_of_all_rows_is_unbiased_also_with_rewards_in_seconds(reward_of_label):
+  found, true = expected_gradient(reward_of_label, kept=[0, 1])
+  np.testing.assert_allclose(found, true, atol=1e-12 * reward_of_label)
+
+
+def test_gradient_of_rewarded_rows_alone_may_have_the_opposite_direction():
+  found, true = expected_gradient(1.0, kept=[1])
+  assert found @ true < -0.99 * np.linalg.norm(found) * np.linalg.norm(true)
 
 
 def test_weights_are_those_of_ips():

@@ -100,9 +100,9 @@ def formula(variant, x):
     return raw / np.mean(raw * q)
 
   def binary(logits):
-    z = logits[rows, actions]
+    z, labels = logits[rows, actions], np.minimum(rewards / loss.reward_scale, 1)
     taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
-    return np.log1p(np.exp(z)) - (rewards + loss.distillation * (taught - rewards)) * z
+    return np.log1p(np.exp(z)) - (labels + loss.distillation * (taught - labels)) * z
 
   def poem(logits):
     if loss.importance.self_normalize:
@@ -112,7 +112,8 @@ def formula(variant, x):
 
   def doubly_robust(logits):
     linear = loss.reward_model is tf.keras.activations.linear
-    predicted = x["ranker_logits"] if linear else 1 / (1 + np.exp(-x["ranker_logits"]))
+    logistic = loss.reward_scale / (1 + np.exp(-x["ranker_logits"]))
+    predicted = x["ranker_logits"] if linear else logistic
     correction = weights(held) * (rewards - predicted[rows, actions]) * log_prob(logits)
     return -(probabilities(logits) * predicted).sum(axis=1) - correction
 
@@ -233,7 +234,8 @@ def test_a_batch_without_reward_teaches_nothing(variant):
   np.testing.assert_array_equal(gradient, np.zeros((6, 5)))
 
 
-@every_variant()
+# Binary cross-entropy is affine up to the reward scale.
+@every_variant(without=("binary_cross_entropy",))
 def test_loss_is_affine_in_real_rewards(variant):
   x = batch()
   x["rewards"] = np.array([0.0, 0.25, 1.0, 3.7, 0.0, 12.5])
@@ -245,8 +247,27 @@ def test_loss_is_affine_in_real_rewards(variant):
   np.testing.assert_allclose(loss(3.0) - loss(0.0), 3 * (loss(1.0) - loss(0.0)), rtol=1e-9)
 
 
-# Doubly robust also measures its predictions from the baseline; see test_doubly_robust.py.
-@every_variant(having="baseline", without=("doubly_robust",))
+# Slates are drawn anew.
+@every_variant(without=("two_stage_ips",))
+def test_says_whether_rows_without_reward_change_more_than_the_step_size(variant):
+  x = batch()
+  rewarded = x["rewards"] > 0
+  loss = make(variant, dtype="float64")
+  _, of_all = value_and_gradient(loss, x)
+  _, alone = value_and_gradient(loss, {name: column[rewarded] for name, column in x.items()})
+  kept = np.zeros_like(of_all)
+  kept[rewarded] = alone
+  norms = np.linalg.norm(of_all) * np.linalg.norm(kept)
+  same_direction = norms > 0 and np.sum(of_all * kept) > (1 - 1e-9) * norms
+  assert same_direction == (not loss.needs_all_rows)
+
+
+@every_variant(having="baseline")
+def test_a_baseline_needs_all_rows(variant):
+  assert make(variant, baseline=0.1).needs_all_rows
+
+
+@every_variant(having="baseline")
 def test_a_baseline_is_taken_off_the_rewards(variant):
   x = batch()
   tf.random.set_seed(0)
@@ -312,6 +333,7 @@ CHANGED = {
   "num_slates": 4,
   "policy": "two_stage",
   "reward_model": "relu",
+  "reward_scale": 2.5,
   "sampling": "systematic",
   "sampling_temperature": 1.5,
   "seed": 7,

@@ -60,6 +60,11 @@ class Rewards(NamedTuple):
   total: float
   largest: float
 
+  @property
+  def scale(self) -> float:
+    """What rewards are divided by to be labels in [0, 1]; 1 unless some are larger."""
+    return max(1.0, self.largest)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LogRows:

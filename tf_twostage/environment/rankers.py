@@ -22,6 +22,7 @@ from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.external import ExternalRanker, digest
 from tf_twostage.models.ranker import ImitatingRanker, Ranker, usual_logit
 from tf_twostage.models.slate_ranker import TowerRanker
+from tf_twostage.rewards import from_logits
 from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace, write_json
@@ -37,23 +38,19 @@ def fitted_ranker(
   *,
   depends_on: str,
   prior: float = 0.0,
-  scale: float = 1.0,
   stage: str = "ranker",
 ) -> SecondStage:
   """A ranker fitted on the rewards of a log; a stage.
 
-  `depends_on` identifies the rows, `prior` is the logit of the mean reward, and rewards are divided
-  by `scale`.
+  `depends_on` identifies the rows, and `prior` is the logit of their mean label.
   """
   seed = config.environment_seed
   tf.keras.utils.set_random_seed(seed)
   towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True)
-  ranker = Ranker(towers, tables.context_lookup, prior)
+  ranker = Ranker(towers, tables.context_lookup, prior, log.rewards().scale)
 
   def build(directory: pathlib.Path) -> None:
     batches = log.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
-    if scale != 1:
-      batches = batches.map(lambda batch: {**batch, "reward": batch["reward"] / scale})
     with log.reading():
       fit(ranker, batches, config.ranker, rows=len(log), name=stage.replace("_", " "))
     save_weights(towers, directory)
@@ -73,7 +70,7 @@ def fitted_to_rewards(
     a batch to [B, N].
   """
   rewards = log.rewards()
-  scale = max(1.0, rewards.largest)
+  scale = rewards.scale
   ranker = fitted_ranker(
     config,
     tables,
@@ -81,11 +78,10 @@ def fitted_to_rewards(
     workspace,
     depends_on=depends_on,
     prior=usual_logit(rewards.total / scale, len(log)),
-    scale=scale,
     stage="reward_model",
   )
   ranker = ranker._replace(facts={"ranker": "fitted to the rewards of the training rows"})
-  return ranker, lambda batch: scale * tf.sigmoid(ranker.logits(batch))
+  return ranker, lambda batch: from_logits(ranker.logits(batch), scale)
 
 
 def imitated(

@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import tensorflow as tf
-from scipy import special
 
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.rows import LogRows
@@ -14,6 +13,7 @@ from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.ranker import Ranker, usual_logit
+from tf_twostage.rewards import from_logits
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
 
@@ -36,7 +36,7 @@ class RewardModel:
     items: [F, N, D], of each fold.
     priors: [F], logits of the mean reward.
     folds: [n] int, the fold of each row; its models were fitted without it.
-    scale: the largest reward.
+    scale: the reward of the label 1.
   """
 
   queries: np.ndarray
@@ -52,7 +52,7 @@ class RewardModel:
     for fold in np.unique(folds):
       of_fold = folds == fold
       logits[of_fold] = self.queries[rows[of_fold]] @ self.items[fold].T + self.priors[fold]
-    return self.scale * special.expit(logits)
+    return from_logits(logits, self.scale).numpy()
 
   def explained(self, log: LogRows) -> float:
     """The share of the variance of the log's rewards that the model explains.
@@ -61,7 +61,7 @@ class RewardModel:
     """
     items = self.items[self.folds, log.action]
     logits = (self.queries * items).sum(axis=1) + self.priors[self.folds]
-    errors = log.reward - self.scale * special.expit(logits)
+    errors = log.reward - from_logits(logits, self.scale).numpy()
     variance = log.reward.var()
     return float(1 - (errors**2).mean() / variance) if variance else np.nan
 
@@ -85,18 +85,17 @@ def fit_reward_model(
   log, name = evaluation.rows, tables.schema.user_id.name
   # Ids carry no information about users that a fold has not seen.
   users = {n: tf.zeros_like(v) if n == name else v for n, v in tables.users.items()}
-  scale = max(1.0, float(log.reward.max()))
+  scale = log.rewards().scale
   folds = assign_folds(len(log), _FOLDS, groups=evaluation.groups, seed=seed)
   encoder = dataclasses.replace(encoder, embedding_stddev=_EMBEDDING_STDDEV)
   config = dataclasses.replace(config, l2=_L2)
 
   def fit_fold(fold: int, rows: np.ndarray) -> tuple[Ranker, float]:
     seen = log.select(rows)
-    seen = dataclasses.replace(seen, reward=seen.reward / scale)
     tf.keras.utils.set_random_seed(seed + fold)
     towers = TwoTower.of(tables, encoder, config, use_context=True, item_bias=True)
-    prior = usual_logit(seen.rewards().total, len(seen))
-    ranker = Ranker(towers, tables.context_lookup, prior)
+    prior = usual_logit(seen.rewards().total / scale, len(seen))
+    ranker = Ranker(towers, tables.context_lookup, prior, scale)
     batches = seen.batches(users, batch_size=config.batch_size, seed=seed)
     name = f"reward model {fold + 1} of {_FOLDS}"
     fit(ranker, batches, config, rows=len(seen), name=name)

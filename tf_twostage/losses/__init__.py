@@ -95,7 +95,7 @@ def find(name: str) -> type[OffPolicyLoss]:
 
 
 def options(name: str) -> dict[str, Option]:
-  """The options of a loss by name, apart from `slate_size` and `seed`, which the run sets.
+  """The options of a loss by name, without `slate_size`, `seed` and `reward_scale`, which runs set.
 
   The fields of `importance` appear one by one: weight_method, weight_cap, weight_floor,
   weight_shrinkage and self_normalize.

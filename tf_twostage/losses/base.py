@@ -58,6 +58,9 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   up. `dtype="float64"` computes in float64.
   """
 
+  # Why the loss must also see the rows without a reward; "" if they would change nothing but the
+  # step size, so that the rewarded rows suffice.
+  needs_all_rows: str = "a loss without needs_all_rows = '' may learn from all rows"
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
@@ -143,7 +146,9 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
 
 class RewardLoss(OffPolicyLoss):
-  """A loss that maximises reward, which may be measured from a baseline."""
+  """A loss with the reward, measured from a baseline, as a factor of each row."""
+
+  needs_all_rows = ""
 
   def __init__(self, baseline: float = 0.0, **kwargs):
     """Args:
@@ -153,12 +158,27 @@ class RewardLoss(OffPolicyLoss):
     if not np.isfinite(baseline):
       raise InputError(f"{type(self).__name__}: baseline must be finite, got {baseline}")
     self.baseline = baseline
+    if baseline:
+      self.needs_all_rows = "a baseline makes it learn from rows without a reward"
 
   def terms(
     self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
   ) -> LossTerms:
     x = self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
     return self.evaluate(x._replace(rewards=x.rewards - self.baseline))
+
+
+class ScaledLoss(OffPolicyLoss):
+  """A loss that makes labels of rewards, or rewards of a logistic ranker; see `rewards`."""
+
+  def __init__(self, reward_scale: float = 1.0, **kwargs):
+    """Args:
+    reward_scale: the reward of the label 1. A run sets it: the largest training reward, at least 1.
+    """
+    super().__init__(**kwargs)
+    if not 0 < reward_scale < np.inf:
+      raise InputError(f"{type(self).__name__}: reward_scale must be positive, got {reward_scale}")
+    self.reward_scale = reward_scale
 
 
 class PolicyTerms(NamedTuple):
@@ -173,7 +193,7 @@ class PolicyTerms(NamedTuple):
   ranker_probability: tf.Tensor | None = None
 
 
-class EstimatorLoss(RewardLoss):
+class EstimatorLoss(OffPolicyLoss):
   """An estimator, applied to one of two policies.
 
   The generator alone is π = softmax(logits); the two stages together are π = K p qbar, exact and

@@ -13,7 +13,7 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, RewardLoss
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
 from tf_twostage.losses.replicas import batch_sum
 
@@ -71,12 +71,16 @@ class SNIPS(RiskLoss):
   """-ω_i r_i / mean(ω): the batch mean is the ratio -Σ ω r / Σ ω, and so is its gradient.
 
   The mean is that of the global batch and is differentiated. Weights are normalised even if
-  `importance` does not ask for it. A baseline shifts the ratio and leaves its gradient.
+  `importance` does not ask for it. There is no baseline: it would shift the ratio alone.
 
   References:
     [SJ15b] Swaminathan, Joachims, The Self-Normalized Estimator for Counterfactual Learning,
       NeurIPS 2015, equation 8.
   """
+
+  needs_all_rows = (
+    "it divides by the weights of all rows: if every reward is 1, it is the constant -1"
+  )
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
@@ -85,7 +89,7 @@ class SNIPS(RiskLoss):
     return LossTerms(-weights * x.rewards, ratio, weights, share)
 
 
-class POEM(RiskLoss):
+class POEM(RiskLoss, RewardLoss):
   """-ω_i r_i + λ sqrt(Var / n): the risk of clipped IPS plus a penalty on its variance; see `poem`.
 
   Variance and n are those of the batch. The standard error of a batch of B rows is sqrt(n / B)
@@ -106,6 +110,10 @@ class POEM(RiskLoss):
     if not 0 <= variance_penalty < math.inf:
       raise InputError(f"POEM: variance_penalty must be at least 0, got {variance_penalty}")
     self.variance_penalty = variance_penalty
+    if importance.self_normalize:
+      self.needs_all_rows = SNIPS.needs_all_rows
+    elif variance_penalty:
+      self.needs_all_rows = "its variance is that of ω r over all rows, most of which may be 0"
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)

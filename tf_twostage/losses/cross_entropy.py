@@ -5,10 +5,17 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, OffPolicyLoss
+from tf_twostage.losses.base import (
+  EstimatorLoss,
+  LossInputs,
+  LossTerms,
+  RewardLoss,
+  ScaledLoss,
+)
+from tf_twostage.rewards import to_labels
 
 
-class CrossEntropy(EstimatorLoss):
+class CrossEntropy(EstimatorLoss, RewardLoss):
   """Reward-weighted negative log-likelihood, -r_i log π(a_i)."""
 
   def evaluate(self, x: LossInputs) -> LossTerms:
@@ -16,13 +23,13 @@ class CrossEntropy(EstimatorLoss):
     return LossTerms(-x.rewards * log_prob, ranker_probability=share)
 
 
-class BinaryCrossEntropy(OffPolicyLoss):
-  """-r_i log sigmoid(z_i) - (1 - r_i) log sigmoid(-z_i), z_i the logged item's logit; no softmax.
+class BinaryCrossEntropy(ScaledLoss):
+  """-y_i log sigmoid(z_i) - (1 - y_i) log sigmoid(-z_i), z_i the logged item's logit; no softmax.
 
-  Rows without reward push their item down; the logits of other items get no gradient. Rewards lie
-  in [0, 1]. Fits the behavior policy, and generators that estimate rewards.
+  The label y_i is min(r_i / reward_scale, 1). Rows without reward push their item down; the logits
+  of other items get no gradient. Fits the behavior policy, and generators that estimate rewards.
 
-  With `distillation` λ the label is (1 - λ) r_i + λ sigmoid(g_i), g_i the ranker's logit. An item
+  With `distillation` λ, λ of the label is sigmoid(g_i), g_i the ranker's logit. An item
   that was always rewarded then stops at logit(1 - λ + λ sigmoid(g_i)), however often it was logged:
   the log determines which items are candidates, the ranker their order.
 
@@ -30,6 +37,8 @@ class BinaryCrossEntropy(OffPolicyLoss):
     Hinton, Vinyals, Dean, Distilling the Knowledge in a Neural Network, 2015, section 2: the
       mixture of hard and soft labels.
   """
+
+  needs_all_rows = "it fits rewards, and would see labels near 1 alone"
 
   def __init__(self, distillation: float = 0.0, **kwargs):
     """Args:
@@ -43,7 +52,7 @@ class BinaryCrossEntropy(OffPolicyLoss):
     self.needs_ranker = distillation > 0
 
   def evaluate(self, x: LossInputs) -> LossTerms:
-    labels = x.rewards
+    labels = to_labels(x.rewards, self.reward_scale)
     if self.needs_ranker:
       soft = tf.sigmoid(tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1))
       labels += self.distillation * (soft - labels)

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import RewardLoss
+from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.losses.replicas import batch_sum
 
 # exp of this is finite in float32, and so is the sum over a batch.
@@ -98,7 +98,7 @@ class ImportanceWeights:
 DEFAULT_WEIGHTS = ImportanceWeights()
 
 
-class WeightedLoss(RewardLoss):
+class WeightedLoss(OffPolicyLoss):
   """A loss that reads importance weights."""
 
   uses_weights = True

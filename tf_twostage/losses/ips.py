@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, RewardLoss
 from tf_twostage.losses.importance import WeightedLoss
 
 
@@ -25,7 +25,7 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
   return -weights * rewards * log_prob_actions
 
 
-class IPS(WeightedLoss, EstimatorLoss):
+class IPS(WeightedLoss, EstimatorLoss, RewardLoss):
   """-ω_i r_i log π(a_i), ω_i from sg(π(a_i)) / β_i, clipped and normalised.
 
   A row at the cap still learns, with the cap as its weight; compare the risks in `crm`.

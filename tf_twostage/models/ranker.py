@@ -8,6 +8,7 @@ import tensorflow_recommenders as tfrs
 
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
 from tf_twostage.models.generator import Batch, RankerLogits
+from tf_twostage.rewards import to_labels
 
 
 def usual_logit(total: float, rows: int) -> float:
@@ -17,19 +18,27 @@ def usual_logit(total: float, rows: int) -> float:
 
 
 class Ranker(tfrs.Model):
-  """A two-tower model that also reads the context; binary cross-entropy on the reward."""
+  """A two-tower model that also reads the context; binary cross-entropy on labels of rewards."""
 
-  def __init__(self, towers: TwoTower, context_lookup: FeatureLookup, prior: float = 0.0):
+  def __init__(
+    self,
+    towers: TwoTower,
+    context_lookup: FeatureLookup,
+    prior: float = 0.0,
+    reward_scale: float = 1.0,
+  ):
     """Args:
     towers: users with context (`use_context=True`) and items.
     context_lookup: the context features of the schema.
-    prior: logit of the mean reward, added to the towers' logits. Without it, items that are
+    prior: logit of the mean label, added to the towers' logits. Without it, items that are
       never logged would keep a probability of 1/2, above all others where rewards are rare.
+    reward_scale: the reward of the label 1; see `rewards`.
     """
     super().__init__()
     self.towers = towers
     self._context_lookup = context_lookup
     self._prior = prior
+    self._reward_scale = reward_scale
     self.scale = 1.0
     self._loss_mean = tf.keras.metrics.Mean("mean_loss")
     self._task = tfrs.tasks.Ranking(
@@ -51,9 +60,9 @@ class Ranker(tfrs.Model):
     return self.scale * logits + self._prior
 
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
-    """Binary cross-entropy of the logged item's score against its reward."""
-    logits = self.pair_scores(inputs)
-    loss = self._task(labels=inputs["reward"][:, tf.newaxis], predictions=logits[:, tf.newaxis])
+    """Binary cross-entropy of the logged item's score against the label of its reward."""
+    logits, labels = self.pair_scores(inputs), to_labels(inputs["reward"], self._reward_scale)
+    loss = self._task(labels=labels[:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
     return loss + self.towers.touched_penalty(self.codes(inputs), inputs["action"])
 
