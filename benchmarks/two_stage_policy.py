@@ -11,6 +11,7 @@ over the steps, each contender in a process of its own.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import pathlib
@@ -211,6 +212,38 @@ def print_accuracy():
   clear_tables()
 
 
+def print_accuracy_of_large_catalogues():
+  """Errors of equal and of unequal logits, ranker logits uniform on ±50 and normal."""
+  print(f"\nworst relative error at 40 actions of a row, qbar >= {SMALLEST:g}; float32")
+  print(f"{'N':>8s} {'K':>6s} {'one action':>11s} {'all':>9s} {'|sum - 1|':>10s}")
+  rng = np.random.default_rng(0)
+  for items in (1000, 4000, 30_000, 100_000):
+    rankers = (rng.uniform(-50, 50, items), rng.normal(scale=2, size=items))
+    for slate_size in (2, 30, 100, 1000):
+      errors = []
+      for sharpness, g in itertools.product((0.0, 2.0), rankers):
+        z, g = np.float32([sharpness * rng.normal(size=items), g])
+        p = softmax(z.astype(np.float64))
+        best = np.argsort(-g)[
+          np.linspace(0, min(items, 10 * items // slate_size) - 1, 40, dtype=int)
+        ]
+        shares = ranker_probability(p, g.astype(np.float64), best, slate_size, step=0.25)
+        actions, shares = best[shares >= SMALLEST], shares[shares >= SMALLEST]
+        single = [
+          np.exp(log_prob(z[None], g[None], [action], slate_size)[1][0]) for action in actions
+        ]
+        whole = policies.two_stage_probabilities(z[None], g[None], slate_size).numpy()[0]
+        errors.append(
+          [
+            np.abs(single / shares - 1).max(),
+            np.abs(whole[actions] / (slate_size * p[actions] * shares) - 1).max(),
+            abs(whole.sum(dtype=np.float64) - 1),
+          ]
+        )
+      one, every, total = np.max(errors, axis=0)
+      print(f"{items:8d} {slate_size:6d} {one:11.1e} {every:9.1e} {total:10.1e}")
+
+
 def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -224,6 +257,7 @@ def main():
     print_costs(args.batch, items, args.slate_size)
   if args.accuracy:
     print_accuracy()
+    print_accuracy_of_large_catalogues()
 
 
 if __name__ == "__main__":

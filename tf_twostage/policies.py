@@ -26,8 +26,11 @@ the *relative* error of qbar(a) whatever p, g and K are:
 
 A step costs one scatter of [B, N] into bins and, backwards, one gather: mass and moment travel as
 the two parts of the complex number p (1 + i fraction), at the price of one. Bins and nodes are
-cheap beside that, so they are chosen for accuracy. Largest relative errors over a stress grid (K
-from 2 to 100, flat to one-hot p, g from tied to spread over ±50, qbar >= 1e-6, float32), h = 0.75:
+cheap beside that, so they are chosen for accuracy. Bins are summed in float64: thousands of items
+share one, and (K - 1) log φ multiplies what a sum rounds. If all actions are read, a window of bins
+covers a spread of 50 in g; rows that spread further take a pass for each window. Largest relative
+errors over a stress grid (K from 2 to 100, flat to one-hot p, g from tied to spread over ±50, qbar
+at least 1e-6, float32), h = 0.75:
 
   ===============  ======  ======  ======  ======  ======
   Δ                1/4     1/8     1/16    1/24    1/32
@@ -37,6 +40,11 @@ from 2 to 100, flat to one-hot p, g from tied to spread over ±50, qbar >= 1e-6,
   ===============  ======  ======  ======  ======  ======
 
 `benchmarks/two_stage_policy.py` prints such tables, and times.
+
+Invalid numbers. A logit of -inf means probability zero. A row whose logits hold NaN or +inf, or
+whose ranker logits are not all finite, has NaN for every probability and gradient, whether eager,
+in a graph or compiled; other rows keep theirs. Items drawn for such a row are arbitrary items of
+the catalogue.
 """
 
 from __future__ import annotations
@@ -56,8 +64,8 @@ LOG_TIME_STEP = 0.75  # h
 # Ranker logits are clipped to at most this far above the action's. An item further above leaves the
 # action a probability of exp(-25) = 1e-11 instead of less: log qbar is at least -25 - log K.
 _HEADROOM = 25.0
-# If every item is an action, ranker logits are clipped to at least this far below the best.
-_SPREAD = 100.0
+# If every item is an action, those within so much of ranker logits are read from the same bins.
+_WINDOW = 50.0
 # Bound on the total that items far below the action, which are not counted, could add to S.
 _NEGLIGIBLE = 1e-5
 
@@ -101,7 +109,12 @@ class SoftmaxPolicy:
     return _draw(self.logits, 1, seed)[:, 0]
 
   def top_k(self, k: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The k best items of every row: ids and scores, [B, k] each, best first."""
+    """The k best items of every row: ids and scores, [B, k] each, best first.
+
+    Raises:
+      InputError: k is above N.
+    """
+    _check_k(k, self.logits)
     scores, ids = tf.math.top_k(self.logits, k)
     return ids, scores
 
@@ -167,8 +180,9 @@ class TwoStagePolicy:
       ids and ranker logits, [B, k] each, best first. Excluded items come last, at -inf.
 
     Raises:
-      InputError: k is above K.
+      InputError: k is above K or N.
     """
+    _check_k(k, self.logits)
     if k > self.slate_size:
       raise InputError(
         f"two-stage policy: k is {k}, above the slate_size {self.slate_size}; raise slate_size"
@@ -201,7 +215,7 @@ def two_stage_log_prob(
 
   Returns:
     log p(a_i) and log qbar(a_i), [B] each. Where qbar(a_i) is at least 1e-6 its relative error is
-    below 3e-4 (K up to 100; 6e-4 at K = 1000, where float32 begins to show).
+    below 3e-4 (measured up to N = 100,000 and K = 1,000, at any spread of the ranker logits).
   """
   logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
   actions = tf.cast(actions, tf.int32)
@@ -271,37 +285,87 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
 
   Args:
     logits: [B, N] floating, the generator's; the output is differentiable in them.
-    ranker_logits: [B, N] floating, finite; clipped to at least 100 below the best of the row. They
-      receive no gradient.
+    ranker_logits: [B, N] floating, finite. They receive no gradient. Every 50 by which those of a
+      row spread cost another pass.
     slate_size: K.
 
   Returns:
-    [B, N]. Where qbar(a) is at least 1e-6 the relative error is below 6e-4.
+    [B, N]. Where qbar(a) is at least 1e-6 the relative error is below 6e-4, and rows sum to 1
+    within 1e-4 (measured as for `two_stage_log_prob`).
   """
   logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
   if slate_size == 1:
     return SoftmaxPolicy(logits).probabilities()
   others = slate_size - 1
-  reference = tf.reduce_max(ranker_logits, 1)
   race = _Race.for_catalogue(slate_size)
+  best = tf.reduce_max(ranker_logits, 1)
 
   @tf.custom_gradient
   def probabilities(logits):
-    p = tf.nn.softmax(logits)
-    bins = _Bins.fill(p, ranker_logits, reference, race)
-    log_silent = bins.log_survival(race)
-    shown = bins.read(*race.density.to_bins(slate_size * tf.exp(others * log_silent)))
+    # XLA cannot compile a loop that a persistent tape records.
+    p = tf.nn.softmax(tf.stop_gradient(logits))
+
+    def silence(reference: tf.Tensor) -> tuple[_Bins, tf.Tensor]:
+      bins = _Bins.fill(p, ranker_logits, reference, race)
+      return bins, bins.log_survival(race)
+
+    def shown_by(bins, log_silent):
+      return bins.read(*race.density.to_bins(slate_size * tf.exp(others * log_silent)))
+
+    top = silence(best)
+    shown = _below_window(
+      ranker_logits,
+      best,
+      shown_by(*top),
+      lambda shown, best, inside: tf.where(inside, shown_by(*silence(best)), shown),
+    )
 
     def gradient(d_shown):
+      def through_silence(bins, log_silent, inside):
+        ringing = race.density.to_nodes(*bins.moments(tf.where(inside, d_shown, 0.0)))
+        silent = slate_size * others * tf.exp((others - 1) * log_silent)
+        return bins.read(*race.survival.to_bins(silent * tf.cast(ringing, p.dtype)))
+
       # Through p(a), and through the silence of the others while a rings.
-      ringing = slate_size * race.density.to_nodes(*bins.moments(d_shown))
-      by_node = others * tf.exp((others - 1) * log_silent) * ringing
-      d_log_p = d_shown * shown + bins.read(*race.survival.to_bins(by_node))
+      inside = ranker_logits >= best[:, None] - _WINDOW
+      d_log_p = _below_window(
+        ranker_logits,
+        best,
+        d_shown * shown + through_silence(*top, inside),
+        lambda total, best, inside: total + through_silence(*silence(best), inside),
+      )
       return d_log_p - p * tf.reduce_sum(d_log_p, 1, keepdims=True)
 
     return shown, gradient
 
   return probabilities(logits)
+
+
+def _below_window(
+  ranker_logits: tf.Tensor, best: tf.Tensor, total: tf.Tensor, step: Callable
+) -> tf.Tensor:
+  """Folds `step` over the windows of ranker logits below the one of the best item.
+
+  A window begins at the best item that is in no earlier one, so that gaps cost nothing.
+
+  Args:
+    ranker_logits: [B, N].
+    best: [B], their maximum.
+    total: [B, N], what the fold starts from.
+    step: from the total, the window's best ranker logit [B], and whether an item is inside the
+      window [B, N], to the next total.
+  """
+
+  def add_window(floor, total):
+    left = ranker_logits < floor
+    best = tf.reduce_max(tf.where(left, ranker_logits, -np.inf), 1)
+    floor = best[:, None] - _WINDOW
+    return floor, step(total, best, left & (ranker_logits >= floor))
+
+  lowest = tf.reduce_min(ranker_logits, 1, keepdims=True)
+  return tf.while_loop(
+    lambda floor, _: tf.reduce_any(lowest < floor), add_window, (best[:, None] - _WINDOW, total)
+  )[1]
 
 
 class _Lines(NamedTuple):
@@ -319,10 +383,8 @@ class _Lines(NamedTuple):
     return cls(np.maximum(left - gap / 2, 0.0), right - left)
 
   def to_nodes(self, mass: tf.Tensor, moment: tf.Tensor) -> tf.Tensor:
-    """The function summed over the bins' contents: [B, bins] twice to [B, nodes]."""
-    return tf.matmul(mass, self.value.astype(mass.dtype.as_numpy_dtype)) + tf.matmul(
-      moment, self.slope.astype(mass.dtype.as_numpy_dtype)
-    )
+    """The function summed over the bins' contents: float64 [B, bins] twice to [B, nodes]."""
+    return tf.matmul(mass, self.value) + tf.matmul(moment, self.slope)
 
   def to_bins(self, by_node: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The function summed over nodes, as lines in g: [B, nodes] to value and slope, [B, bins]."""
@@ -354,8 +416,9 @@ class _Race(NamedTuple):
   @classmethod
   @functools.lru_cache
   def for_catalogue(cls, slate_size: int) -> _Race:
-    """Ranker logits relative to the row's best; every item is an action."""
-    return cls.tabulate(-_SPREAD, 0.0, -_SPREAD, slate_size)
+    """Ranker logits relative to the best of a window, in which every item is an action."""
+    low = np.log(_NEGLIGIBLE / (slate_size - 1))
+    return cls.tabulate(low - _WINDOW, _HEADROOM, -_WINDOW, slate_size)
 
   @classmethod
   def tabulate(cls, low: float, high: float, slowest: float, slate_size: int) -> _Race:
@@ -397,17 +460,29 @@ class _Bins(NamedTuple):
   @classmethod
   def fill(cls, p: tf.Tensor, ranker_logits: tf.Tensor, reference: tf.Tensor, race: _Race) -> _Bins:
     num_bins = len(race.survival.value)
-    position = (ranker_logits - (reference + race.low)[:, None]) * (1 / BIN_WIDTH)
-    position = tf.clip_by_value(position, 0.0, num_bins - 1.0)
+    # Clipping below would hide infinite ranker logits.
+    spread = tf.reduce_max(ranker_logits, 1) - tf.reduce_min(ranker_logits, 1)
+    reference = tf.where(tf.math.is_finite(spread), reference, np.nan)
+    lowest, highest = race.low, race.low + (num_bins - 1) * BIN_WIDTH
+    relative = tf.clip_by_value(ranker_logits - reference[:, None], lowest, highest)
+    position = (relative - lowest) * (1 / BIN_WIDTH)
     below = tf.floor(position)
     first = num_bins * tf.range(tf.shape(p)[0])[:, None]
-    return cls(tf.complex(p, p * (position - below)), tf.cast(below, tf.int32) + first, num_bins)
+    # NaN becomes a negative integer on some devices.
+    index = tf.maximum(tf.cast(below, tf.int32), 0) + first
+    return cls(tf.complex(p, p * (position - below)), index, num_bins)
 
   def moments(self, factor: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mass and first moment of every bin, of p or of p times `factor` [B, N]: [B, bins] each."""
+    """Mass and first moment of every bin, of p or of p times `factor` [B, N].
+
+    In float64, [B, bins] each: thousands of items of one bin add up, and log φ, times K - 1, shows
+    what they round.
+    """
     weights = self.weights if factor is None else self.weights * tf.cast(factor, self.weights.dtype)
     rows = tf.shape(self.index)[0]
-    sums = tf.math.unsorted_segment_sum(weights, self.index, rows * self.num_bins)
+    sums = tf.math.unsorted_segment_sum(
+      tf.cast(weights, tf.complex128), self.index, rows * self.num_bins
+    )
     sums = tf.reshape(sums, [rows, self.num_bins])
     return tf.math.real(sums), tf.math.imag(sums)
 
@@ -415,8 +490,8 @@ class _Bins(NamedTuple):
     """log φ at the nodes: [B, nodes]."""
     mass, moment = self.moments()
     total = tf.reduce_sum(mass, 1, keepdims=True)  # 1 up to rounding
-    survival = race.survival.to_nodes(mass, moment) / total
-    return tf.math.log(tf.maximum(survival, 1e-30))
+    log_survival = tf.math.log(tf.maximum(race.survival.to_nodes(mass, moment) / total, 1e-30))
+    return tf.cast(log_survival, tf.math.real(self.weights).dtype)
 
   def read(self, value: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     """p(b) times a function of g_b given as lines, [B, bins] each: [B, N]. Adjoint of `moments`."""
@@ -447,6 +522,13 @@ def _two_stages(logits: Any, ranker_logits: Any, slate_size: int) -> tuple[tf.Te
   return logits, tf.stop_gradient(ranker_logits)
 
 
+def _check_k(k: int, logits: tf.Tensor) -> None:
+  """Refuses more items than there are; an unknown N passes."""
+  items = logits.shape[1]
+  if items is not None and k > items:
+    raise InputError(f"policy: k is {k}, but the catalogue has {items} items: lower k")
+
+
 def _log_p(logits: tf.Tensor, p: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
   """log p(a_i), [B], of p = softmax(logits), [B, N]."""
   # The largest probability is one over the softmax's denominator.
@@ -462,7 +544,8 @@ def _add_at(values: tf.Tensor, actions: tf.Tensor, addend: tf.Tensor) -> tf.Tens
 
 def _draw(logits: tf.Tensor, count: int, seed: Any) -> tf.Tensor:
   """`count` draws a row from softmax(logits), with replacement: [B, count] int32."""
-  return tf.random.stateless_categorical(logits, count, seed, dtype=tf.int32)
+  draws = tf.random.stateless_categorical(logits, count, seed, dtype=tf.int32)
+  return tf.minimum(draws, tf.shape(logits)[1] - 1)  # from NaN, it draws N
 
 
 def _entropy(probabilities: tf.Tensor) -> tf.Tensor:
