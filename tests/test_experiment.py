@@ -10,8 +10,10 @@ import pytest
 from tests import prepared_environment as ready
 from tests.histories import history, scores
 from tf_twostage import TwoStageRecommender, environment, experiment
-from tf_twostage.config import SupportConfig
+from tf_twostage.config import Config, FitConfig, SimulationConfig, SupportConfig, UserLogConfig
 from tf_twostage.data import sets
+from tf_twostage.environment import prepared, simulated
+from tf_twostage.environment.full_information import FullInformation
 from tf_twostage.errors import InputError
 from tf_twostage.experiment import Variant
 from tf_twostage.workspace import Workspace
@@ -68,12 +70,13 @@ def finish(config, tmp_path):
 
 @pytest.fixture
 def fitted(monkeypatch):
-  """Fits nothing, but makes up histories of cells and lists them as (variant, seed)."""
+  """Fits nothing, but makes up histories of cells and lists them as (variant, log, seed)."""
   cells = []
 
   def fit(config, missing, workdir, processes):
-    for cell in reversed(missing):  # as processes may finish them
-      cells.append((cell.label, cell.config.seed))
+    for cell, own in reversed(missing.items()):  # as processes may finish them
+      assert (own.simulation.log_number, own.seed) == (cell.log, cell.seed)
+      cells.append(tuple(cell))
       yield cell, history(scores(0.0), scores(0.5)), 1.0
 
   monkeypatch.setattr(experiment, "_fitted", fit)
@@ -94,13 +97,13 @@ def read(tmp_path, name):
 def test_every_variant_is_fitted_with_every_seed(config, fitted, tmp_path):
   variants = [variant(config, "cross_entropy"), variant(config, "ips")]
   run(config, variants, tmp_path, seeds=3)
-  assert sorted(fitted) == [(v, s) for v in ("cross_entropy", "ips") for s in range(3)]
+  assert sorted(fitted) == [(v, 0, s) for v in ("cross_entropy", "ips") for s in range(3)]
 
 
 def test_finished_cells_are_not_fitted_again(config, finish, fitted, tmp_path):
   done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
   run(config, [done, variant(config, "ips")], tmp_path, seeds=3)
-  assert sorted(fitted) == [("cross_entropy", 2), ("ips", 0), ("ips", 1), ("ips", 2)]
+  assert sorted(fitted) == [("cross_entropy", 0, 2), *(("ips", 0, seed) for seed in range(3))]
 
 
 def test_a_cell_cut_short_is_fitted(config, finish, fitted, tmp_path):
@@ -108,7 +111,7 @@ def test_a_cell_cut_short_is_fitted(config, finish, fitted, tmp_path):
   (directory,) = (tmp_path / "generators").glob("cross_entropy-seed1-*")
   (directory / "history.json").write_text(json.dumps(history(scores(0.9))))
   run(config, [done], tmp_path)
-  assert fitted == [("cross_entropy", 1)]
+  assert fitted == [("cross_entropy", 0, 1)]
 
 
 def test_cells_of_another_environment_do_not_count(config, finish, fitted, tmp_path):
@@ -117,7 +120,7 @@ def test_cells_of_another_environment_do_not_count(config, finish, fitted, tmp_p
   files.log.loc[0, "reward"] ^= 1
   files.write(tmp_path / "environment")
   run(config, [done], tmp_path)
-  assert sorted(fitted) == [("cross_entropy", 0), ("cross_entropy", 1)]
+  assert sorted(fitted) == [("cross_entropy", 0, 0), ("cross_entropy", 0, 1)]
 
 
 def test_with_nothing_to_fit_no_process_starts(config, finish, tmp_path, monkeypatch):
@@ -136,6 +139,106 @@ def test_the_order_of_finishing_does_not_show(config, fitted, tmp_path):
     ("ips", 1),
     ("cross_entropy", 1),
   ]
+
+
+# Several logs
+
+SHORT = FitConfig(epochs=1, batch_size=64)
+
+
+def with_log(config, log):
+  return dataclasses.replace(config, simulation=SimulationConfig(log_number=log))
+
+
+def test_every_log_has_its_logging_policy_and_ranker_for_the_same_labels(tmp_path, monkeypatch):
+  relevance = ready.contents().relevance
+  labelled = FullInformation(relevance, relevance), "labels", 0.7
+  seeds = []
+
+  def labels(config, *arguments):
+    seeds.append(config.environment_seed)
+    return labelled
+
+  monkeypatch.setattr(simulated, "_full_information", labels)
+  config = dataclasses.replace(ready.config(""), behavior=SHORT, ranker=SHORT)
+  workspace = Workspace(tmp_path / "stages")
+  first, second = (
+    simulated.simulated(with_log(config, log), ready.DATA, workspace) for log in (0, 1)
+  )
+  assert seeds == [0, 0]
+  for made in (first, second):
+    np.testing.assert_array_equal(made.log.reward, relevance[made.log.user_index, made.log.action])
+  assert (first.log.action != second.log.action).any()
+  assert (first.log.propensity != second.log.propensity).any()
+  stages = [path.name.rsplit("-", 1)[0] for path in (tmp_path / "stages").iterdir()]
+  assert sorted(stages) == sorted(["behavior_policy", "log", "ranker"] * 2)
+
+
+def test_logs_of_a_prepared_environment_are_simulated_from_its_labels(
+  config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(
+    prepared, "of_labels", lambda config, data, tables, information, *_, **__: information
+  )
+  information = environment.make(with_log(config, 1), Workspace(tmp_path / "stages"))
+  np.testing.assert_array_equal(information.relevance, ready.contents().relevance)
+  np.testing.assert_array_equal(information.labels, information.relevance)
+
+
+@pytest.fixture
+def several(config, monkeypatch, tmp_path):
+  """Settings of a simulated environment; every log has its name, but the files' contents."""
+  world = environment.make(config, Workspace(tmp_path / "stages"))
+
+  def make(config, workspace):
+    return dataclasses.replace(world, name=f"log-{config.simulation.log_number}")
+
+  monkeypatch.setattr(environment, "make", make)
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, environment=None))
+
+
+def test_variants_share_logs_and_seeds_and_logs_share_no_seed(several, fitted, tmp_path):
+  variants = [variant(several, "cross_entropy"), variant(several, "ips")]
+  told = run(several, variants, tmp_path, seeds=2, logs=3)
+  assert len(set(fitted)) == len(fitted) == 12
+  ours, theirs = ({cell[1:] for cell in fitted if cell[0] == v.label} for v in variants)
+  assert ours == theirs
+  assert {log for log, _ in ours} == {0, 1, 2}
+  assert len({seed for _, seed in ours}) == 6
+  assert "standard error over logs" in told
+  assert set(pd.read_csv(tmp_path / "experiment" / "table.csv")["log"]) == {0, 1, 2}
+  assert set(pd.read_csv(tmp_path / "experiment" / "significance.csv")["pairs"]) == {3}
+
+
+def test_more_logs_add_to_the_finished_ones(several, tmp_path, monkeypatch):
+  asked = []
+
+  def fit(config, missing, workdir, processes):
+    asked.append(sorted(cell.log for cell in missing))
+    for cell, own in missing.items():
+      made = environment.make(own, Workspace(workdir / "stages"))
+      directory = TwoStageRecommender.from_config(own).directory(made, workdir)
+      directory.mkdir(parents=True)
+      epochs = history(scores(0.0), scores(0.5))
+      (directory / "history.json").write_text(json.dumps(epochs))
+      yield cell, epochs, 1.0
+
+  monkeypatch.setattr(experiment, "_fitted", fit)
+  for logs in (2, 3):
+    run(several, [variant(several, "ips")], tmp_path, seeds=1, logs=logs)
+  assert asked == [[0, 1], [2]]
+
+
+def test_the_log_in_the_files_is_not_one_of_several(several, config, fitted, tmp_path):
+  run(config, [variant(config, "ips")], tmp_path, seeds=1, logs=2)
+  assert sorted(log for _, log, _ in fitted) == [1, 2]
+
+
+def test_a_log_of_ones_own_is_not_repeated(tmp_path):
+  own = Config(user_log=UserLogConfig(log="log.csv"))
+  with pytest.raises(InputError, match="one sample, which cannot be drawn again"):
+    run(own, [Variant("ips", own, "ips")], tmp_path, logs=2)
+  assert not list(tmp_path.iterdir())
 
 
 # What is refused before anything is read or fitted
@@ -171,9 +274,10 @@ def test_hard_candidates_beyond_the_catalogue_are_refused_before_any_cell(config
   assert not fitted
 
 
-def test_a_seed_is_needed(config, tmp_path):
-  with pytest.raises(InputError, match="a seed"):
-    run(config, [variant(config, "ips")], tmp_path, seeds=0)
+@pytest.mark.parametrize("repeats", [{"seeds": 0}, {"logs": 0}])
+def test_a_seed_and_a_log_are_needed(config, tmp_path, repeats):
+  with pytest.raises(InputError, match="a seed and a log"):
+    run(config, [variant(config, "ips")], tmp_path, **repeats)
 
 
 # What is written
@@ -188,7 +292,7 @@ def test_an_experiment_leaves_its_files(config, finish, tmp_path, monkeypatch):
   told = run(config, variants, tmp_path)
   assert {path.name for path in (tmp_path / "experiment").iterdir()} == FILES
   assert str(tmp_path / "experiment") in told
-  assert "*45.0 ± 5.0" in told  # of ips: 50 and 40; cross-entropy: 30 and 40
+  assert "45.0 ± 5.0" in told  # of ips: 50 and 40; cross-entropy: 30 and 40
   assert "Validation users choose" not in told  # there was nothing to choose
   settings = json.loads(read(tmp_path, "experiment.json"))
   assert list(settings) == ["cross_entropy", "ips"]
@@ -227,7 +331,7 @@ def test_tests_compare_variants_and_popularity(config, finish, tmp_path):
 
 def test_one_seed_of_one_variant_is_an_experiment(config, finish, tmp_path):
   told = run(config, [finish(variant(config, "ips"), [0.5])], tmp_path, seeds=1)
-  assert "*50.0" in told
+  assert "50.0" in told
   assert "±" not in told.split("mean ± standard error")[0]
 
 

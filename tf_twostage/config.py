@@ -257,6 +257,11 @@ class SimulationConfig(Section):
   replacement: bool = _option(
     True, "draw the items of a user with replacement; without it propensities are approximate"
   )
+  log_number: int = _option(
+    0,
+    "which log: every number stands for another logging policy, log and ranker, of the same labels",
+    at_least=0,
+  )
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, Any]]:

@@ -1,9 +1,11 @@
-"""Experiments: variants by seeds in one environment, trained in several processes."""
+"""Experiments: variants by logs and seeds, trained in several processes."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
+import itertools
 import json
 import logging
 import multiprocessing
@@ -23,10 +25,12 @@ from tf_twostage import environment as environments
 from tf_twostage import losses
 from tf_twostage.config import GENERATOR_FIELDS, Config
 from tf_twostage.environment import Environment
+from tf_twostage.environment.user_log import DATASET
 from tf_twostage.errors import InputError, RunError
-from tf_twostage.metrics import STAGES, Metrics
+from tf_twostage.metrics import STAGES, Metrics, Scores
 from tf_twostage.recommender import TwoStageRecommender, positives_only
 from tf_twostage.reports import plots, tables
+from tf_twostage.reports.tables import Cell
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
 from tf_twostage.training.loop import History
@@ -36,6 +40,7 @@ from tf_twostage.workspace import Workspace, write_json, write_text
 _log = logging.getLogger(__name__)
 
 _MEMORY_PER_PROCESS = 2 * 1024**3
+_SEEDS_PER_LOG = 1000  # apart, so that two logs share no training seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +64,34 @@ def run(
   *,
   seeds: int,
   workdir: pathlib.Path,
+  logs: int = 1,
   processes: int = 0,
 ) -> str:
   """Trains all cells that are not finished, writes tables and figures, and returns a summary.
 
+  With several logs, the logging policy, its log and the ranker are made anew for each log, from the
+  same labels. Means and errors are then over logs, of the mean over a log's seeds. All variants
+  train on the same logs with the same seeds.
+
   Args:
     config: makes the environment that all variants share.
     variants: what to compare; the first is the reference.
-    seeds: seeds 0 to this, exclusive, for each variant.
+    seeds: training seeds of each variant and log: from 0 on with one log, others for each log
+      otherwise.
     workdir: gets stages/, generators/, tensorboard/ and experiment/.
+    logs: how many logs.
     processes: how many generators to fit at a time; 0: as many as cores and memory allow.
+
+  Raises:
+    InputError: the variants are not different, or there are several logs of a user's own log.
+    RunError: a cell failed; the same call resumes the experiment.
   """
   labels = [v.label for v in variants]
-  if not variants or len(set(labels)) < len(labels) or seeds < 1:
-    raise InputError(f"an experiment needs different variants and a seed, got {labels}, {seeds}")
+  if not variants or len(set(labels)) < len(labels) or min(seeds, logs) < 1:
+    raise InputError(
+      f"an experiment needs different variants, a seed and a log; got {labels}, seeds={seeds},"
+      f" logs={logs}"
+    )
   models = [TwoStageRecommender.from_config(variant.config) for variant in variants]
   label_of: dict[Config, str] = {}
   for variant, model in zip(variants, models, strict=True):  # with every option written out
@@ -84,20 +103,52 @@ def run(
     if twin != variant.label:
       raise InputError(f"{twin} and {variant.label} are the same settings; leave one out")
   only_here(config, "launch.experiment")
+  cells = _cells(config, variants, logs, seeds)
   workspace = Workspace(workdir / "stages")
-  environment = environments.make(config, workspace)
-  for model in models:
-    model.check_catalogue(environment.tables.schema.num_items)
-  baselines = environment.baselines(workspace, config.slate_size)
-  cells = [
-    dataclasses.replace(v, config=dataclasses.replace(v.config, seed=seed))
-    for seed in range(seeds)  # seeds outside: an interrupted experiment is a smaller one
-    for v in variants
-  ]
-  histories = _fit_cells(config, cells, environment, workdir, processes)
+  baselines: dict[int, dict[str, Scores]] = {}
+  histories: dict[Cell, History] = {}
+  for log, keys in itertools.groupby(cells, lambda cell: cell.log):
+    environment = environments.make(_with_log(config, log), workspace)
+    for model in models:
+      model.check_catalogue(environment.tables.schema.num_items)
+    baselines[log] = environment.baselines(workspace, config.slate_size)
+    for key in keys:
+      model = TwoStageRecommender.from_config(cells[key])
+      history = model.finished_history(environment, workdir)
+      if history is not None:
+        histories[key] = history
   metrics = environment.evaluator.metrics
+  _fit_missing(config, cells, histories, metrics, workdir, processes)
+  histories = {key: histories[key] for key in cells}
   summary = _report(variants, histories, baselines, metrics, workdir / "experiment")
   return "\n\n".join([summary, *environment.notes])
+
+
+def _cells(
+  config: Config, variants: Sequence[Variant], logs: int, seeds: int
+) -> dict[Cell, Config]:
+  """All cells, logs outside and variants inside: an interrupted experiment is a smaller one."""
+  first = config.simulation.log_number
+  if logs > 1:
+    if config.user_log.log is not None or config.data.dataset == DATASET:
+      raise InputError(
+        f"logs is {logs}, but your own log is one sample, which cannot be drawn again: leave logs"
+        " out; seeds repeat the training, and launch.evaluate gives intervals of held-out values"
+      )
+    if config.data.environment and not first:
+      first = 1  # log 0 is the one in the files, drawn by another policy than the others
+  cells = {}
+  for log in range(first, first + logs):
+    start = _SEEDS_PER_LOG * log if logs > 1 else 0
+    for seed, variant in itertools.product(range(start, start + seeds), variants):
+      own = dataclasses.replace(_with_log(variant.config, log), seed=seed)
+      cells[Cell(variant.label, log, seed)] = own
+  return cells
+
+
+def _with_log(config: Config, log: int) -> Config:
+  simulation = dataclasses.replace(config.simulation, log_number=log)
+  return dataclasses.replace(config, simulation=simulation)
 
 
 def finished(config: Config, environment: Environment, workdir: pathlib.Path) -> list[Variant]:
@@ -158,47 +209,43 @@ def _flat(config: Config) -> dict[str, Any]:
   return flat
 
 
-def _fit_cells(
+def _fit_missing(
   config: Config,
-  cells: Sequence[Variant],
-  environment: Environment,
+  cells: Mapping[Cell, Config],
+  histories: dict[Cell, History],
+  metrics: Metrics,
   workdir: pathlib.Path,
   processes: int,
-) -> dict[tuple[str, int], History]:
-  """Histories by (variant, seed)."""
-  histories = {}
-  for cell in cells:
-    model = TwoStageRecommender.from_config(cell.config)
-    history = model.finished_history(environment, workdir)
-    if history is not None:
-      histories[cell.label, cell.config.seed] = history
-  missing = [cell for cell in cells if (cell.label, cell.config.seed) not in histories]
+) -> None:
+  """Fits the cells that have no history, and adds theirs."""
+  missing = {key: own for key, own in cells.items() if key not in histories}
   processes = min(processes or _affordable_processes(), max(1, len(missing)))
   _log.info("%d cells, %d finished before; %d process(es)", len(cells), len(histories), processes)
   with tqdm(total=len(cells), initial=len(histories), unit="cell") as progress:
-    for cell, history, seconds in _fitted(config, missing, workdir, processes):
-      histories[cell.label, cell.config.seed] = history
-      progress.write(_line(cell, history, seconds, environment.evaluator.metrics))
+    for key, history, seconds in _fitted(config, missing, workdir, processes):
+      histories[key] = history
+      progress.write(_line(key, history, seconds, metrics))
       progress.update()
-  return {key: histories[key] for key in ((cell.label, cell.config.seed) for cell in cells)}
 
 
 def _fitted(
-  config: Config, cells: Sequence[Variant], workdir: pathlib.Path, processes: int
-) -> Iterator[tuple[Variant, History, float]]:
-  """Yields cells as they finish."""
+  config: Config, cells: Mapping[Cell, Config], workdir: pathlib.Path, processes: int
+) -> Iterator[tuple[Cell, History, float]]:
+  """Yields cells as they finish, with their seconds."""
   if not cells:
     return
-  threads = max(1, _cores() // processes)
   pool = concurrent.futures.ProcessPoolExecutor(
     processes,
     mp_context=multiprocessing.get_context("spawn"),  # TensorFlow does not survive a fork
     initializer=_start_worker,
-    initargs=(config, workdir, threads),
+    initargs=(max(1, _cores() // processes),),
   )
   with pool:
     try:
-      futures = {pool.submit(_fit_cell, cell, workdir): cell for cell in cells}
+      futures = {
+        pool.submit(_fit_cell, key, own, _with_log(config, key.log), workdir): key
+        for key, own in cells.items()
+      }
       for future in concurrent.futures.as_completed(futures):
         history, seconds = future.result()
         yield futures[future], history, seconds
@@ -215,18 +262,18 @@ def _fitted(
       pool.shutdown(cancel_futures=True)
 
 
-_worker_environment: Environment | None = None  # of a worker process, made once
-
-
-def _start_worker(config: Config, workdir: pathlib.Path, threads: int) -> None:
-  global _worker_environment
+def _start_worker(threads: int) -> None:
   threading.Thread(target=_die_with_parent, daemon=True).start()
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent passes it on, once
   logging.getLogger("tf_twostage").setLevel(logging.ERROR)
   tf.get_logger().setLevel("ERROR")
   tf.config.threading.set_intra_op_parallelism_threads(threads)
   tf.config.threading.set_inter_op_parallelism_threads(threads)
-  _worker_environment = environments.make(config, Workspace(workdir / "stages"))
+
+
+@functools.lru_cache(maxsize=1)  # cells of one log follow each other
+def _environment(config: Config, workdir: pathlib.Path) -> Environment:
+  return environments.make(config, Workspace(workdir / "stages"))
 
 
 def _die_with_parent() -> None:
@@ -237,62 +284,70 @@ def _die_with_parent() -> None:
   os._exit(1)
 
 
-def _fit_cell(cell: Variant, workdir: pathlib.Path) -> tuple[History, float]:
-  assert _worker_environment is not None
+def _fit_cell(
+  key: Cell, config: Config, shared: Config, workdir: pathlib.Path
+) -> tuple[History, float]:
   start = time.perf_counter()
   tf.keras.backend.clear_session()
   try:
-    model = TwoStageRecommender.from_config(cell.config)
-    model.fit(_worker_environment, workdir=workdir, progress=False)
+    model = TwoStageRecommender.from_config(config)
+    model.fit(_environment(shared, workdir), workdir=workdir, progress=False)
   except Stopped as stopped:
     os._exit(stopped.exit_code)  # otherwise the pool would give it the next cell
   except RunError as error:
-    raise RunError(f"{cell.label}, seed {cell.config.seed}: {error}") from error
+    raise RunError(f"{_name(key)}: {error}") from error
   return model.epochs, time.perf_counter() - start
 
 
-def _line(cell: Variant, history: History, seconds: float, metrics: Metrics) -> str:
+def _name(key: Cell) -> str:
+  log = f", log {key.log}" if key.log else ""
+  return f"{key.variant}{log}, seed {key.seed}"
+
+
+def _line(key: Cell, history: History, seconds: float, metrics: Metrics) -> str:
   best = loop.best_epoch(history)
   one, two = (
     metrics.head.text(metrics.shown(best["scores"]["test"][stage], metrics.headline))
     for stage in STAGES
   )
   return (
-    f"{cell.label}, seed {cell.config.seed}: test {metrics.headline} {one} one stage, {two} two"
-    f" stages (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
+    f"{_name(key)}: test {metrics.headline} {one} one stage, {two} two stages"
+    f" (epoch {best['epoch']} of {len(history)}, {seconds:.0f} s)"
   )
 
 
 def _report(
   variants: Sequence[Variant],
-  histories: Mapping[tuple[str, int], History],
-  baselines: Mapping[str, Any],
+  histories: tables.Histories,
+  baselines: Mapping[int, Mapping[str, Scores]],
   metrics: Metrics,
   directory: pathlib.Path,
 ) -> str:
   directory.mkdir(parents=True, exist_ok=True)
-  every_seed = tables.every_seed(histories, metrics)
-  chosen = tables.choose({v.label: v.family for v in variants}, every_seed)
+  cells = tables.every_cell(histories, metrics)
+  found = tables.results(cells, baselines, metrics)
+  chosen = tables.choose({v.label: v.family for v in variants}, found)
   reference = chosen[0]
-  shown = every_seed[every_seed["variant"].isin(chosen)]
-  blocks = tables.summaries(shown, chosen, baselines, metrics)
-  popularity = {"popularity": baselines["popularity"]}
-  tests = tables.paired_tests(shown, chosen, popularity, metrics)
+  blocks = tables.summaries(found, chosen, metrics)
+  tests = tables.paired_tests(found, chosen, ["popularity"], metrics)
   write_json(
     directory / "experiment.json",
     {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants},
   )
-  write_text(directory / "table.csv", every_seed.to_csv(index=False, float_format="%.6f"))
+  write_text(directory / "table.csv", cells.to_csv(index=False, float_format="%.6f"))
   write_text(directory / "table.md", tables.to_markdown(blocks, reference, metrics))
   write_text(directory / "table.tex", tables.to_latex(blocks, reference, metrics))
   write_text(directory / "significance.csv", tests.to_csv(index=False, float_format="%.6g"))
-  parts = [tables.to_text(blocks, reference, metrics), tables.tests_to_text(tests, metrics)]
+  parts = [
+    tables.to_text(blocks, found.repeated, metrics),
+    tables.tests_to_text(tests, found.repeated, metrics),
+  ]
   if len(chosen) < len(variants):
-    sweep = tables.sweep(every_seed, chosen, metrics)
+    sweep = tables.sweep([v.label for v in variants], found, chosen, metrics)
     write_text(directory / "sweep.csv", sweep.to_csv(index=False, float_format="%.4f"))
     parts.insert(0, f"Validation {metrics.population} choose (*):\n" + sweep.to_string(index=False))
-  curves = tables.curves({k: h for k, h in histories.items() if k[0] in chosen}, metrics)
-  plots.Experiment(shown, curves, chosen, baselines, metrics).save(directory)
+  curves = tables.curves({k: h for k, h in histories.items() if k.variant in chosen}, metrics)
+  plots.Experiment(found, curves, chosen, metrics).save(directory)
   return "\n\n".join([*parts, f"Tables and figures: {directory}"])
 
 

@@ -17,6 +17,7 @@ from tf_twostage.config import (
   EncoderConfig,
   FitConfig,
   GeneratorConfig,
+  SimulationConfig,
   UserLogConfig,
 )
 from tf_twostage.errors import InputError
@@ -267,6 +268,7 @@ def test_what_does_not_fit_is_refused(tmp_path, case):
   ("changes", "message"),
   [
     ({"slate_size": 26}, "slate_size is 26, but the catalogue has 25 items"),
+    ({"simulation": SimulationConfig(log_number=1)}, "a log of your own is the only one"),
     ({"data": DataConfig(dataset="movielens_1m")}, "are two data sets; leave one out"),
     ({"data": DataConfig(environment="ready")}, "environment ready is not used"),
     ({"data": DataConfig(data_dir="files")}, "data_dir files is not used"),

@@ -46,22 +46,24 @@ def made_up(variants, seeds, epochs):
       for split in given:
         given[split]["two_stage"] = dict.fromkeys(given[split]["two_stage"], level + 0.03)
       runs.append(given)
-    histories[variant, seed] = history(*runs)
+    histories[tables.Cell(variant, 0, seed)] = history(*runs)
   return histories
 
 
 def experiment(variants, seeds=3, epochs=5, baselines=BASELINES):
-  histories = made_up(variants, seeds, epochs)
-  return plots.Experiment(
-    tables.every_seed(histories), tables.curves(histories), variants, baselines
-  )
+  return shown(made_up(variants, seeds, epochs), variants, {0: baselines})
 
 
-def figures(shown):
+def shown(histories, variants, baselines):
+  results = tables.results(tables.every_cell(histories), baselines)
+  return plots.Experiment(results, tables.curves(histories), variants)
+
+
+def figures(of):
   """All figures of an experiment, without a warning."""
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    drawn = shown.by_epoch(), shown.by_loss(), shown.by_stage(), shown.by_seed()
+    drawn = of.by_epoch(), of.by_loss(), of.by_stage(), of.by_seed()
     for figure in drawn:
       figure.draw(FigureCanvasAgg(figure).get_renderer())
   return dict(zip(("curves", "losses", "stages", "seeds"), drawn, strict=True))
@@ -129,17 +131,17 @@ def test_nothing_is_cut_off_or_covered(variants):
 
 
 def test_legends_name_variants_and_baselines_but_not_random():
-  shown = [name for name in BASELINES if name != "random"]
+  baselines = [name for name in BASELINES if name != "random"]
   for name, figure in figures(experiment(LONG_NAMES)).items():
     (legend,) = figure.legends
     names = [text.get_text() for text in legend.get_texts()]
     # Where every variant has a row of its own, the row is named.
-    assert names == ([*LONG_NAMES, *shown] if name in ("curves", "stages") else shown)
+    assert names == ([*LONG_NAMES, *baselines] if name in ("curves", "stages") else baselines)
 
 
 def test_all_that_is_drawn_lies_within_the_axes():
-  shown = experiment(LONG_NAMES)
-  for figure in (shown.by_loss(), shown.by_seed()):
+  drawn = experiment(LONG_NAMES)
+  for figure in (drawn.by_loss(), drawn.by_seed()):
     for axis in figure.axes:
       low, high = axis.get_xlim()
       room = 0.01 * (high - low)
@@ -152,11 +154,10 @@ def test_intervals_are_those_of_student():
   # 50, 60, 70: mean 60, standard error 10 / sqrt(3); the 97.5% point of Student's distribution
   # with 2 degrees of freedom is t with t / sqrt(2 + t^2) = 0.95.
   t = np.sqrt(2 * 0.95**2 / (1 - 0.95**2))
-  table = tables.every_seed(
-    {("v", seed): history(scores(value)) for seed, value in enumerate((0.5, 0.6, 0.7))}
-  )
-  curves = tables.curves({("v", 0): history(scores(0.5))})
-  for axis in plots.Experiment(table, curves, ["v"], {}).by_loss().axes:
+  histories = {
+    tables.Cell("v", 0, seed): history(scores(value)) for seed, value in enumerate((0.5, 0.6, 0.7))
+  }
+  for axis in shown(histories, ["v"], {0: {}}).by_loss().axes:
     (container,) = axis.containers
     (segment,) = container.lines[2][0].get_segments()
     half = t * 10 / np.sqrt(3)
@@ -176,9 +177,8 @@ def test_points_alone_set_the_limits_of_stages():
   for seed in range(3):
     given = scores(0.30 + 0.01 * seed)
     given["test"]["two_stage"] = scores(0.80 + 0.01 * seed)["test"]["two_stage"]
-    histories["v", seed] = history(given)
-  shown = tables.every_seed(histories), tables.curves(histories)
-  (axis,) = plots.Experiment(*shown, ["v"], {}).by_stage().axes
+    histories[tables.Cell("v", 0, seed)] = history(given)
+  (axis,) = shown(histories, ["v"], {0: {}}).by_stage().axes
   for (low, high), first in ((axis.get_xlim(), 30), (axis.get_ylim(), 80)):
     assert first - 1 < low < first
     assert first + 2 < high < first + 3
@@ -202,16 +202,45 @@ def test_the_curves_of_a_run_are_written_in_one_step(tmp_path):
 
 @pytest.mark.parametrize("epochs", [1, 25])
 def test_the_curves_of_a_run_show_every_epoch(epochs):
-  run = made_up(["v"], 1, epochs)["v", 0]
-  loss, *panels = plots.run_curves(run, BASELINES, "a run").axes
+  run = made_up(["v"], 1, epochs)["v", 0, 0]
+  loss, selected, *panels = plots.run_curves(run, BASELINES, "a run").axes
   np.testing.assert_array_equal(
     loss.get_lines()[0].get_ydata(), [1 / e for e in range(1, epochs + 1)]
+  )
+  np.testing.assert_array_equal(
+    selected.get_lines()[0].get_ydata(), [100 * e["selected"] for e in run]
   )
   for axis, stage in zip(panels, STAGES, strict=True):
     expected = [100 * e["scores"]["validation"][stage]["precision@10"] for e in run]
     np.testing.assert_array_equal(axis.get_lines()[0].get_ydata(), expected)
     low, high = axis.get_xlim()
     assert all(t % 1 == 0 for t in axis.get_xticks() if low <= t <= high)
+
+
+def test_the_curves_of_a_run_mark_the_epoch_that_their_score_chose():
+  given = scores(0.1, 0.9), scores(0.3, 0.1), scores(0.2, 0.5)
+  figure = plots.run_curves(history(*given), BASELINES, "a run")
+  for axis in figure.axes:
+    (mark,) = [line for line in axis.get_lines() if line.get_label() == "chosen epoch"]
+    assert list(mark.get_xdata()) == [2, 2]
+  assert figure.axes[1].get_title() == "score that chose epoch 2"
+  assert figure.axes[1].get_ylabel() == "precision@10, validation users"
+
+
+def test_points_are_logs_where_there_are_several():
+  # Two seeds of each log; the points are the means 50, 60 and 70.
+  histories = {
+    tables.Cell("v", log, seed): history(scores(0.5 + 0.1 * log + 0.02 * (seed - 0.5)))
+    for log in range(3)
+    for seed in range(2)
+  }
+  drawn = shown(histories, ["v"], {log: {"popularity": scores(0.1 * log)} for log in range(3)})
+  for axis in drawn.by_seed().axes:
+    points = axis.collections[0].get_offsets()[:, 0]
+    np.testing.assert_allclose(points, [50, 60, 70])
+    (baseline,) = [line for line in axis.get_lines() if line.get_label() == "popularity"]
+    np.testing.assert_allclose(baseline.get_xdata(), 10)  # the mean of 0, 10 and 20
+  assert "logs" in drawn.by_loss().get_suptitle()
 
 
 def test_without_matplotlib_one_warning_names_the_remedy(tmp_path, monkeypatch, caplog):

@@ -23,7 +23,7 @@ class FullInformation:
 
   labels: np.ndarray  # in a context drawn for each pair; the rewards of the log
   relevance: np.ndarray  # in the user's mean context; evaluation uses these
-  threshold: float  # of the simulator's probability
+  threshold: float = np.nan  # of the simulator's probability
 
   def rewards(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
     """Labels of the pairs (users[i], items[i]), [n] float32."""

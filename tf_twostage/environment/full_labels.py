@@ -14,7 +14,12 @@ from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.xmc import XmcData, document_tables
 from tf_twostage.environment.base import Environment, with_full_information
 from tf_twostage.environment.rankers import fitted_ranker
-from tf_twostage.environment.simulated_log import LoggedPolicy, evaluation_log, fit_and_log
+from tf_twostage.environment.simulated_log import (
+  LoggedPolicy,
+  evaluation_log,
+  fit_and_log,
+  with_log_seed,
+)
 from tf_twostage.errors import InputError
 from tf_twostage.losses import CrossEntropy
 from tf_twostage.models.encoders import EncodedTables
@@ -29,6 +34,7 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
       f"environment={config.data.environment}: a prepared environment is one of ratings; leave it"
       f" out, the labels of {config.data.dataset} are complete"
     )
+  config = with_log_seed(config)
   schema, documents, labels = document_tables(data, config.data.max_features)
   tables = EncodedTables.encode(schema, documents, labels)
   policy = log_labels(config, data, tables, workspace)

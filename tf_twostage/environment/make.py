@@ -34,7 +34,7 @@ def make(
     return full_labels(config, data, workspace)
   if config.data.environment:
     with workspace.timed("environment"):
-      return prepared(config, data, pathlib.Path(config.data.environment))
+      return prepared(config, data, pathlib.Path(config.data.environment), workspace)
   return simulated(config, data, workspace)
 
 

@@ -16,12 +16,14 @@ from tf_twostage.config import Config
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, SecondStage, with_full_information
-from tf_twostage.environment.full_information import unpack_pairs
+from tf_twostage.environment.full_information import FullInformation, unpack_pairs
+from tf_twostage.environment.simulated import of_labels
 from tf_twostage.errors import InputError, require
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.slate_ranker import PrecomputedTowers, TowerRanker
+from tf_twostage.workspace import Workspace
 
 _SEEN = (
   "The generators learned from this log, so their estimated values are too high by an unknown"
@@ -31,8 +33,14 @@ _SEEN = (
 PREPARED_FILES = ("full_information.npz", "bandit_log.csv", "ranker.npz")
 
 
-def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Environment:
-  """Reads the environment in `directory`."""
+def prepared(
+  config: Config, data: RatingsData, directory: pathlib.Path, workspace: Workspace
+) -> Environment:
+  """Reads the environment in `directory`.
+
+  Log number 0 and its ranker are those of the files. The other logs are simulated: a logging policy
+  and a ranker are fitted as in a simulated environment, to the relevance in the files.
+  """
   missing = [name for name in PREPARED_FILES if not (directory / name).is_file()]
   if missing:
     raise InputError(
@@ -52,6 +60,18 @@ def prepared(config: Config, data: RatingsData, directory: pathlib.Path) -> Envi
   for name in PREPARED_FILES:
     digest.update((directory / name).read_bytes())
   name = f"prepared-{digest.hexdigest()[:10]}"
+  if config.simulation.log_number:
+    return of_labels(
+      config,
+      data,
+      tables,
+      FullInformation(relevance, relevance),
+      workspace,
+      depends_on=name,
+      drawn_contexts=lambda users, items: {},
+      context={},
+      facts={},
+    )
   towers = PrecomputedTowers(schema.user_id.name, *vectors)
   return with_full_information(
     config,

@@ -9,6 +9,8 @@ import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, with_full_information
 from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
 from tf_twostage.environment.rankers import fitted_ranker
-from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log
+from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log, with_log_seed
 from tf_twostage.evaluation import full_information
 from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
@@ -33,22 +35,59 @@ _LABELS = "full_information.npz"
 
 def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Environment:
   """Makes an environment of ratings; every step is a stage."""
-  seed, settings = config.environment_seed, config.simulation
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  contexts = PairContexts(data, seed)
+  contexts = PairContexts(data, config.environment_seed)
   information, labels, auc = _full_information(config, data, contexts, tables, workspace)
+  return of_labels(
+    config,
+    data,
+    tables,
+    information,
+    workspace,
+    depends_on=labels,
+    drawn_contexts=contexts,
+    context=contexts.mean(),
+    facts={"simulator_auc": auc},
+  )
+
+
+def of_labels(
+  config: Config,
+  data: RatingsData,
+  tables: EncodedTables,
+  information: FullInformation,
+  workspace: Workspace,
+  *,
+  depends_on: str,
+  drawn_contexts: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
+  context: Mapping[str, np.ndarray],
+  facts: Mapping[str, Any],
+) -> Environment:
+  """Makes an environment of labels: a logging policy, its log and a ranker, each a stage.
+
+  Args:
+    config, data, tables, information, workspace: settings, ratings and the labels of all pairs.
+    depends_on: identifies the labels.
+    drawn_contexts: raw context of the pairs (users[i], items[i]) in logs.
+    context: raw context of each user in evaluation, [U].
+    facts: see `Environment`.
+  """
+  config = with_log_seed(config)
+  pairs = config.simulation.behavior_pairs
   policy = fit_and_log(
     config,
     tables,
     workspace,
-    examples=lambda: random_pairs(information, contexts, settings.behavior_pairs, seed),
-    depends_on={"labels": labels, "pairs": settings.behavior_pairs},
+    examples=lambda: random_pairs(information, drawn_contexts, pairs, config.environment_seed),
+    depends_on={"labels": depends_on, "pairs": pairs},
     objective=BinaryCrossEntropy(),
-    feedback=lambda users, items: (information.rewards(users, items), contexts(users, items)),
+    feedback=lambda users, items: (
+      information.rewards(users, items),
+      drawn_contexts(users, items),
+    ),
     num_users=data.num_users,
   )
   ranker = fitted_ranker(config, tables, policy.log, workspace, depends_on=policy.stage)
-  context = contexts.mean()
   return with_full_information(
     config,
     tables,
@@ -62,7 +101,7 @@ def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Enviro
     logging_vectors=policy.vectors,
     titles=data.titles,
     name=ranker.stage,
-    facts={"simulator_auc": auc},
+    facts=facts,
     # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.
     evaluation_log=lambda workspace: evaluation_log(
       config, policy, workspace, labels=information.labels, contexts=context
@@ -118,7 +157,10 @@ def _full_information(
 
 
 def random_pairs(
-  information: FullInformation, contexts: PairContexts, num_pairs: int, seed: int
+  information: FullInformation,
+  contexts: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
+  num_pairs: int,
+  seed: int,
 ) -> LogRows:
   """Draws labelled pairs uniformly, as a log whose propensities are 1/N."""
   num_users, num_items = information.labels.shape

@@ -40,6 +40,12 @@ class LoggedPolicy:
   stage: str
 
 
+def with_log_seed(config: Config) -> Config:
+  """The settings with the seed of the logging policy, the log and the ranker."""
+  seed = config.environment_seed + config.simulation.log_number
+  return dataclasses.replace(config, environment_seed=seed)
+
+
 def fit_and_log(
   config: Config,
   tables: EncodedTables,

@@ -235,6 +235,11 @@ def _check_settings(config: Config) -> None:
 
 
 def _check_rows(config: Config, data: BanditLog, sizes: dict[str, int], rewarded: int) -> None:
+  if config.simulation.log_number:
+    raise InputError(
+      f"log_number is {config.simulation.log_number}, but a log of your own is the only one; leave"
+      " it out"
+    )
   empty = [name for name, size in sizes.items() if not size]
   if empty:
     raise InputError(

@@ -13,7 +13,8 @@ from scipy import stats
 from tf_twostage import plotting
 from tf_twostage.evaluation.values import LOGGING_POLICY
 from tf_twostage.metrics import FULL_INFORMATION, STAGES, Metrics, Scores
-from tf_twostage.training.loop import History
+from tf_twostage.reports.tables import Results
+from tf_twostage.training.loop import History, best_epoch
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -31,36 +32,48 @@ def run_curves(
   title: str,
   metrics: Metrics = FULL_INFORMATION,
 ) -> Figure:
-  """Training loss, and the headline of both stages on validation data, by epoch."""
-  figure = plotting.figure(13, 3.8)
-  axes = figure.subplots(1, 3)
+  """By epoch: training loss, the headline of both stages, and the score that chose the epoch.
+
+  Scores are of validation data; a vertical line marks the chosen epoch.
+  """
+  figure = plotting.figure(13, 7)
+  axes = figure.subplots(2, 2)
   epochs = [entry["epoch"] for entry in history]
-  axes[0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
-  axes[0].set(title="training loss", ylabel="mean loss of the epoch")
-  for axis, (stage, name) in zip(axes[1:], STAGES.items(), strict=True):
+  chosen = best_epoch(history)["epoch"]
+  axes[0, 0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
+  axes[0, 0].set(title="training loss", ylabel="mean loss of the epoch")
+  factor = metrics.metric(metrics.selects).factor
+  axes[0, 1].plot(epochs, [factor * entry["selected"] for entry in history], ".-k")
+  label = f"{metrics.selects}, validation {metrics.population}"
+  axes[0, 1].set(title=f"score that chose epoch {chosen}", ylabel=label)
+  for axis, (stage, name) in zip(axes[1], STAGES.items(), strict=True):
     scores = [entry["scores"]["validation"][stage] for entry in history]
     curve = [metrics.shown(of_epoch, metrics.headline) for of_epoch in scores]
     axis.plot(epochs, curve, ".-", label="this run", color=plotting.COLORS[0])
-    _baseline_lines(axis, axis.axhline, baselines, "validation", stage, metrics)
+    levels = {
+      name: metrics.shown(of["validation"][stage], metrics.headline)
+      for name, of in baselines.items()
+    }
+    _baseline_lines(axis, axis.axhline, _drawn(pd.Series(levels, dtype=float)))
     axis.set(title=name, ylabel=metrics.caption("validation"))
-  for axis in axes:
+  for axis in axes.flat:
     _by_epoch(axis)
+    axis.axvline(chosen, color=plotting.COLORS[1], linewidth=1.2, label="chosen epoch", zorder=1)
   figure.suptitle(title)
-  plotting.legend_below(figure, axes[1])
+  plotting.legend_below(figure, axes[1, 0])
   return figure
 
 
 class Experiment(NamedTuple):
-  """The figures of an experiment, of `tables.every_seed` and `tables.curves`.
+  """The figures of an experiment, of `tables.results` and `tables.curves`.
 
   Variants are in the order of the legend. Baselines are lines; "random" is left out, as it would
   flatten everything else.
   """
 
-  every_seed: pd.DataFrame
+  results: Results
   curves: pd.DataFrame
   variants: Sequence[str]
-  baselines: Mapping[str, Scores]
   metrics: Metrics = FULL_INFORMATION
 
   def save(self, directory: pathlib.Path) -> None:
@@ -83,10 +96,10 @@ class Experiment(NamedTuple):
         axis.plot(mean.index, mean, label=variant, **look, markersize=4, markevery=every)
         band = mean - sd, mean + sd
         axis.fill_between(mean.index, *band, color=look["color"], alpha=0.15, linewidth=0)
-      _baseline_lines(axis, axis.axhline, self.baselines, "validation", stage, self.metrics)
+      _baseline_lines(axis, axis.axhline, self._baselines("validation", stage))
       axis.set(title=name, ylabel=self.metrics.caption("validation"))
       _by_epoch(axis)
-    figure.suptitle("By epoch: mean over seeds, band of one standard deviation")
+    figure.suptitle("By epoch: mean over all runs, band of one standard deviation")
     plotting.legend_below(figure, axes[0])
     return figure
 
@@ -94,32 +107,33 @@ class Experiment(NamedTuple):
     """Mean test scores by variant with 95% confidence intervals."""
 
     def draw(axis, i: int, scores: np.ndarray) -> None:
-      seeds = len(scores)
-      half = stats.t.ppf(0.975, seeds - 1) * stats.sem(scores) if seeds > 1 else 0.0
+      n = len(scores)
+      half = stats.t.ppf(0.975, n - 1) * stats.sem(scores) if n > 1 else 0.0
       axis.errorbar(scores.mean(), -i, xerr=half, capsize=4, markersize=5, **plotting.look(i))
 
-    return self._by_variant(draw, "By loss: mean over seeds, 95% confidence interval", 0.4)
+    title = f"By loss: mean over {self.results.repeated}, 95% confidence interval"
+    return self._by_variant(draw, title, 0.4)
 
   def by_seed(self) -> Figure:
-    """Test scores of every seed by variant."""
+    """Test scores of every repetition by variant."""
 
     def draw(axis, i: int, scores: np.ndarray) -> None:
       spread = np.linspace(-0.25, 0.25, len(scores)) if len(scores) > 1 else np.zeros(1)
       axis.scatter(scores, spread - i, s=14, alpha=0.7, zorder=3, **plotting.look(i))
       axis.plot([np.median(scores)] * 2, [-i - 0.35, -i + 0.35], color="black", linewidth=1.5)
 
-    title = "Every seed a point, seeds in order from below; the bar is the median"
+    title = f"A point for each of the {self.results.repeated}, in order from below; bar: median"
     return self._by_variant(draw, title, 0.5)
 
   def by_stage(self) -> Figure:
-    """Test scores in two stages against those in one, a point for every seed."""
+    """Test scores in two stages against those in one, a point for every repetition."""
     figure = plotting.figure(7, 5.5)
     axis = figure.subplots()
     one, two = (self._scores(stage) for stage in STAGES)
     for i, variant in enumerate(self.variants):
       axis.scatter(one[i], two[i], s=25, alpha=0.7, label=variant, **plotting.look(i))
-    for i, (name, scores) in enumerate(_drawn(self.baselines).items()):
-      x, y = (self.metrics.shown(scores["test"][s], self.metrics.headline) for s in STAGES)
+    levels = (self._baselines("test", stage) for stage in STAGES)
+    for i, (name, (x, y)) in enumerate(pd.concat(levels, axis=1).T.items()):
       marker = _BASELINE_MARKERS[i % len(_BASELINE_MARKERS)]
       axis.scatter(x, y, s=90, label=name, marker=marker, color=_BASELINE_COLOR)
     limits = axis.axis()  # set by the points alone, not by the line
@@ -127,7 +141,7 @@ class Experiment(NamedTuple):
     axis.axis(limits)
     caption = self.metrics.caption("test")
     axis.set(
-      title="Every seed a point; on the line the ranker changes nothing",
+      title=f"Points are {self.results.repeated}; on the line the ranker changes nothing",
       xlabel=f"{caption}, {STAGES['one_stage']}",
       ylabel=f"{caption}, {STAGES['two_stage']}",
     )
@@ -136,9 +150,13 @@ class Experiment(NamedTuple):
     return figure
 
   def _scores(self, stage: str) -> list[np.ndarray]:
-    """Test scores of each variant, one for each seed."""
-    scores = self.every_seed.set_index("variant")[f"test/{stage}/{self.metrics.headline}"]
-    return [scores[[variant]].to_numpy() for variant in self.variants]
+    """Test scores of each variant, one for each repetition."""
+    scores = self.results.learned[f"test/{stage}/{self.metrics.headline}"]
+    return [scores[variant].to_numpy() for variant in self.variants]
+
+  def _baselines(self, split: str, stage: str) -> pd.Series:
+    """Mean scores of the baselines that are drawn."""
+    return _drawn(self.results.baselines[f"{split}/{stage}/{self.metrics.headline}"].mean())
 
   def _by_variant(
     self, draw: Callable[[Any, int, np.ndarray], None], title: str, height: float
@@ -153,7 +171,7 @@ class Experiment(NamedTuple):
     for axis, (stage, name) in zip(axes, STAGES.items(), strict=True):
       for i, scores in enumerate(self._scores(stage)):
         draw(axis, i, scores)
-      _baseline_lines(axis, axis.axvline, self.baselines, "test", stage, self.metrics)
+      _baseline_lines(axis, axis.axvline, self._baselines("test", stage))
       axis.set(title=name, xlabel=self.metrics.caption("test"), ylim=(0.4 - len(rows), 0.6))
       # The loss and its settings on two lines: a long name would take the width of the panel.
       axis.set_yticks(-rows, [v.replace(":", "\n", 1) for v in self.variants])
@@ -223,20 +241,12 @@ def _policy_values(axis, estimates: pd.DataFrame, policies: list[str], logging: 
   axis.grid(alpha=0.3, axis="x")
 
 
-def _drawn(baselines: Mapping[str, Scores]) -> dict[str, Scores]:
-  return {name: scores for name, scores in baselines.items() if name != "random"}
+def _drawn(levels: pd.Series) -> pd.Series:
+  return levels.drop("random", errors="ignore")
 
 
-def _baseline_lines(
-  axis,
-  line: Callable[..., Any],
-  baselines: Mapping[str, Scores],
-  split: str,
-  stage: str,
-  metrics: Metrics,
-) -> None:
-  for i, (name, scores) in enumerate(_drawn(baselines).items()):
-    level = metrics.shown(scores[split][stage], metrics.headline)
+def _baseline_lines(axis, line: Callable[..., Any], levels: pd.Series) -> None:
+  for i, (name, level) in enumerate(levels.items()):
     style = _LINES[i % len(_LINES)]
     line(level, linestyle=style, linewidth=1.2, label=name, color=_BASELINE_COLOR, zorder=1)
   axis.autoscale_view()  # lines alone do not make room for themselves
