@@ -55,11 +55,10 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   """Functions of (logits, actions, propensities, rewards, ranker_logits), by name."""
   size = {"slate_size": slate_size}
   slates = {"num_slates": num_slates, **size}
-  runs = {name: step(losses.get(name)) for name in ("cross_entropy", "binary_cross_entropy")}
-  for name in ("ips", "snips", "poem", "doubly_robust"):
-    runs[name] = step(losses.get(name))
+  either = [name for name, loss in losses.LOSSES.items() if "policy" in loss.parameters()]
+  runs = {name: step(losses.get(name)) for name in ("binary_cross_entropy", *either)}
   runs["top_k"] = step(losses.get("top_k", **size))
-  for name in ("cross_entropy", "ips", "snips", "poem", "doubly_robust"):
+  for name in either:
     runs[f"{name}, two_stage policy"] = step(losses.get(name, policy="two_stage", **size))
   runs["two_stage_ips, exact"] = step(losses.get("two_stage_ips", sampling="exact", **size))
   for sampling in ("categorical", "systematic"):

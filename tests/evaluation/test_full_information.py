@@ -88,16 +88,17 @@ def test_a_perfect_ranker_lifts_the_second_stage(world):
   assert scores["two_stage"]["precision@5"] > scores["one_stage"]["precision@5"]
 
 
-def test_popularity_is_the_smoothed_mean_reward():
+@pytest.mark.parametrize("largest", [1.0, 30.0])
+def test_popularity_is_the_smoothed_mean_label(largest):
   log = LogRows(
     user_index=np.array([0, 1, 2, 0], np.int32),
     action=np.array([0, 0, 0, 2], np.int32),
     propensity=np.full(4, 0.5, np.float32),
-    reward=np.array([1, 1, 0, 1], np.float32),
+    reward=largest * np.array([1, 1, 0, 1], np.float32),
   )
   expected = [(2 + 1) / (3 + 2), (0 + 1) / (0 + 2), (1 + 1) / (1 + 2)]
   np.testing.assert_allclose(full_information.popularity(log, 3), expected)
-  np.testing.assert_array_equal(log.earned(4), [2, 0, 1, 0])
+  np.testing.assert_array_equal(log.earned(4), largest * np.array([2, 0, 1, 0]))
 
 
 def test_logged_positives_mark_rewarded_pairs_only():

@@ -16,6 +16,8 @@ SMALL = {
   "two_stage_ips": {"seed": 1, "alpha": 0.5, "num_slates": 3, "slate_size": 4},
   "top_k": {"slate_size": 3},
   "doubly_robust": {"reward_scale": 3.0},
+  "weighted_log_likelihood": {"propensity_floor": 0.3},
+  "logarithmic_smoothing": {"log_smoothing": 0.5},
 }
 SHRUNK = losses.ImportanceWeights(method="shrink", shrinkage=2.0)
 
@@ -23,7 +25,7 @@ SHRUNK = losses.ImportanceWeights(method="shrink", shrinkage=2.0)
 # and the options that change the formula.
 VARIANTS = {name: (name, SMALL.get(name, {})) for name in sorted(losses.LOSSES)}
 VARIANTS |= {
-  f"{name}, two_stage": (name, {"policy": "two_stage", "slate_size": 3})
+  f"{name}, two_stage": (name, {**SMALL.get(name, {}), "policy": "two_stage", "slate_size": 3})
   for name in sorted(losses.LOSSES)
   if "policy" in losses.LOSSES[name].parameters()
 }

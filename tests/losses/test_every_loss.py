@@ -133,6 +133,16 @@ def formula(variant, x):
     "doubly_robust": doubly_robust,
     "top_k": top_k,
     "two_stage_ips": two_stage_ips,
+    "weighted_log_likelihood": lambda logits: (
+      -rewards / np.maximum(x["propensities"], loss.propensity_floor) * log_prob(logits)
+    ),
+    "exponential_smoothing": lambda logits: (
+      -rewards * np.exp(log_prob(logits)) / x["propensities"] ** loss.propensity_exponent
+    ),
+    "logarithmic_smoothing": lambda logits: (
+      -np.log(1 + loss.log_smoothing * rewards * np.exp(log_prob(logits)) / x["propensities"])
+      / loss.log_smoothing
+    ),
   }[name]
 
 
@@ -234,8 +244,8 @@ def test_a_batch_without_reward_teaches_nothing(variant):
   np.testing.assert_array_equal(gradient, np.zeros((6, 5)))
 
 
-# Binary cross-entropy is affine up to the reward scale.
-@every_variant(without=("binary_cross_entropy",))
+# Binary cross-entropy is affine up to the reward scale, and a logarithm is not.
+@every_variant(without=("binary_cross_entropy", "logarithmic_smoothing"))
 def test_loss_is_affine_in_real_rewards(variant):
   x = batch()
   x["rewards"] = np.array([0.0, 0.25, 1.0, 3.7, 0.0, 12.5])
@@ -330,8 +340,11 @@ CHANGED = {
   "distillation": 0.125,
   "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
   "normalize_shares": True,
+  "log_smoothing": 0.5,
   "num_slates": 4,
   "policy": "two_stage",
+  "propensity_exponent": 0.25,
+  "propensity_floor": 0.75,
   "reward_model": "relu",
   "reward_scale": 2.5,
   "sampling": "systematic",
@@ -429,7 +442,8 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
   assert loss.uses_ranker_probability == ("two_stage" in variant)
-  assert loss.uses_weights == ("importance" in losses.LOSSES[VARIANTS[variant][0]].parameters())
+  unweighted = ("cross_entropy", "binary_cross_entropy")
+  assert loss.uses_weights == (VARIANTS[variant][0] not in unweighted)
 
 
 @every_variant()

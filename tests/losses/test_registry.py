@@ -19,6 +19,9 @@ from tf_twostage.errors import InputError
     ("doubly_robust", losses.DoublyRobust),
     ("top_k", losses.TopK),
     ("two_stage_ips", losses.TwoStageIPS),
+    ("weighted_log_likelihood", losses.WeightedLogLikelihood),
+    ("exponential_smoothing", losses.ExponentialSmoothing),
+    ("logarithmic_smoothing", losses.LogarithmicSmoothing),
   ],
 )
 def test_get_makes_the_loss_of_that_name(name, kind):
@@ -26,7 +29,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 8
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 11
 
 
 def test_get_passes_options_on():

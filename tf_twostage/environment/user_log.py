@@ -210,7 +210,7 @@ def _policies(
   Popularity shows one of the K items with the highest smoothed mean reward at random, as a
   generator hands K items on. Few rows would show its best item alone.
   """
-  means = full_information.smoothed_means(train.shown(num_items), train.earned(num_items))
+  means = full_information.popularity(train, num_items)
   top = np.full(num_items, -np.inf)
   top[np.argsort(-means, kind="stable")[: config.slate_size]] = 0.0
   return {

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.data.rows import LogRows
+from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.evaluation import ranking
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
 from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES, Scores
@@ -128,12 +129,6 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
   )
 
 
-def popularity(log: LogRows, num_items: int) -> np.ndarray:
-  """Mean logged reward of each item, smoothed: [N]."""
-  shown = np.bincount(log.action, minlength=num_items)
-  return smoothed_means(shown, log.earned(num_items))
-
-
-def smoothed_means(shown: np.ndarray, earned: np.ndarray) -> np.ndarray:
-  """(earned + 1) / (shown + 2), from numbers of rows [N] and sums of rewards [N]."""
-  return (earned + 1) / (shown + 2)
+def popularity(log: TrainingRows, num_items: int) -> np.ndarray:
+  """Mean label of each item, smoothed: [N]; a label is a reward's share of the largest."""
+  return (log.earned(num_items) / log.rewards().scale + 1) / (log.shown(num_items) + 2)

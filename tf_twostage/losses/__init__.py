@@ -1,9 +1,9 @@
 """Off-policy objectives: functions of logits and logged columns, one value per row.
 
 `get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all. An *estimator*
-(cross_entropy, ips, snips, poem, doubly_robust) takes `policy="softmax"`, the generator alone, or
-`policy="two_stage"`, generator and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss
-also runs on a sampled part of the catalogue: see `sample_support`.
+(all but binary_cross_entropy, top_k and two_stage_ips) takes `policy="softmax"`, the generator
+alone, or `policy="two_stage"`, generator and ranker; exact 2-IPS is IPS on the two-stage policy.
+Every loss also runs on a sampled part of the catalogue: see `sample_support`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from tf_twostage.losses.importance import ImportanceWeights
 from tf_twostage.losses.ips import IPS
 from tf_twostage.losses.options import WEIGHT_OPTIONS, Option, read_options
 from tf_twostage.losses.sampled_catalogue import DRAWS, Support, sample_support
+from tf_twostage.losses.smoothing import (
+  ExponentialSmoothing,
+  LogarithmicSmoothing,
+  WeightedLogLikelihood,
+)
 from tf_twostage.losses.top_k import TopK
 from tf_twostage.losses.two_stage_ips import TwoStageIPS
 
@@ -34,7 +39,9 @@ __all__ = [
   "BinaryCrossEntropy",
   "CrossEntropy",
   "DoublyRobust",
+  "ExponentialSmoothing",
   "ImportanceWeights",
+  "LogarithmicSmoothing",
   "LossInputs",
   "LossTerms",
   "OffPolicyLoss",
@@ -42,6 +49,7 @@ __all__ = [
   "Support",
   "TopK",
   "TwoStageIPS",
+  "WeightedLogLikelihood",
   "find",
   "get",
   "options",
@@ -59,6 +67,9 @@ LOSSES: dict[str, type[OffPolicyLoss]] = {
   "doubly_robust": DoublyRobust,
   "top_k": TopK,
   "two_stage_ips": TwoStageIPS,
+  "weighted_log_likelihood": WeightedLogLikelihood,
+  "exponential_smoothing": ExponentialSmoothing,
+  "logarithmic_smoothing": LogarithmicSmoothing,
 }
 _Loss = TypeVar("_Loss", bound=type[OffPolicyLoss])
 

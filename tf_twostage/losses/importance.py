@@ -17,6 +17,11 @@ MAX_LOG_RATIO = 80.0
 METHODS = ("clip", "shrink", "none")
 
 
+def log_ratio(log_prob_actions: tf.Tensor, propensities: tf.Tensor) -> tf.Tensor:
+  """log π(a_i) - log β_i, at most `MAX_LOG_RATIO`: [B]."""
+  return tf.minimum(log_prob_actions - tf.math.log(propensities), MAX_LOG_RATIO)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImportanceWeights:
   """ω_i from π(a_i) / β_i: corrected by `method`, then divided by the batch mean.
@@ -80,13 +85,13 @@ class ImportanceWeights:
     """
     if not differentiable:
       log_prob_actions = tf.stop_gradient(log_prob_actions)
-    log_ratio = tf.minimum(log_prob_actions - tf.math.log(propensities), MAX_LOG_RATIO)
-    ratio = tf.exp(log_ratio)
+    log_omega = log_ratio(log_prob_actions, propensities)
+    ratio = tf.exp(log_omega)
     if self.method == "none":
       weights = tf.ones_like(ratio)
     elif self.method == "shrink":
       # log of ω / (1 + ω²/λ), whose square would overflow.
-      weights = tf.exp(log_ratio - tf.nn.softplus(2 * log_ratio - math.log(self.shrinkage)))
+      weights = tf.exp(log_omega - tf.nn.softplus(2 * log_omega - math.log(self.shrinkage)))
     else:
       weights = tf.clip_by_value(ratio, self.floor, self.cap)
     if self.self_normalize:

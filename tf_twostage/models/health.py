@@ -67,7 +67,8 @@ class PolicyHealth(tf.keras.layers.Layer):
     if objective.uses_weights:
       self.weight_mean = tf.keras.metrics.Mean("weight_mean")
       self.weight_max = Maximum("weight_max")
-      self._clips = objective.importance.method == "clip"
+      importance = getattr(objective, "importance", None)
+      self._clips = importance is not None and importance.method == "clip"
       if self._clips:
         self.capped = tf.keras.metrics.Mean("share_capped")
         self.floored = tf.keras.metrics.Mean("share_floored")
@@ -80,10 +81,10 @@ class PolicyHealth(tf.keras.layers.Layer):
     self.loss_mean.update_state(terms.loss)
     self.entropy.update_state(_entropy(logits, log_q))
     if self._objective.uses_weights:
-      importance = self._objective.importance
       self.weight_mean.update_state(terms.ratio)
       self.weight_max.update_state(terms.ratio)
       if self._clips:
+        importance = self._objective.importance
         self.capped.update_state(tf.cast(terms.ratio >= importance.cap, tf.float32))
         self.floored.update_state(tf.cast(terms.ratio <= importance.floor, tf.float32))
       self.sample_share.update_state(terms.weights)
