@@ -204,7 +204,7 @@ def test_the_logging_policy_in_a_file_is_worth_what_it_earned(evaluated):
   earned, given = by.loc["logging policy", "on_policy"], by.loc["logging.npy"]
   for name in ("ips", "snips"):
     assert given.loc[name, "value"] == pytest.approx(earned["value"], rel=1e-5)
-    assert given.loc[name, "effective_sample_size"] == pytest.approx(ROWS, rel=1e-4)
+    assert given.loc[name, "effective_sample_size"] == pytest.approx(USERS, rel=1e-4)
   assert given.loc["dr", "value"] == pytest.approx(earned["value"], abs=0.01)
   assert given.loc["dr", "truth"] == pytest.approx(earned["truth"], rel=1e-6)
 

@@ -111,7 +111,7 @@ _VALUES = {
     name: Metric(name.upper(), factor=1.0, decimals=4, error=f"{name}_error")
     for name in ("snips", "ips", "dr")
   },
-  "effective_sample_size": Metric("effective rows", factor=1.0, decimals=0),
+  "effective_sample_size": Metric("effective sample", factor=1.0, decimals=0),
 }
 HELD_OUT = Metrics(
   compared=_VALUES,
@@ -124,7 +124,7 @@ HELD_OUT = Metrics(
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
-  """(Σω)² / Σω² [Kish 1965]: how many equally weighted rows would be as good; 0 without weight.
+  """(Σω)² / Σω² [Kish 1965]: how many equal weights would be as good; 0 without weight.
 
   Weights are divided by the largest first, so that squares of huge weights do not overflow.
   """

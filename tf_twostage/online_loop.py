@@ -148,7 +148,7 @@ def table(logging_policy: Estimate, rounds: Sequence[Round]) -> str:
         _percent(r.logged),
       ]
     )
-  columns = ["policy", "trained on", "estimated before", "effective rows", "true value", "logged"]
+  columns = ["policy", "trained on", "estimated before", "effective sample", "true value", "logged"]
   return pd.DataFrame(rows, columns=columns).to_string(index=False)
 
 

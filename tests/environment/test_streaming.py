@@ -110,7 +110,7 @@ def test_a_run_gives_the_same_tables_and_similar_values(written, tmp_path):
   ours, theirs = (tmp_path / name / "table.csv" for name in configs)
   header = ours.read_text().splitlines()[0]
   assert header == theirs.read_text().splitlines()[0]
-  for heading in ("Test rows, generator alone", "effective rows"):
+  for heading in ("Test rows, generator alone", "effective sample"):
     assert all(heading in summary for _, summary in results)
   # One draw of the training order against another: two errors of the same 150 test rows.
   ours, theirs = (m["test"]["two_stage"] for m in (disk, memory))

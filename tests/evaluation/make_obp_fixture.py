@@ -1,7 +1,8 @@
 """Writes what Open Bandit Pipeline computes on the Open Bandit Dataset to obp_0_5_7.json.
 
 Run it from the repository's root in an environment of its own that holds obp 0.5.7 (which needs
-older packages than this library), with the directory that `TF_TWOSTAGE_TEST_DATA` names:
+older packages than this library, and PyTorch, which obp imports), with the directory that
+`TF_TWOSTAGE_TEST_DATA` names:
 
     python -m tests.evaluation.make_obp_fixture DIR
 """
@@ -13,10 +14,18 @@ import sys
 
 import numpy as np
 
-from tests.evaluation.open_bandit_arrays import NUM_ITEMS, NUM_POSITIONS, PAIRS, Problem, problem
+from tests.evaluation.open_bandit_arrays import (
+  GRID,
+  NUM_ITEMS,
+  NUM_POSITIONS,
+  PAIRS,
+  THRESHOLD,
+  Problem,
+  pooled,
+  problem,
+)
 
 FIXTURE = pathlib.Path(__file__).parent / "obp_0_5_7.json"
-THRESHOLD = 2.0  # of the clipped and the switching estimator: it bites on both logs
 
 
 def values(x: Problem) -> dict[str, float]:
@@ -29,13 +38,44 @@ def values(x: Problem) -> dict[str, float]:
     "clipped_ips": ope.InverseProbabilityWeighting(lambda_=THRESHOLD),
     "snips": ope.SelfNormalizedInverseProbabilityWeighting(),
     "dr": ope.DoublyRobust(),
+    "sndr": ope.SelfNormalizedDoublyRobust(),
     "switch_dr": ope.SwitchDoublyRobust(lambda_=THRESHOLD),
+    "dros": ope.DoublyRobustWithShrinkage(lambda_=THRESHOLD),
   }
+  tuned = {
+    "slope_ips": ope.InverseProbabilityWeightingTuning,
+    "slope_switch_dr": ope.SwitchDoublyRobustTuning,
+    "slope_dros": ope.DoublyRobustWithShrinkageTuning,
+  }
+  arrays = _arrays(x)
+  found = {name: e.estimate_policy_value(**arrays) for name, e in estimators.items()}
+  for name, kind in tuned.items():
+    estimator = kind(lambdas=list(GRID), tuning_method="slope")
+    found[name] = estimator.estimate_policy_value_with_tuning(**arrays)
+  return {name: float(value) for name, value in found.items()}
+
+
+def balanced_values(x: Problem, propensities: np.ndarray) -> dict[str, float]:
+  """The same for rows of several logging policies, with their balanced propensities [n]."""
+  from obp import ope
+
+  estimators = {
+    "ips": ope.MultiLoggersBalancedInverseProbabilityWeighting(),
+    "clipped_ips": ope.MultiLoggersBalancedInverseProbabilityWeighting(lambda_=THRESHOLD),
+    "dr": ope.MultiLoggersBalancedDoublyRobust(),
+  }
+  arrays = _arrays(x) | {"pscore_avg": propensities}
+  del arrays["pscore"]
+  return {name: float(e.estimate_policy_value(**arrays)) for name, e in estimators.items()}
+
+
+def _arrays(x: Problem) -> dict[str, np.ndarray]:
+  """The arguments of OBP's estimators."""
   n = len(x.actions)
   # OBP reads each row at its position only.
   predicted = np.zeros((n, NUM_ITEMS, NUM_POSITIONS))
   predicted[np.arange(n), :, x.positions] = x.predicted_rewards
-  arrays = {
+  return {
     "reward": x.rewards,
     "action": x.actions,
     "pscore": x.propensities,
@@ -43,15 +83,21 @@ def values(x: Problem) -> dict[str, float]:
     "action_dist": np.tile(x.policy, (n, 1, 1)),
     "estimated_rewards_by_reg_model": predicted,
   }
-  return {
-    name: float(estimator.estimate_policy_value(**arrays)) for name, estimator in estimators.items()
-  }
+
+
+def mixture(loggers: np.ndarray, propensities: dict[str, np.ndarray]) -> np.ndarray:
+  """The mean over rows' loggers of each row's propensity, [n]."""
+  return sum((loggers == name).mean() * own for name, own in propensities.items())
 
 
 def main() -> None:
   import obp
 
   root = pathlib.Path(sys.argv[1])
+  both = {}
+  for _, target in PAIRS:
+    x, loggers, propensities = pooled(root, target)
+    both[f"both to {target}"] = balanced_values(x, mixture(loggers, propensities))
   record = {
     "command": "python -m tests.evaluation.make_obp_fixture $TF_TWOSTAGE_TEST_DATA",
     "versions": {
@@ -59,7 +105,8 @@ def main() -> None:
       "numpy": np.__version__,
       "python": platform.python_version(),
     },
-    "values": {f"{log} to {target}": values(problem(root, log, target)) for log, target in PAIRS},
+    "values": {f"{log} to {target}": values(problem(root, log, target)) for log, target in PAIRS}
+    | both,
   }
   FIXTURE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 NUM_ITEMS, NUM_POSITIONS, NUM_FOLDS = 80, 3, 4
+THRESHOLD = 2.0  # of clipped, switching and shrinking estimators: it bites on both logs
+GRID = [0.5, 1.0, 2.0, 5.0, float("inf")]  # that SLOPE chooses from
 # (the policy that logged, the policy to evaluate)
 PAIRS = [("random", "bts"), ("bts", "random")]
 
@@ -56,6 +58,17 @@ def problem(root: pathlib.Path, logging: str, target: str) -> Problem:
     policy_of(root, target),
     _predict(actions, positions, rewards),
   )
+
+
+def pooled(root: pathlib.Path, target: str) -> tuple[Problem, np.ndarray, dict[str, np.ndarray]]:
+  """Both logs as one: the rows, who logged them [n], and each policy's propensities of them [n]."""
+  parts = [problem(root, logging, target) for logging, _ in PAIRS]
+  columns = {name: np.concatenate([getattr(p, name) for p in parts]) for name in Problem._fields}
+  whole = Problem(**columns)._replace(policy=parts[0].policy)
+  loggers = np.repeat([logging for logging, _ in PAIRS], [len(part.actions) for part in parts])
+  tables = {name: policy_of(root, name) for name, _ in PAIRS}
+  propensities = {n: table[whole.actions, whole.positions] for n, table in tables.items()}
+  return whole, loggers, propensities
 
 
 def policy_of(root: pathlib.Path, name: str) -> np.ndarray:

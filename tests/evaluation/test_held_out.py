@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_twostage import metrics
 from tf_twostage.data.rows import LogRows
 from tf_twostage.evaluation import evaluation_log, off_policy
-from tf_twostage.evaluation.estimators import IPS, Gain
+from tf_twostage.evaluation.estimators import IPS
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.evaluation.rows import PolicyRows
@@ -156,31 +156,36 @@ REWARDS, PROPENSITIES = np.array([1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0.25, 0.5
 
 def gain(probabilities):
   rows = PolicyRows(REWARDS, PROPENSITIES, np.asarray(probabilities))
-  (estimate,) = off_policy.evaluate(rows, {"gain": Gain(cap=10.0)}, num_resamples=0)
+  (estimate,) = off_policy.evaluate(rows, {"capped": IPS(cap=10.0)}, num_resamples=0)
   return estimate
 
 
 def test_the_logging_policy_gains_exactly_nothing():
   estimate = gain(PROPENSITIES)
-  assert (estimate.value, estimate.standard_error) == (0.0, 0.0)
+  assert (estimate.gain, estimate.gain_error) == (0.0, 0.0)
+  assert estimate.gain_lower_bound < 0
 
 
 def test_a_policy_that_no_rewarded_row_supports_loses_all():
   estimate = gain([0.0, 1.0, 0.0, 1.0])
-  assert estimate.value == pytest.approx(-REWARDS.mean())
-  assert estimate.standard_error > 0
+  assert estimate.gain == pytest.approx(-REWARDS.mean())
+  assert estimate.gain_error > 0
 
 
 def test_a_gain_is_the_mean_difference_with_weights_cut():
   # Weights 2 and 1 of the rewarded rows; 100 of the last would be cut to 10, were it rewarded.
-  assert gain([1.0, 0.0, 0.5, 1.0]).value == pytest.approx(((2 - 1) * 1 + (1 - 1) * 2) / 4)
+  assert gain([1.0, 0.0, 0.5, 1.0]).gain == pytest.approx(((2 - 1) * 1 + (1 - 1) * 2) / 4)
 
 
-def test_the_bound_takes_errors_off_the_gain(world):
+def test_the_bound_of_the_gain_of_capped_weights_selects(world):
   scores = world.scores()["validation"]["two_stage"]
-  assert scores["gain_lower_bound"] == pytest.approx(scores["gain"] - 1.645 * scores["gain_error"])
+  (capped,) = off_policy.evaluate(
+    world.rows("validation", "two_stage"), ["clipped_ips"], num_resamples=0
+  )
+  for name in ("gain", "gain_error", "gain_lower_bound"):
+    assert scores[name] == pytest.approx(getattr(capped, name), rel=2e-3)
   select = metrics.HELD_OUT.selection("two_stage")
-  assert select(world.scores()) == scores["gain_lower_bound"]
+  assert select(world.scores()) == scores["gain_lower_bound"] < scores["gain"]
 
 
 def test_few_effective_rows_and_no_certain_gain_give_warnings(world):
@@ -188,20 +193,22 @@ def test_few_effective_rows_and_no_certain_gain_give_warnings(world):
     metrics = {"effective_sample_size": size, "gain_lower_bound": bound, "mean_weight": 1.0}
     return {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
 
-  evaluator = world.evaluator()
+  evaluator = world.evaluator(grouped=False)
   assert evaluator.warnings(scores(150.0, 0.1)) == []
   few = evaluator.warnings(scores(12.3, 0.1))
   assert [text.split(":")[0] for text in few] == list(STAGES)
   assert "12 of 200 test rows" in few[0]
   (unsure,) = evaluator.warnings(scores(150.0, 0.0))
   assert "do not show, at 95%" in unsure
+  by_user = world.evaluator().warnings(scores(5.0, 0.1))
+  assert "5 of 7 users of test rows" in by_user[0]
 
 
 @pytest.mark.parametrize("factor", [0.05, 1.0, 20.0])
 def test_a_mean_weight_far_from_one_gives_a_warning(world, factor):
   metrics = {"effective_sample_size": 150.0, "gain_lower_bound": 0.1, "mean_weight": factor}
   scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
-  warnings = world.evaluator().warnings(scores)
+  warnings = world.evaluator(grouped=False).warnings(scores)
   assert len(warnings) == (0 if factor == 1 else len(STAGES))
   assert all(f"the mean weight is {factor:.4g} ± " in text for text in warnings)
 
@@ -210,7 +217,8 @@ def test_a_mean_weight_within_its_error_gives_none(world):
   def warnings(mean, size=50.0):
     metrics = {"effective_sample_size": size, "gain_lower_bound": 0.1, "mean_weight": mean}
     scores = {split: dict.fromkeys(STAGES, metrics) for split in ("validation", "test")}
-    return [text for text in world.evaluator().warnings(scores) if "mean weight" in text]
+    texts = world.evaluator(grouped=False).warnings(scores)
+    return [text for text in texts if "mean weight" in text]
 
   # Of 200 rows 50 are effective: the error is mean * sqrt(1 / 50 - 1 / 200) = 0.1225 * mean.
   assert warnings(0.8) == warnings(1.5) == []

@@ -1,12 +1,14 @@
 """Do intervals cover as often as they say? Simulated logs of a known truth, all at once."""
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from tf_twostage.evaluation import intervals
 from tf_twostage.evaluation.estimators import DR, IPS, SNIPS
-from tf_twostage.evaluation.intervals import summarise_ratios
+from tf_twostage.evaluation.intervals import lower_bound, summarise_ratios
 from tf_twostage.evaluation.off_policy import evaluate, on_policy
 from tf_twostage.evaluation.rows import PolicyRows
 
@@ -46,6 +48,7 @@ def simulation():
     summaries[name] = summarise_ratios(
       terms.numerator.reshape(NUM_LOGS, NUM_ROWS),
       terms.denominator.reshape(NUM_LOGS, NUM_ROWS),
+      None if terms.offset is None else terms.offset.reshape(NUM_LOGS, NUM_ROWS),
       num_resamples=500,
     )
   return summaries, truth
@@ -195,3 +198,69 @@ def test_equal_rows_leave_no_width():
   estimate = on_policy(np.full(50, 0.25))
   assert estimate.standard_error == 0
   assert estimate.interval == estimate.bootstrap_interval == (0.25, 0.25)
+
+
+# The lower bound.
+
+
+def capital(values, mean, shares):
+  return np.mean([np.prod(1 - share + share * values / mean) for share in shares])
+
+
+def test_the_lower_bound_is_where_the_capital_reaches_its_goal():
+  values = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 0.0, 1.0, 2.0])
+  bound = lower_bound(values, 0.9)
+  shares = [0.99, 10**-0.5, 0.1]  # down to 1 / 10
+  assert 0 < bound < values.mean()
+  assert capital(values, bound, shares) == pytest.approx(1 / (1 - 0.9), rel=1e-4)
+
+
+def test_expected_capital_at_the_mean_is_at_most_one():
+  """By enumeration of three units of different means: (0 or 3), (1 or 2) and (0 or 8)."""
+  units = [[(0.0, 0.5), (3.0, 0.5)], [(1.0, 0.3), (2.0, 0.7)], [(0.0, 0.9), (8.0, 0.1)]]
+  mean = np.mean([sum(value * p for value, p in unit) for unit in units])
+  expected = sum(
+    np.prod([p for _, p in drawn])
+    * capital(np.array([value for value, _ in drawn]), mean, [0.99, 0.3, 0.1])
+    for drawn in itertools.product(*units)
+  )
+  assert expected <= 1
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_the_lower_bound_holds_where_intervals_do_not(confidence):
+  """Mean 1 of 30 values that are 0 but for one in a hundred: most logs do not have it."""
+  values = 100.0 * (np.random.default_rng(0).random((2000, 30)) < 0.01)
+  bounds = np.array([lower_bound(row, confidence) for row in values])
+  assert (bounds <= 1).mean() >= confidence
+
+
+def test_the_lower_bound_comes_near_with_more_rows():
+  rng = np.random.default_rng(0)
+  gaps = [1 - lower_bound(rng.exponential(size=10_000)) for _ in range(20)]
+  # In standard errors; that of a normal distribution of known variance would be 1.645.
+  assert 1.645 < np.mean(gaps) * np.sqrt(10_000) < 4
+
+
+def test_the_lower_bound_scales_and_begins_at_zero():
+  values = np.random.default_rng(0).exponential(size=50)
+  assert lower_bound(1e9 * values) == pytest.approx(1e9 * lower_bound(values), rel=1e-5)
+  assert lower_bound(np.zeros(50)) == 0
+  assert np.isnan(lower_bound(np.array([1.0, np.inf])))
+  assert lower_bound(np.array([2.0])) < 2
+
+
+def test_bounds_of_an_estimate_are_those_of_the_sums_of_groups():
+  """Weights 2, 1 and 9, rewards 1, 0 and 2 in groups a, a and b: they earn 2 and 18, and gain
+  (2 - 1) + 0 and 18 - 2, which is at least -2 a row."""
+  rows = PolicyRows([1.0, 0.0, 2.0], [0.4, 0.5, 0.1], [0.8, 0.5, 0.9], groups=["a", "a", "b"])
+  (estimate,) = evaluate(rows, {"ips": IPS()}, num_resamples=0)
+  scale = 2 / 3  # groups in a row
+  assert estimate.lower_bound == pytest.approx(scale * lower_bound(np.array([2.0, 18.0])))
+  gains = np.array([1 + 2 * 2, 16 + 2])
+  assert estimate.gain_lower_bound == pytest.approx(scale * lower_bound(gains) - 2)
+  snips, negative = (
+    evaluate(PolicyRows(r, rows.propensities, rows.target_probabilities), [e], num_resamples=0)[0]
+    for r, e in ((rows.rewards, "snips"), ([1.0, -1.0, 2.0], "ips"))
+  )
+  assert np.isnan([snips.lower_bound, negative.lower_bound, negative.gain_lower_bound]).all()

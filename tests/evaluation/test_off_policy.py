@@ -4,13 +4,15 @@ import re
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.estimators import DM, DR, ESTIMATORS, IPS, SNIPS
+from tf_twostage.evaluation.estimators import DM, DR, ESTIMATORS, IPS, SNDR, SNIPS, DRos, Slope
 from tf_twostage.evaluation.intervals import summarise_ratios
-from tf_twostage.evaluation.off_policy import evaluate, on_policy, to_frame
-from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.evaluation.off_policy import difference, evaluate, on_policy, to_frame
+from tf_twostage.evaluation.overlap import pareto_k
+from tf_twostage.evaluation.rows import PolicyRows, balanced_propensities
 
 
 def example(**changes):
@@ -67,6 +69,13 @@ def test_rows_are_reduced_to_what_estimators_read():
     (DR(), (0.6 + 0.1 + 1.45 + 2 * (1 - 0.5) + 1 * (0 - 0.2) + 9 * (2 - 1.5)) / 3),
     (DR(threshold=2), (0.6 + 0.1 + 1.45 + 2 * (1 - 0.5) + 1 * (0 - 0.2)) / 3),
     (DR(threshold=1), (0.6 + 0.1 + 1.45 + 1 * (0 - 0.2)) / 3),
+    (
+      SNDR(),
+      (0.6 + 0.1 + 1.45) / 3 + (2 * (1 - 0.5) + 1 * (0 - 0.2) + 9 * (2 - 1.5)) / (2 + 1 + 9),
+    ),
+    # Weights 2 ω / (ω² + 2): 4/6, 2/3 and 18/83.
+    (DRos(2), (0.6 + 0.1 + 1.45 + 2 / 3 * 0.5 - 2 / 3 * 0.2 + 18 / 83 * 0.5) / 3),
+    (DRos(0), (0.6 + 0.1 + 1.45) / 3),
   ],
   ids=repr,
 )
@@ -89,9 +98,19 @@ def test_standard_error_of_a_ratio_is_by_the_delta_method():
   assert estimate.standard_error == pytest.approx(expected, rel=1e-12)
 
 
+def test_standard_error_of_a_mean_plus_a_ratio_is_by_the_delta_method():
+  direct, ratio = np.array([0.6, 0.1, 1.45]), (2 * 0.5 - 0.2 + 9 * 0.5) / 12
+  corrections = np.array([2 * (0.5 - ratio), 1 * (-0.2 - ratio), 9 * (0.5 - ratio)])
+  influence = (direct - direct.mean()) / 3 + corrections / 12
+  (estimate,) = evaluate(example(), {"sndr": SNDR()})
+  expected = math.sqrt(3 / 2 * (influence**2).sum())
+  assert estimate.standard_error == pytest.approx(expected, rel=1e-12)
+
+
 def test_diagnostics_of_weights():
   (estimate,) = evaluate(example(), {"ips": IPS()})
   assert estimate.effective_sample_size == pytest.approx(12**2 / (4 + 1 + 81))
+  assert estimate.effective_rewards == pytest.approx(20**2 / (2**2 + 18**2))
   assert estimate.max_weight == pytest.approx(9)
   assert estimate.mean_weight == pytest.approx(12 / 3)
   assert (estimate.num_rows, estimate.num_units) == (3, 3)
@@ -103,6 +122,146 @@ def test_diagnostics_are_of_the_weights_in_use():
   assert estimate.max_weight == 3
   (estimate,) = evaluate(example(), {"switch": DR(threshold=5)})
   assert estimate.mean_weight == pytest.approx((2 + 1 + 0) / 3)
+
+
+def test_diagnostics_are_of_what_intervals_draw_as_one():
+  """Groups a and b: sums of weights 2 + 1 and 9, of what they earned 2 and 18."""
+  (estimate,) = evaluate(example(groups=["a", "a", "b"]), {"ips": IPS()})
+  assert estimate.effective_sample_size == pytest.approx(12**2 / (3**2 + 9**2))
+  assert estimate.effective_rewards == pytest.approx(20**2 / (2**2 + 18**2))
+  assert (estimate.max_weight, estimate.num_units) == (pytest.approx(9), 2)
+
+
+@pytest.mark.parametrize("shape", [-0.3, 0.2, 0.5, 0.8, 1.2])
+def test_pareto_k_is_the_shape_of_the_tail(shape):
+  found = [
+    pareto_k(scipy.stats.genpareto.rvs(shape, size=2000, random_state=seed)) for seed in range(20)
+  ]
+  assert np.mean(found) == pytest.approx(shape, abs=0.1)  # drawn towards 0.5 by its prior
+  assert pareto_k(1e300 * scipy.stats.genpareto.rvs(0.2, size=2000, random_state=0)) == (
+    pytest.approx(found[0]) if shape == 0.2 else pytest.approx(0.2, abs=0.3)
+  )
+
+
+@pytest.mark.parametrize("weights", [np.ones(100), np.arange(3.0), np.zeros(50)])
+def test_weights_without_a_tail_have_no_pareto_k(weights):
+  assert math.isnan(pareto_k(weights))
+
+
+# SLOPE.
+
+
+def test_slope_takes_the_narrowest_interval_that_the_wider_ones_allow():
+  rng = np.random.default_rng(0)
+  weights = rng.pareto(2.5, 2000)
+  rows = PolicyRows(np.ones(2000), np.full(2000, 1e-4), 1e-4 * weights)
+  caps = (0.01, 1.0, 3.0, 10.0, np.inf)
+  found = {
+    cap: evaluate(rows, {"it": IPS(cap)}, confidence=0.8, num_resamples=0)[0] for cap in caps
+  }
+  chosen = None
+  for i, cap in enumerate(reversed(caps)):
+    half = {c: found[c].interval[1] - found[c].value for c in caps}
+    wider = list(reversed(caps))[:i]
+    if any(
+      abs(found[c].value - found[cap].value) > half[cap] + (math.sqrt(6) - 1) * half[c]
+      for c in wider
+    ):
+      break
+    chosen = cap
+  assert chosen not in (0.01, np.inf)
+  assert value(rows, Slope(tuple(map(IPS, caps)))) == found[chosen].value
+
+
+def test_slope_needs_a_model_if_a_candidate_does():
+  assert Slope((IPS(), DR())).needs_model
+  assert not Slope((IPS(), IPS(cap=3))).needs_model
+  with pytest.raises(InputError, match="Slope needs candidates"):
+    Slope(())
+
+
+# Several logging policies.
+
+
+def test_balanced_propensities_are_those_of_the_mixture():
+  found = balanced_propensities(
+    ["a", "b", "b", "a"], {"a": [0.5, 0.0, 0.2, 0.4], "b": [0.0, 0.6, 0.1, 0.2], "c": [1, 1, 1, 1]}
+  )
+  np.testing.assert_allclose(found, [0.25, 0.3, 0.15, 0.3])
+
+
+def test_balanced_ips_is_unbiased_by_enumeration():
+  """One row of each of two policies over three actions; the second never shows the third."""
+  policies = {"a": np.array([0.2, 0.3, 0.5]), "b": np.array([0.6, 0.4, 0.0])}
+  target, chance = np.array([0.1, 0.2, 0.7]), np.array([0.9, 0.5, 0.3])
+  expected = 0.0
+  for first in range(3):
+    for second in range(2):
+      actions = np.array([first, second])
+      share = policies["a"][first] * policies["b"][second]
+      propensities = balanced_propensities(
+        ["a", "b"], {name: own[actions] for name, own in policies.items()}
+      )
+      rows = PolicyRows(chance[actions], propensities, target[actions])
+      expected += share * value(rows, IPS())
+  assert expected == pytest.approx(target @ chance, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("policies", "propensities", "message"),
+  [
+    (["a", "b"], {"a": [0.5, 0.5]}, "none of policy b, which logged rows"),
+    (["a", "b"], {"a": [0.5, 0.5], "b": [0.5, 0.0]}, "propensities of b must .* 1 of 2 rows"),
+    (["a", "a"], {"a": [0.5, 1.5]}, "propensities of a must .* 1 of 2 rows"),
+    (["a", "a"], {"a": [0.5]}, "propensities of a has 1 rows, policies 2"),
+  ],
+)
+def test_propensities_of_several_policies_that_do_not_fit_are_refused(
+  policies, propensities, message
+):
+  with pytest.raises(InputError, match=message):
+    balanced_propensities(policies, propensities)
+
+
+# Differences.
+
+
+def test_a_gain_is_paired():
+  """ω r - r of (1, 0, 2) with weights (2, 1, 9): 1, 0 and 16."""
+  (estimate,) = evaluate(example(), {"ips": IPS()}, num_resamples=0)
+  gains = np.array([1.0, 0.0, 16.0])
+  assert estimate.gain == pytest.approx(gains.mean())
+  assert estimate.gain_error == pytest.approx(gains.std(ddof=1) / math.sqrt(3))
+  reach = scipy.stats.t.ppf(0.975, df=2) * estimate.gain_error
+  assert estimate.gain_interval == pytest.approx((gains.mean() - reach, gains.mean() + reach))
+
+
+@pytest.mark.parametrize("estimator", [SNIPS(), DR(), SNDR(), DM()], ids=repr)
+def test_a_difference_of_two_policies_has_the_error_of_the_jackknife(estimator):
+  """Leaving out one row at a time estimates the same variance, without the delta method."""
+  first, second = (
+    random_rows(0, n=400),
+    random_rows(0, n=400, probabilities=np.full((400, 4), 0.25)),
+  )
+  a, b = (evaluate(rows, {"it": estimator}, num_resamples=0)[0] for rows in (first, second))
+  found, error, (low, high) = difference(a, b, 0.95)
+  terms = [estimator(rows) for rows in (first, second)]
+
+  def without(term, row):
+    kept = np.arange(400) != row
+    offset = 0.0 if term.offset is None else term.offset[kept].mean()
+    return offset + term.numerator[kept].sum() / term.denominator[kept].sum()
+
+  left = np.array([without(terms[0], i) - without(terms[1], i) for i in range(400)])
+  assert found == pytest.approx(a.value - b.value)
+  assert error == pytest.approx(math.sqrt(399 / 400 * ((left - left.mean()) ** 2).sum()), rel=0.05)
+  assert low < found < high
+
+
+def test_a_policy_does_not_differ_from_itself():
+  (estimate,) = evaluate(random_rows(0), {"dr": DR()}, num_resamples=0)
+  assert difference(estimate, estimate, 0.95) == (0.0, 0.0, (0.0, 0.0))
+  assert on_policy([1.0, 0.0, 2.0]).gain == 0
 
 
 # Identities.
@@ -202,13 +361,18 @@ def tiny_problem(seed):
   return probability, rows, share @ (target * chance).sum(axis=1)
 
 
+def summands(terms):
+  """Of an estimate that is a mean."""
+  return terms.numerator + (0.0 if terms.offset is None else terms.offset)
+
+
 @pytest.mark.parametrize("estimator", [IPS(), DR()], ids=repr)
 @pytest.mark.parametrize("seed", range(4))
 def test_expectation_is_the_value_of_the_target_policy(seed, estimator):
   probability, rows, truth = tiny_problem(seed)
   terms = estimator(rows)
   assert probability.sum() == pytest.approx(1)
-  assert probability @ terms.numerator == pytest.approx(truth, rel=1e-12)
+  assert probability @ summands(terms) == pytest.approx(truth, rel=1e-12)
   np.testing.assert_array_equal(terms.denominator, 1)
   assert probability @ terms.weights == pytest.approx(1, rel=1e-12)
 
@@ -216,13 +380,13 @@ def test_expectation_is_the_value_of_the_target_policy(seed, estimator):
 @pytest.mark.parametrize("estimator", [DM(), IPS(cap=0.5), DR(threshold=0.5)], ids=repr)
 def test_others_are_biased(estimator):
   probability, rows, truth = tiny_problem(0)
-  assert abs(probability @ estimator(rows).numerator - truth) > 1e-3
+  assert abs(probability @ summands(estimator(rows)) - truth) > 1e-3
 
 
 @pytest.mark.parametrize("estimator", [IPS(), DR()], ids=repr)
 def test_expected_square_of_the_standard_error_is_the_variance(estimator):
   probability, rows, _ = tiny_problem(1)
-  y = estimator(rows).numerator
+  y = summands(estimator(rows))
   expected = mean = square = 0.0
   for i, p in enumerate(probability):
     for j, q in enumerate(probability):
@@ -238,7 +402,7 @@ def test_expected_square_of_the_standard_error_is_the_variance(estimator):
 
 def test_leaves_out_what_needs_a_model_where_there_is_none():
   rows = example(predicted_rewards=None)
-  assert [e.estimator for e in evaluate(rows)] == ["ips", "clipped_ips", "snips"]
+  assert [e.estimator for e in evaluate(rows)] == [*("ips", "clipped_ips", "slope_ips", "snips")]
   assert [e.estimator for e in evaluate(example())] == list(ESTIMATORS)
 
 
@@ -321,6 +485,9 @@ def many_rows(weights, rewards=1.0, groups=None):
   return PolicyRows(rewards, propensities, weights * propensities, groups=groups)
 
 
+DOMINANT = np.repeat(np.arange(40), [1000, *[10] * 39])
+
+
 def ips_warnings(rows):
   (estimate,) = evaluate(rows, {"ips": IPS()}, num_resamples=0)
   return estimate.warnings
@@ -333,10 +500,13 @@ def test_ample_overlap_gives_no_warning():
 @pytest.mark.parametrize(
   ("rows", "message"),
   [
-    (many_rows(np.ones(90)), r"effective sample size is 90\.0 of 90 rows.*log more"),
+    (many_rows(np.ones(29)), r"effective sample size is 29\.0 of 29 rows.*log more"),
     (many_rows(np.tile([100.0] + [0.0] * 199, 101)), r"sample size is 101\.0 of 20200 rows"),
     (many_rows([400.0] + [1.0] * 1000), r"row 0 alone holds 29% of all weight \(ω = 400\)"),
-    (many_rows(np.ones(200), [1.0] * 9 + [0.0] * 191), "only 9 rows have both a weight"),
+    (many_rows(np.ones(200), [1.0] * 9 + [0.0] * 191), r"those of 9\.0 effective rows of 200"),
+    (many_rows(np.ones(1000) + scipy.stats.pareto.rvs(1.5, size=1000, random_state=0)), "Pareto k"),
+    (many_rows(np.ones(1390), groups=DOMINANT), "group 0 alone holds 72% of all weight"),
+    (many_rows(np.ones(1390), groups=DOMINANT), r"sample size is 1\.9 of 40 groups"),
     (many_rows(np.tile([0.4, 0.6], 200)), r"mean weight is 0\.5 ± .*check the propensities"),
     (many_rows(np.ones(200), groups=np.arange(200) % 20), "20 independent groups are too few"),
   ],
@@ -347,8 +517,25 @@ def test_too_little_overlap_gives_a_warning(rows, message):
 
 def test_deviation_within_noise_or_tolerance_gives_no_warning():
   rng = np.random.default_rng(0)
-  assert ips_warnings(many_rows(rng.exponential(size=400))) == ()
+  assert ips_warnings(many_rows(rng.uniform(0.5, 1.5, size=400))) == ()
   assert ips_warnings(many_rows(np.full(400, 1.009))) == ()
+
+
+def test_weights_of_a_heavy_tail_give_a_warning_though_the_largest_are_missing():
+  """Lognormal weights of deviation 1.5: 1,000 rows without their upper 2% look harmless."""
+  weights = np.sort(np.random.default_rng(0).lognormal(sigma=1.5, size=1000))[:980]
+  weights /= weights.mean()
+  assert pareto_k(weights) < 0.5
+  (warning,) = ips_warnings(many_rows(weights))
+  assert "heavy tail" in warning
+  assert "decide by the lower bound" in warning
+
+
+def test_a_cap_that_removes_more_than_errors_show_gives_a_warning():
+  rows = many_rows(np.tile([0.5, 0.5, 2.0], 200))
+  _, capped = evaluate(rows, {"ips": IPS(), "capped": IPS(cap=1.0)}, num_resamples=0)
+  assert "the cap removes 33.3% of the weight" in capped.warnings[0]
+  assert capped.unreliable
 
 
 def test_mass_on_actions_that_were_never_logged_gives_a_warning():
@@ -451,6 +638,7 @@ def test_bad_arrays_are_named_with_the_place_and_the_remedy(changes, message):
     (lambda: IPS(cap=0), "cap must be above 0"),
     (lambda: IPS(cap=NAN), "cap must be above 0"),
     (lambda: DR(threshold=-1), "threshold must be at least 0"),
+    (lambda: DRos(shrinkage=NAN), "shrinkage must be at least 0"),
   ],
 )
 def test_bad_calls_are_refused(call, message):

@@ -114,7 +114,9 @@ def test_the_logging_policy_as_a_target_has_its_mean_reward(world):
   frame = frame.set_index("estimator")
   for name in ("ips", "snips"):
     assert frame.loc[name, "value"] == pytest.approx(evaluation.rows.reward.mean(), rel=1e-6)
-    assert frame.loc[name, "effective_sample_size"] == pytest.approx(ROWS)
+    of_users = np.bincount(evaluation.rows.user_index)
+    size = ROWS**2 / (of_users @ of_users)
+    assert frame.loc[name, "effective_sample_size"] == pytest.approx(size)
   assert frame.loc["on_policy", "value"] == pytest.approx(evaluation.rows.reward.mean())
   assert frame["truth"].nunique() == 1
 

@@ -92,7 +92,7 @@ def test_few_policies_get_all_columns_and_their_warnings(evaluation):
   text = str(Evaluation(evaluation, values.evaluate(evaluation, [first], ["ips", "snips"])))
   assert "first, kind (true value 0.000)" in text
   assert "largest weight" in text
-  assert "! ips, snips: only 0 rows have both a weight and a reward" in text
+  assert "! ips, snips: the rewards are those of 0.0 effective groups of 40" in text
   assert "reward model" not in text
 
 

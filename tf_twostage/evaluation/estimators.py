@@ -1,4 +1,4 @@
-"""The estimators of a policy's value: each turns rows into a ratio of sums.
+"""The estimators of a policy's value: each turns rows into a mean plus a ratio of sums.
 
 π is the target policy, β the logging policy, ω = π/β the importance weight of a row, rhat a reward
 model. `ESTIMATORS` names them; any object with the two members of `Estimator` serves as well.
@@ -8,36 +8,40 @@ model. `ESTIMATORS` names them; any object with the two members of `Estimator` s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation.intervals import RatioSummary, summarise_ratios
 from tf_twostage.evaluation.rows import PolicyRows
 
 
 class Terms(NamedTuple):
-  """An estimate as Σ numerator / Σ denominator over rows.
+  """An estimate as the mean of offsets plus Σ numerator / Σ denominator, over rows.
 
   Attributes:
     numerator, denominator: [n].
     weights: [n], the importance weights in use; None where rewards are not weighted.
+    offset: [n]; None: zero.
+    bounded: whether numerators are at least 0 and the estimate is their mean, which is the value
+      in expectation, or less. `intervals.lower_bound` needs this.
   """
 
   numerator: np.ndarray
   denominator: np.ndarray
   weights: np.ndarray | None
+  offset: np.ndarray | None = None
+  bounded: bool = False
 
 
 class Estimator(Protocol):
-  """Maps rows to terms.
+  """Maps rows to terms."""
 
-  Attributes:
-    needs_model: whether it reads the reward model's columns.
-  """
-
-  needs_model: bool
+  @property
+  def needs_model(self) -> bool:
+    """Whether it reads the reward model's columns."""
 
   def __call__(self, rows: PolicyRows) -> Terms: ...
 
@@ -57,7 +61,8 @@ class DM:
   needs_model = True
 
   def __call__(self, rows: PolicyRows) -> Terms:
-    return Terms(_required(rows.direct_values), np.ones(len(rows)), None)
+    zeros = np.zeros(len(rows))
+    return Terms(zeros, zeros + 1, None, _required(rows.direct_values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,8 @@ class IPS:
 
   def __call__(self, rows: PolicyRows) -> Terms:
     weights = np.minimum(rows.weights, self.cap)
-    return Terms(weights * rows.rewards, np.ones(len(rows)), weights)
+    bounded = bool(rows.rewards.min() >= 0)
+    return Terms(weights * rows.rewards, np.ones(len(rows)), weights, bounded=bounded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,46 +141,116 @@ class DR:
 
   def __call__(self, rows: PolicyRows) -> Terms:
     weights = np.where(rows.weights <= self.threshold, rows.weights, 0.0)
-    correction = weights * (rows.rewards - _required(rows.predicted_rewards))
-    return Terms(_required(rows.direct_values) + correction, np.ones(len(rows)), weights)
+    return _corrected(rows, weights, np.ones(len(rows)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Gain:
-  """What the target policy earns more than the logging policy: mean of (min(ω, cap) - 1) r.
+class DRos:
+  """Doubly robust with optimistic shrinkage: DR with the weights λ ω / (ω² + λ).
 
-  Not a value, so not in `ESTIMATORS`. Its lower confidence bound chooses the best epoch, because it
-  errs on the safe side:
+  They are at most sqrt(λ) / 2, reached at ω = sqrt(λ). λ = 0 gives DM, inf DR.
 
-  * The best of many noisy estimates is most often the noisiest; the bound subtracts errors.
-  * Where the policy wants items that were not logged, weights are missing or huge. Rewards are not
-    negative, so a missing or clipped weight can only lower the mean. SNIPS ignores missing weights
-    and has no error at all where one row holds all the weight; DR falls back on the reward model.
-  * The difference is over the same rows. A policy that no rewarded row supports has a negative
-    gain, and the logging policy gains exactly 0. The bound of a plain mean would prefer the first,
-    at 0 ± 0, to any policy whose rewards are rare and so uncertain.
+  Args:
+    shrinkage: λ, >= 0.
+
+  Raises:
+    InputError: shrinkage is negative.
 
   References:
-    Thomas, Theocharous, Ghavamzadeh, High Confidence Policy Improvement, ICML 2015; [SJ15] for
-      subtracting the error while learning.
+    Su, Dimakopoulou, Krishnamurthy, Dudik, Doubly Robust Off-policy Evaluation with Shrinkage,
+      ICML 2020, section 3.
   """
 
-  cap: float = 10.0  # as in training
-  needs_model = False
+  shrinkage: float = np.inf
+  needs_model = True
+
+  def __post_init__(self):
+    if not self.shrinkage >= 0:
+      raise InputError(f"shrinkage must be at least 0, got {self.shrinkage}; inf does not shrink")
 
   def __call__(self, rows: PolicyRows) -> Terms:
-    weights = np.minimum(rows.weights, self.cap)
-    return Terms((weights - 1) * rows.rewards, np.ones(len(rows)), weights)
+    weights = rows.weights
+    if self.shrinkage == 0:
+      weights = np.zeros(len(rows))
+    elif self.shrinkage < np.inf:
+      weights = weights / (weights * (weights / self.shrinkage) + 1)  # does not overflow
+    return _corrected(rows, weights, np.ones(len(rows)))
 
+
+@dataclasses.dataclass(frozen=True)
+class SNDR:
+  """Self-normalised doubly robust: mean of Σ_a π(a) rhat(a), plus Σ ω (r - rhat(a_i)) / Σ ω.
+
+  A little biased, as SNIPS is; rewards + c and rhat + c give the value + c.
+
+  References:
+    Thomas, Brunskill, Data-Efficient Off-Policy Policy Evaluation for Reinforcement Learning,
+      ICML 2016: the weighted doubly robust estimator, for one decision.
+  """
+
+  needs_model = True
+
+  def __call__(self, rows: PolicyRows) -> Terms:
+    return _corrected(rows, rows.weights, rows.weights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slope:
+  """The candidate that SLOPE chooses: the one of least variance that no other contradicts.
+
+  Candidates are ordered from the widest to the narrowest confidence interval, so that biases
+  increase while variances decrease. The i-th is good if |v_i - v_j| <= c_i + (sqrt(6) - 1) c_j for
+  all j before it, with c half the interval's width; the last before the first that is not good is
+  chosen. Errors of the result leave out that the data chose it.
+
+  Args:
+    candidates: estimators that differ in their cap, threshold or shrinkage.
+
+  Raises:
+    InputError: there is no candidate.
+
+  References:
+    Su, Srinath, Krishnamurthy, Adaptive Estimator Selection for Off-Policy Evaluation, ICML 2020.
+  """
+
+  candidates: tuple[Estimator, ...]
+
+  def __post_init__(self):
+    if not self.candidates:
+      raise InputError("Slope needs candidates: give it estimators that differ in one setting")
+
+  @property
+  def needs_model(self) -> bool:
+    return any(candidate.needs_model for candidate in self.candidates)
+
+  def __call__(self, rows: PolicyRows) -> Terms:
+    terms = [candidate(rows) for candidate in self.candidates]
+    summaries = summarise_terms(terms, rows, confidence=_SLOPE_CONFIDENCE, num_resamples=0)
+    values = np.array([summary.value for summary in summaries])
+    widths = np.array([summary.interval[1] - summary.value for summary in summaries])
+    order = np.argsort(widths, kind="stable")[::-1]
+    values, widths = values[order], widths[order]
+    near = np.abs(values[:, np.newaxis] - values) <= widths[:, np.newaxis] + _SLOPE_FACTOR * widths
+    good = (near | ~np.tri(len(order), k=-1, dtype=bool)).all(axis=1)
+    return terms[order[np.argmin([*good, False]) - 1]]
+
+
+_SLOPE_CONFIDENCE = 0.8  # of two-sided intervals, 90% on either side, as in Open Bandit Pipeline
+_SLOPE_FACTOR = np.sqrt(6) - 1
+_GRID = tuple(float(cap) for cap in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, np.inf))
 
 # 10 is the weight cap of [Ma20], which trains with the same weights.
 ESTIMATORS: Mapping[str, Estimator] = {
   "dm": DM(),
   "ips": IPS(),
   "clipped_ips": IPS(cap=10.0),
+  "slope_ips": Slope(tuple(IPS(cap) for cap in _GRID)),
   "snips": SNIPS(),
   "dr": DR(),
+  "sndr": SNDR(),
   "switch_dr": DR(threshold=10.0),
+  "slope_switch_dr": Slope(tuple(DR(threshold) for threshold in _GRID)),
+  "slope_dros": Slope(tuple(DRos(cap**2) for cap in _GRID)),
 }
 Estimators = Mapping[str, Estimator] | Iterable[str | Estimator]
 
@@ -202,6 +278,24 @@ def by_name(estimators: Estimators) -> dict[str, Estimator]:
   if not found:
     raise InputError("no estimator given: choose from " + ", ".join(ESTIMATORS))
   return found
+
+
+def summarise_terms(terms: Sequence[Terms], rows: PolicyRows, **options: Any) -> list[RatioSummary]:
+  """Values, errors and intervals of estimates over the same rows; see `summarise_ratios`."""
+  zeros = np.zeros(len(rows))
+  return summarise_ratios(
+    np.stack([term.numerator for term in terms]),
+    np.stack([term.denominator for term in terms]),
+    np.stack([zeros if term.offset is None else term.offset for term in terms]),
+    groups=rows.units,
+    **options,
+  )
+
+
+def _corrected(rows: PolicyRows, weights: np.ndarray, denominator: np.ndarray) -> Terms:
+  """The reward model's values, corrected by weighted residuals."""
+  residuals = rows.rewards - _required(rows.predicted_rewards)
+  return Terms(weights * residuals, denominator, weights, _required(rows.direct_values))
 
 
 def _required(column: np.ndarray | None) -> np.ndarray:

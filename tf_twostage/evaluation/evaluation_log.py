@@ -76,6 +76,11 @@ class EvaluationLog:
     return self.rows.user_index if self.grouped else None
 
   @functools.cached_property
+  def num_units(self) -> int:
+    """The number of users in the rows, if their rows depend on each other, or of rows."""
+    return len(self) if self.groups is None else len(np.unique(self.groups))
+
+  @functools.cached_property
   def distinct_contexts(self) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
     columns = [self.rows.user_index.astype(np.float64), *self.rows.context.values()]

@@ -15,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.evaluation import off_policy
-from tf_twostage.evaluation.estimators import ESTIMATORS, Gain
+from tf_twostage.evaluation.estimators import ESTIMATORS
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs, reduce_to_rows
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
 from tf_twostage.evaluation.overlap import (
   MEAN_WEIGHT_ERRORS,
-  MIN_EFFECTIVE_ROWS,
   MIN_EFFECTIVE_SHARE,
+  MIN_EFFECTIVE_UNITS,
 )
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import HELD_OUT, STAGES, Scores
@@ -29,9 +29,8 @@ from tf_twostage.models.encoders import Codes
 from tf_twostage.policies import SoftmaxPolicy, two_stage_probabilities
 
 _NAMES = ("snips", "ips", "dr")
-_ESTIMATORS = {**{name: ESTIMATORS[name] for name in _NAMES}, "gain": Gain()}
+_ESTIMATORS = {name: ESTIMATORS[name] for name in (*_NAMES, "clipped_ips")}
 _MEAN_WEIGHT_TOLERANCE = 0.1  # the mean weight under estimated propensities is off 1 by a little
-_ONE_SIDED = 1.645  # standard errors from an estimate to its lower bound at 95%
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +85,7 @@ class HeldOutEvaluator(Evaluator):
         **dict.fromkeys(_NAMES, value.value),
         **dict.fromkeys([f"{name}_error" for name in _NAMES], value.standard_error),
         **dict.fromkeys(["gain", "gain_error", "gain_lower_bound"], 0.0),
-        "effective_sample_size": float(len(log)),
+        "effective_sample_size": float(log.num_units),
         "mean_weight": 1.0,
       }
       scores[split] = {stage: dict(of_split) for stage in STAGES}
@@ -95,17 +94,18 @@ class HeldOutEvaluator(Evaluator):
   def warnings(self, scores: Scores) -> list[str]:
     """Few effective rows or wrong propensities on test rows, and no certain gain on validation."""
     warnings = []
-    rows = len(self.logs["test"])
+    units = self.logs["test"].num_units
     for stage in STAGES:
       size = scores["test"][stage]["effective_sample_size"]
-      if size < max(MIN_EFFECTIVE_ROWS, MIN_EFFECTIVE_SHARE * rows):
+      if size < max(MIN_EFFECTIVE_UNITS, MIN_EFFECTIVE_SHARE * units):
+        of = "users of test rows" if self.logs["test"].grouped else "test rows"
         warnings.append(
-          f"{stage}: the effective sample size is {size:.0f} of {rows} test rows, and standard"
-          " errors may be far too small; log more, or train a policy nearer to the logging policy"
+          f"{stage}: the effective sample size is {size:.0f} of {units} {of}, and standard errors"
+          " may be far too small; log more, or train a policy nearer to the logging policy"
         )
       mean = scores["test"][stage]["mean_weight"]
       # The variance of the mean follows from Σω² = n² mean² / size.
-      error = mean * np.sqrt(max(1 / size - 1 / rows, 0)) if size else 0.0
+      error = mean * np.sqrt(max(1 / size - 1 / units, 0)) if size else 0.0
       if abs(mean - 1) > max(MEAN_WEIGHT_ERRORS * error, _MEAN_WEIGHT_TOLERANCE):
         warnings.append(
           f"{stage}: the mean weight is {mean:.4g} ± {error:.2g}, and must be near 1: either the"
@@ -134,16 +134,27 @@ def _answer(
 
 
 def _scores(rows: PolicyRows) -> dict[str, float]:
-  """The metrics of one stage on one split."""
-  scores = {}
+  """The metrics of one stage on one split.
+
+  The gain over the logging policy is that of capped weights, and its lower bound chooses the best
+  epoch, because it errs on the safe side:
+
+  * The best of many noisy estimates is most often the noisiest; the bound subtracts the noise.
+  * Where the policy wants items that were not logged, weights are missing or huge. Rewards are not
+    negative, so a missing or capped weight can only lower the mean. SNIPS ignores missing weights
+    and has no error at all where one row holds all the weight; DR falls back on the reward model.
+  * The logging policy gains exactly 0. The bound of a plain mean would prefer a policy that no
+    rewarded row supports, at 0 ± 0, to any policy whose rewards are rare and so uncertain.
+  """
   # Without bootstrap: evaluated after every epoch.
   estimates = {e.estimator: e for e in off_policy.evaluate(rows, _ESTIMATORS, num_resamples=0)}
-  for name, estimate in estimates.items():
-    scores[name], scores[f"{name}_error"] = estimate.value, estimate.standard_error
-  error = np.nan_to_num(scores["gain_error"])
+  capped = estimates["clipped_ips"]
   return {
-    **scores,
-    "gain_lower_bound": float(scores["gain"] - _ONE_SIDED * error),
+    **{name: estimates[name].value for name in _NAMES},
+    **{f"{name}_error": estimates[name].standard_error for name in _NAMES},
+    "gain": capped.gain,
+    "gain_error": capped.gain_error,
+    "gain_lower_bound": capped.gain_lower_bound,
     "effective_sample_size": estimates["ips"].effective_sample_size,
     "mean_weight": estimates["ips"].mean_weight,
   }

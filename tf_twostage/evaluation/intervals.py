@@ -1,7 +1,8 @@
 """Standard errors and confidence intervals of ratios of sums, by row or by group of rows.
 
-Every estimator of `off_policy` is Σ_i numerator_i / Σ_i denominator_i: a mean has denominators of
-one, a self-normalised mean has the weights. So one formula and one bootstrap serve them all.
+Every estimator of `off_policy` is a mean plus a ratio of sums, Σ offset / n + Σ numerator / Σ
+denominator: a mean has denominators of one, a self-normalised mean has the weights. So one formula
+and one bootstrap serve them all.
 
 `scipy.stats.bootstrap` resamples rows, not groups of them, has no ratio of sums by group, and takes
 about 20 times as long.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import optimize, special
 
 from tf_twostage.errors import InputError
 
@@ -22,6 +23,9 @@ from tf_twostage.errors import InputError
 # negligible. A million rows then take the time and memory of 10,000, and the bounds change no more
 # than with another seed.
 MAX_UNITS = 10_000
+# Shares of the lower bound: from nearly all to 1 / G, each this many times the next.
+_STEP = 10**0.5
+_LARGEST_SHARE = 0.99
 _DRAWS_PER_CHUNK = 2**21  # 16 MB of indices, whatever the number of rows
 
 
@@ -30,6 +34,11 @@ class RatioSummary(NamedTuple):
 
   NaN where the denominators sum to zero, for the error of a single unit, and for the bounds of the
   bootstrap without resamples.
+
+  Attributes:
+    influence: what each unit adds to value - E[value], or each of at most MAX_UNITS blocks of
+      units. Ratios over the same rows and with the same seed have the same blocks, so differences
+      of influences are those of the difference of two values.
   """
 
   value: float
@@ -37,11 +46,13 @@ class RatioSummary(NamedTuple):
   interval: tuple[float, float]
   bootstrap_interval: tuple[float, float]
   num_units: int
+  influence: np.ndarray
 
 
 def summarise_ratios(
   numerators: np.ndarray,
   denominators: np.ndarray,
+  offsets: np.ndarray | None = None,
   *,
   groups: np.ndarray | None = None,
   confidence: float = 0.95,
@@ -50,13 +61,15 @@ def summarise_ratios(
 ) -> list[RatioSummary]:
   """Value, standard error and intervals of E ratios over the same n rows.
 
-  With v = Σ num / Σ den and u_g = Σ_{i in g} (num_i - v den_i), the sum over a unit,
-  SE² = G / (G - 1) Σ_g u_g² / (Σ den)²: for den = 1 and units of one row, the textbook
-  standard error of a mean; for a ratio, the delta method; for groups, the cluster-robust one.
-  All ratios see the same resamples, so their intervals can be compared.
+  With v = o + q, o = Σ off / n, q = Σ num / Σ den, a unit g of n_g rows has the influence
+  u_g = Σ_{i in g} (off_i - o) / n + Σ_{i in g} (num_i - q den_i) / Σ den, and
+  SE² = G / (G - 1) Σ_g u_g²: for den = 1 and units of one row, the textbook standard error of a
+  mean; for a ratio, the delta method; for groups, the cluster-robust one. All ratios see the same
+  resamples, so their intervals can be compared.
 
   Args:
     numerators, denominators: [E, n].
+    offsets: [E, n]; None: zero.
     groups: [n] int codes 0..G-1 of the independent units; None: each row is one.
     confidence: coverage of the intervals, in (0, 1).
     num_resamples: bootstrap resamples; 0 leaves the bootstrap out.
@@ -70,50 +83,119 @@ def summarise_ratios(
     raise InputError(f"confidence must lie between 0 and 1, got {confidence}; 0.95 is customary")
   if num_resamples < 0:
     raise InputError(f"num_resamples must be at least 0, got {num_resamples}")
-  if groups is not None:
-    numerators, denominators = _sums(numerators, groups), _sums(denominators, groups)
-  num_units = numerators.shape[1]
-  totals = denominators.sum(axis=1)
+  if offsets is None:
+    offsets = np.zeros_like(numerators, np.float64)
+  count = np.ones((1, numerators.shape[1]))
+  columns = unit_sums(np.concatenate([numerators, denominators, offsets, count]), groups)
+  num_units = columns.shape[1]
+  replicates = np.full((len(numerators), 1), np.nan)
   with np.errstate(divide="ignore", invalid="ignore"):
-    values = numerators.sum(axis=1) / totals
-    residuals = numerators - values[:, np.newaxis] * denominators
-    # Divided by the largest, so that powers of huge weights do not overflow.
-    scale = np.abs(residuals).max(axis=1)
-    residuals /= np.where(scale > 0, scale, 1)[:, np.newaxis]
-    norms = np.sqrt((residuals**2).sum(axis=1) * num_units / (num_units - 1.0))
-    errors = scale / np.abs(totals) * norms
-  reach = special.stdtrit(max(num_units - 1, 1), (1 + confidence) / 2) * errors
-  if num_resamples and num_units > 1:
-    replicates = _resampled_ratios(numerators, denominators, num_resamples, seed)
-  else:
-    replicates = np.full((len(values), 1), np.nan)
-  return [
-    RatioSummary(
-      float(value),
-      float(error),
-      (float(value - half), float(value + half)),
-      _bca(value, replicate, residual, confidence),
-      num_units,
-    )
-    for value, error, half, replicate, residual in zip(
-      values, errors, reach, replicates, residuals, strict=True
-    )
-  ]
+    values = _ratios(columns.sum(axis=1))
+    influences = _influences(columns)
+    if num_resamples and num_units > 1:
+      replicates = _ratios(_resampled_sums(_in_blocks(columns, seed), num_resamples, seed))
+  summaries = []
+  for value, replicate, influence in zip(values, replicates, influences, strict=True):
+    error = standard_error(influence)
+    interval = t_interval(value, error, num_units, confidence)
+    bootstrap = _bca(value, replicate, influence, confidence)
+    (blocks,) = _in_blocks(influence[np.newaxis], seed)
+    summaries.append(RatioSummary(float(value), error, interval, bootstrap, num_units, blocks))
+  return summaries
 
 
-def _sums(columns: np.ndarray, codes: np.ndarray) -> np.ndarray:
-  """Sums of each row of `columns` [E, n] over equal `codes` [n]."""
+def unit_sums(columns: np.ndarray, codes: np.ndarray | None) -> np.ndarray:
+  """Sums of each row of `columns` [E, n] over equal `codes` [n]; None: the columns themselves."""
+  if codes is None:
+    return columns
   return np.stack([np.bincount(codes, weights=column) for column in columns])
 
 
-def _resampled_ratios(
-  numerators: np.ndarray, denominators: np.ndarray, num_resamples: int, seed: int
-) -> np.ndarray:
-  """Ratios [E, R] in R resamples of the units [E, m]; NaN where the denominators sum to zero."""
+def standard_error(influence: np.ndarray, num_units: int | None = None) -> float:
+  """sqrt(G / (G - 1) Σ u²) of the influences u of G units, or of sums of them over blocks."""
+  num_units = num_units or len(influence)
+  scale = np.abs(influence).max()  # so that squares of huge weights do not overflow
+  if not scale > 0:
+    return float(scale) if num_units > 1 else np.nan
+  with np.errstate(divide="ignore", invalid="ignore"):
+    return float(scale * np.sqrt(((influence / scale) ** 2).sum() * num_units / (num_units - 1.0)))
+
+
+def t_interval(
+  value: float, error: float, num_units: int, confidence: float
+) -> tuple[float, float]:
+  """value ± error times the quantile of Student's t with one degree of freedom less than units."""
+  reach = special.stdtrit(max(num_units - 1, 1), (1 + confidence) / 2) * error
+  return (float(value - reach), float(value + reach))
+
+
+def lower_bound(values: np.ndarray, confidence: float = 0.95) -> float:
+  """A lower confidence bound of the mean of independent values >= 0, for every number of them.
+
+  It assumes no largest value, no variance and no common distribution. For a mean m and a share
+  f in (0, 1], E Π_g (1 - f + f y_g / m) <= 1 if the expectations of the y_g have the mean m (the
+  geometric mean of 1 - f + f E[y_g] / m is at most the arithmetic one). So has the average over a
+  grid of f, fixed by G alone; by Markov's inequality it exceeds 1 / (1 - confidence) with a
+  probability of at most 1 - confidence. The bound is the largest m at which it does. With
+  λ = f / (m (1 - f)), the factors are (1 + λ y_g) / (1 + λ m), which logarithmic smoothing bounds
+  by (1 + λ y_g) exp(-λ m).
+
+  Args:
+    values: [G].
+    confidence: with which the mean is at least the bound.
+
+  References:
+    Waudby-Smith, Ramdas, Estimating means of bounded random variables by betting, JRSS B 86, 2024;
+    Waudby-Smith, Wu, Ramdas, Karampatziakis, Mineiro, Anytime-valid off-policy inference for
+      contextual bandits, ACM/IMS J. Data Sci. 1, 2024;
+    Sakhi, Aouali, Alquier, Chopin, Logarithmic Smoothing for Pessimistic Off-Policy Evaluation,
+      Selection and Learning, NeurIPS 2024.
+  """
+  num_units, mean = len(values), values.mean()
+  positive = values[values > 0]
+  if not len(positive) or not np.isfinite(mean):
+    return 0.0 if np.isfinite(mean) else np.nan
+  shares = np.minimum(_STEP ** -np.arange(np.log(num_units) / np.log(_STEP) + 1), _LARGEST_SHARE)
+  nothing = (num_units - len(positive)) * np.log1p(-shares)
+  goal = np.log(len(shares)) - np.log1p(-confidence)
+
+  def excess(log_ratio: float) -> float:
+    """How far the log of the capital at m = mean exp(log_ratio) is above the goal."""
+    gains = shares[:, np.newaxis] * (positive / (mean * np.exp(log_ratio)) - 1)
+    return float(special.logsumexp(np.log1p(gains).sum(axis=1) + nothing) - goal)
+
+  low = -1.0
+  while excess(low) < 0:
+    low *= 2
+  return float(mean * np.exp(optimize.brentq(excess, low, 0.0, xtol=1e-6)))
+
+
+def _ratios(sums: np.ndarray) -> np.ndarray:
+  """Values of E ratios from sums of numerators, denominators, offsets and ones: [3 E + 1, ...]."""
+  tops, bottoms, offsets = np.split(sums[:-1], 3)
+  return offsets / sums[-1] + tops / bottoms
+
+
+def _influences(columns: np.ndarray) -> np.ndarray:
+  """What each unit adds to the deviation of each ratio from its mean, [E, G]; sums to zero."""
+  tops, bottoms, offsets = np.split(columns[:-1], 3)
+  total, count = bottoms.sum(axis=1, keepdims=True), columns[-1].sum()
+  ratio, mean = tops.sum(axis=1, keepdims=True) / total, offsets.sum(axis=1, keepdims=True) / count
+  return (tops - ratio * bottoms) / total + (offsets - mean * columns[-1]) / count
+
+
+def _in_blocks(columns: np.ndarray, seed: int) -> np.ndarray:
+  """Sums of columns [E, G] over at most MAX_UNITS random blocks; the same blocks for one seed."""
+  num_units = columns.shape[1]
+  if num_units <= MAX_UNITS:
+    return columns
+  blocks = np.random.default_rng([seed, 1]).permutation(num_units) % MAX_UNITS
+  return unit_sums(columns, blocks)
+
+
+def _resampled_sums(columns: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+  """Sums [E, R] of columns [E, m] in R resamples of the m units."""
   rng = np.random.default_rng(seed)
-  columns = np.concatenate([numerators, denominators])
-  if columns.shape[1] > MAX_UNITS:
-    columns = _sums(columns, rng.permutation(columns.shape[1]) % MAX_UNITS)
   num_units = columns.shape[1]
   chunk = max(1, _DRAWS_PER_CHUNK // num_units)
   sums = []
@@ -127,21 +209,21 @@ def _resampled_ratios(
     # Not a BLAS product: with so few columns its threads gain little, and on a busy machine they
     # wait for each other.
     sums.append(np.einsum("km,rm->kr", columns, counts.astype(np.float64)))
-  top, bottom = np.split(np.concatenate(sums, axis=1), 2)
-  with np.errstate(divide="ignore", invalid="ignore"):
-    return top / bottom
+  return np.concatenate(sums, axis=1)
 
 
 def _bca(
-  value: float, replicates: np.ndarray, residuals: np.ndarray, confidence: float
+  value: float, replicates: np.ndarray, influence: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-  """Bias-corrected and accelerated bounds from replicates [R] and residuals [m] of any scale.
+  """Bias-corrected and accelerated bounds from replicates [R] and influences [G] of any scale.
 
   Weights and rare rewards skew an estimate, most often to the right. Plain percentiles, and even
   more the symmetric interval, then miss too often a truth above them.
   """
   # Resamples without any weight have no ratio and are left out.
   replicates = replicates[np.isfinite(replicates)]
+  scale = np.abs(influence).max()
+  residuals = influence / (scale if scale > 0 else 1.0)
   spread = (residuals**2).sum()
   if not np.isfinite(value) or not len(replicates):
     return (np.nan, np.nan)

@@ -19,11 +19,28 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.estimators import ESTIMATORS, IPS, Estimators, by_name
-from tf_twostage.evaluation.intervals import summarise_ratios
-from tf_twostage.evaluation.overlap import MODEL_ALONE, support_warnings, weight_warnings
+from tf_twostage.evaluation.estimators import (
+  ESTIMATORS,
+  IPS,
+  Estimators,
+  Terms,
+  by_name,
+  summarise_terms,
+)
+from tf_twostage.evaluation.intervals import (
+  RatioSummary,
+  lower_bound,
+  standard_error,
+  t_interval,
+  unit_sums,
+)
+from tf_twostage.evaluation.overlap import (
+  MODEL_ALONE,
+  NO_WEIGHTS,
+  support_warnings,
+  weight_overlap,
+)
 from tf_twostage.evaluation.rows import PolicyRows, check_vector
-from tf_twostage.metrics import effective_sample_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +54,27 @@ class Estimate:
       as fixed, so noise from fitting them is not included.
     interval: with Student's t.
     bootstrap_interval: bias-corrected and accelerated; NaN without resamples.
-    confidence: of both intervals.
+    lower_bound: the value is at least this, with the same confidence, for every number of units
+      and however heavy the tail of the weights; see `intervals.lower_bound`. For IPS with rewards
+      that are not negative; NaN for other estimators.
+    gain: how much more than the logging policy the target policy earns, on the same rows.
+    gain_error: its standard error.
+    gain_interval: with Student's t.
+    gain_lower_bound: of the gain, as `lower_bound`. No reward may exceed the largest logged one.
+    confidence: of all intervals and bounds.
     num_rows: n.
     num_units: number of groups, or n.
-    effective_sample_size: (Σω)² / Σω² of the weights in use; NaN without weights.
+    effective_sample_size: (Σω)² / Σω² of the weights in use, each summed over a unit: how many
+      units of the logging policy would be as good; NaN without weights.
+    effective_rewards: the same of ω |r|, how many units carry the rewards; NaN without weights.
+    pareto_k: see `overlap.pareto_k`, of the same sums; NaN without weights.
     max_weight: the largest weight in use; NaN without weights.
     mean_weight: their mean, 1 up to noise; less by what a cap or a switch removed, and by mass of
       the target policy on actions that the logging policy never takes. NaN without weights.
     unlogged_mass: the target policy's mass on actions that the log never shows; NaN if unknown.
     unreliable: whether the log supports the estimate too little; `warnings` say why.
     warnings: reasons for doubt, each with a remedy.
+    influence: see `intervals.RatioSummary`.
   """
 
   estimator: str
@@ -54,15 +82,23 @@ class Estimate:
   standard_error: float
   interval: tuple[float, float]
   bootstrap_interval: tuple[float, float]
+  lower_bound: float
+  gain: float
+  gain_error: float
+  gain_interval: tuple[float, float]
+  gain_lower_bound: float
   confidence: float
   num_rows: int
   num_units: int
   effective_sample_size: float
+  effective_rewards: float
+  pareto_k: float
   max_weight: float
   mean_weight: float
   unlogged_mass: float
   unreliable: bool
   warnings: tuple[str, ...]
+  influence: np.ndarray = dataclasses.field(repr=False, compare=False)
 
 
 def evaluate(
@@ -99,34 +135,71 @@ def evaluate(
     )
   terms = [estimator(rows) for estimator in named.values()]
   ones = np.ones(len(rows))
-  *summaries, mean_weight = summarise_ratios(
-    np.stack([*(term.numerator for term in terms), rows.weights]),
-    np.stack([*(term.denominator for term in terms), ones]),
-    groups=None if rows.groups is None else pd.factorize(rows.groups)[0],
-    confidence=confidence,
-    num_resamples=num_resamples,
-    seed=seed,
+  logged = [Terms(rows.weights, ones, None), Terms(rows.rewards, ones, None)]
+  *summaries, mean_weight, mean_reward = summarise_terms(
+    [*terms, *logged], rows, confidence=confidence, num_resamples=num_resamples, seed=seed
   )
-  support = support_warnings(rows, mean_weight.num_units)
-  estimates = []
-  for name, term, summary in zip(named, terms, summaries, strict=True):
-    weights = term.weights
-    doubts = support if weights is None else weight_warnings(rows, weights, mean_weight) + support
-    estimates.append(
-      Estimate(
-        name,
-        **summary._asdict(),
-        confidence=confidence,
-        num_rows=len(rows),
-        effective_sample_size=np.nan if weights is None else effective_sample_size(weights),
-        max_weight=np.nan if weights is None else float(weights.max()),
-        mean_weight=np.nan if weights is None else float(weights.mean()),
-        unlogged_mass=rows.unlogged[1],
-        unreliable=bool(doubts),
-        warnings=(MODEL_ALONE, *doubts) if weights is None else doubts,
-      )
-    )
-  return estimates
+  return [
+    _estimate(name, term, summary, rows, mean_weight, mean_reward, confidence)
+    for name, term, summary in zip(named, terms, summaries, strict=True)
+  ]
+
+
+def _estimate(
+  name: str,
+  term: Terms,
+  summary: RatioSummary,
+  rows: PolicyRows,
+  mean_weight: RatioSummary,
+  mean_reward: RatioSummary,
+  confidence: float,
+) -> Estimate:
+  """An estimate with its gain over the logging policy, diagnostics and warnings."""
+  overlap = NO_WEIGHTS
+  if term.weights is not None:
+    overlap = weight_overlap(rows, term, summary, mean_weight)
+  alone = (MODEL_ALONE,) if term.weights is None else ()
+  doubts = overlap.warnings + support_warnings(rows, summary.num_units)
+  gain, gain_error, gain_interval = difference(summary, mean_reward, confidence)
+  bound, gain_bound = _lower_bounds(term, rows, confidence) if term.bounded else (np.nan, np.nan)
+  return Estimate(
+    name,
+    **summary._asdict(),
+    **overlap._replace(warnings=alone + doubts)._asdict(),
+    lower_bound=bound,
+    gain=gain,
+    gain_error=gain_error,
+    gain_interval=gain_interval,
+    gain_lower_bound=gain_bound,
+    confidence=confidence,
+    num_rows=len(rows),
+    unlogged_mass=rows.unlogged[1],
+    unreliable=bool(doubts),
+  )
+
+
+def difference(
+  first: Estimate | RatioSummary, second: Estimate | RatioSummary, confidence: float
+) -> tuple[float, float, tuple[float, float]]:
+  """first - second, paired: the value, its standard error and its interval with Student's t.
+
+  Both are estimates over the same rows, in the same order, and with the same seed.
+  """
+  value = first.value - second.value
+  error = standard_error(first.influence - second.influence, first.num_units)
+  return value, error, t_interval(value, error, first.num_units, confidence)
+
+
+def _lower_bounds(terms: Terms, rows: PolicyRows, confidence: float) -> tuple[float, float]:
+  """Of the value and of the gain: sums over units of at least 0, so that `lower_bound` holds."""
+  largest = rows.rewards.max()
+  columns = np.stack([terms.numerator, terms.numerator + (largest - rows.rewards)])
+  values, gains = unit_sums(columns, rows.units)
+  scale = len(values) / len(rows)
+  return (
+    scale * lower_bound(values, confidence),
+    float(scale * lower_bound(gains, confidence) - largest),
+  )
 
 
 def on_policy(rewards: Any, groups: Any = None, **options: Any) -> Estimate:
@@ -148,7 +221,7 @@ def on_policy(rewards: Any, groups: Any = None, **options: Any) -> Estimate:
 
 def to_frame(estimates: Iterable[Estimate]) -> pd.DataFrame:
   """A row for each estimate; intervals as columns _low and _high, warnings as a tuple."""
-  frame = pd.DataFrame(map(vars, estimates)).set_index("estimator")
-  for name in ("interval", "bootstrap_interval"):
+  frame = pd.DataFrame(map(vars, estimates)).set_index("estimator").drop(columns="influence")
+  for name in ("interval", "bootstrap_interval", "gain_interval"):
     frame[f"{name}_low"], frame[f"{name}_high"] = zip(*frame.pop(name), strict=True)
   return frame

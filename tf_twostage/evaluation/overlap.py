@@ -1,21 +1,34 @@
-"""Whether a log supports an estimate: checks of importance weights, and warnings with remedies."""
+"""Whether a log supports an estimate: checks of importance weights, and warnings with remedies.
+
+What counts is the unit that intervals treat as one draw: a group, such as a user, or a row.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from tf_twostage.evaluation.intervals import RatioSummary
+from tf_twostage.evaluation.estimators import Terms
+from tf_twostage.evaluation.intervals import RatioSummary, unit_sums
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import effective_sample_size
 
-# Beyond any of these an estimate has a warning. They are rules of thumb, set where normal and
-# bootstrap intervals begin to cover the truth visibly less often than they claim.
-MIN_EFFECTIVE_ROWS = 100
-MIN_EFFECTIVE_SHARE = 0.01  # of all rows
-MAX_WEIGHT_SHARE = 0.1  # of one row in the sum of weights
+# Beyond any of these an estimate has a warning. They were chosen on other simulated logs than those
+# of `benchmarks.coverage`, which measures how often intervals without a warning cover the truth.
+MIN_EFFECTIVE_UNITS = 30
+MIN_EFFECTIVE_SHARE = 0.01  # of all units
+MIN_EFFECTIVE_REWARDS = 25  # units, weighted by what they earned
+MAX_WEIGHT_SHARE = 0.1  # of one unit in the sum of weights
+MAX_PARETO_K = 0.5  # at which a generalised Pareto distribution loses its variance
+# Of the mean of as many lognormal weights with the same variance of logarithms. A sample that lacks
+# the largest weights looks harmless and has too low a value; this hardly depends on them.
+MAX_SKEWNESS = 0.5
 MAX_UNLOGGED_MASS = 0.01  # of the target policy, on actions the log never shows
-MIN_REWARDED_ROWS = 10  # with a weight and a reward: the "n p >= 10" of normal approximations
 MIN_UNITS = 30  # groups, or rows
+# What a cap or a switch removes is left out of standard errors. Assuming that it earns as much as
+# the rest, it may be this part of them.
+MAX_REMOVED_ERRORS = 0.25
 # E[ω] = 1. A larger deviation means wrong propensities, or mass of the target policy where the
 # logging policy has none; one per cent is always allowed.
 MEAN_WEIGHT_ERRORS = 3.0
@@ -26,38 +39,125 @@ MODEL_ALONE = (
   " compare with dr"
 )
 _MORE = "log more, or evaluate a policy nearer to the logging policy"
+_MIN_TAIL = 5  # largest weights, to fit a tail to
 
 
-def weight_warnings(
-  rows: PolicyRows, weights: np.ndarray, mean_ratio: RatioSummary
-) -> tuple[str, ...]:
-  """Problems with the weights in use, [n], each with a remedy.
+def pareto_k(weights: np.ndarray) -> float:
+  """The shape k of a generalised Pareto distribution of the largest weights; NaN without a tail.
+
+  Moments of an order above 1 / k are infinite: at k >= 0.5 the variance, so that standard errors
+  mean nothing, at k >= 1 the mean.
+
+  Args:
+    weights: [G] >= 0.
+
+  References:
+    Vehtari, Simpson, Gelman, Yao, Gabry, Pareto Smoothed Importance Sampling, JMLR 25, 2024: the
+      largest min(G / 5, 3 sqrt(G)), and the prior of appendix C;
+    Zhang, Stephens, A New and Efficient Estimation Method for the Generalized Pareto Distribution,
+      Technometrics 51, 2009.
+  """
+  n = len(weights)
+  size = int(np.ceil(min(n / 5, 3 * np.sqrt(n))))
+  if size >= n:
+    return np.nan
+  tail = np.sort(np.partition(weights, n - size - 1)[n - size - 1 :])
+  tail = tail[1:] - tail[0]
+  tail = tail[tail > 0]  # weights equal to the threshold are not above it
+  if len(tail) < _MIN_TAIL:
+    return np.nan
+  tail /= tail[-1]
+  num_tail, num_scales = len(tail), 30 + int(np.sqrt(len(tail)))
+  quartile = tail[int(num_tail / 4 + 0.5) - 1]
+  scales = 1 - np.sqrt(num_scales / (np.arange(num_scales) + 0.5))
+  scales = 1 / tail[-1] + scales / (3 * quartile)
+  scales = scales[scales != 0]
+  shapes = np.log1p(-scales[:, np.newaxis] * tail).mean(axis=1)
+  likelihood = num_tail * (np.log(-scales / shapes) - shapes - 1)
+  posterior = np.exp(likelihood - likelihood.max())
+  scale = (posterior * scales).sum() / posterior.sum()
+  shape = np.log1p(-scale * tail).mean()
+  return float((num_tail * shape + 10 * 0.5) / (num_tail + 10))
+
+
+def _skewness(weights: np.ndarray) -> float:
+  """The skewness of the mean of lognormal weights that vary as these do, [G]."""
+  spread = np.exp(np.minimum(np.log(weights[weights > 0]).var(), 100.0))
+  return float((spread + 2) * np.sqrt((spread - 1) / len(weights)))
+
+
+class Overlap(NamedTuple):
+  """Diagnostics of the weights in use; see `off_policy.Estimate`."""
+
+  effective_sample_size: float
+  effective_rewards: float
+  pareto_k: float
+  max_weight: float
+  mean_weight: float
+  warnings: tuple[str, ...]
+
+
+NO_WEIGHTS = Overlap(np.nan, np.nan, np.nan, np.nan, np.nan, ())
+
+
+def weight_overlap(
+  rows: PolicyRows, terms: Terms, summary: RatioSummary, mean_ratio: RatioSummary
+) -> Overlap:
+  """Diagnostics and problems, each with a remedy, of an estimate with weights.
 
   `mean_ratio` is the mean of the weights ω before clipping or switching; its expectation is 1.
   """
+  assert terms.weights is not None
+  columns = np.stack([terms.weights, terms.weights * np.abs(rows.rewards)])
+  weights, earned = unit_sums(columns, rows.units)
+  found = Overlap(
+    effective_sample_size(weights),
+    effective_sample_size(earned),
+    pareto_k(weights),
+    float(terms.weights.max()),
+    float(terms.weights.mean()),
+    (),
+  )
   n, total = len(weights), weights.sum()
+  unit = "row" if rows.groups is None else "group"
   if total == 0:
-    return (
+    nothing = (
       "no row has a weight: the log has no evidence about this policy, and the value is the reward"
-      f" model's or void; {_MORE}",
+      f" model's or void; {_MORE}"
     )
+    return found._replace(warnings=(nothing,))
   warnings = []
-  size = effective_sample_size(weights)
-  if size < max(MIN_EFFECTIVE_ROWS, MIN_EFFECTIVE_SHARE * n):
+  size = found.effective_sample_size
+  if size < max(MIN_EFFECTIVE_UNITS, MIN_EFFECTIVE_SHARE * n):
     warnings.append(
-      f"the effective sample size is {size:.1f} of {n} rows: the intervals may be far too narrow;"
-      f" {_MORE}"
+      f"the effective sample size is {size:.1f} of {n} {unit}s: the intervals may be far too"
+      f" narrow; {_MORE}"
     )
   largest = int(weights.argmax())
   if weights[largest] > MAX_WEIGHT_SHARE * total:
+    named = largest if rows.groups is None else rows.groups[np.argmax(rows.units == largest)]
     warnings.append(
-      f"row {largest} alone holds {weights[largest] / total:.0%} of all weight (ω ="
-      f" {weights[largest]:.4g}): look at its propensity, cap the weights, or {_MORE}"
+      f"{unit} {named} alone holds {weights[largest] / total:.0%} of all weight (ω ="
+      f" {weights[largest]:.4g}): look at its propensities, cap the weights, or {_MORE}"
     )
-  used = int(np.count_nonzero(weights * rows.rewards))
-  if used < MIN_REWARDED_ROWS:
+  if found.pareto_k > MAX_PARETO_K or _skewness(weights) > MAX_SKEWNESS:  # False for NaN
+    spread = np.log(weights[weights > 0]).std()
     warnings.append(
-      f"only {used} rows have both a weight and a reward: the intervals cannot be trusted; {_MORE}"
+      f"the weights have a heavy tail (Pareto k = {found.pareto_k:.2f}, standard deviation of"
+      f" logarithms {spread:.2g}): larger ones than in the log are to be expected. The value is"
+      " most likely too low and the intervals too narrow; decide by the lower bound, cap the"
+      f" weights, or {_MORE}"
+    )
+  if found.effective_rewards < MIN_EFFECTIVE_REWARDS:
+    warnings.append(
+      f"the rewards are those of {found.effective_rewards:.1f} effective {unit}s of {n}: the"
+      f" intervals cannot be trusted; {_MORE}"
+    )
+  removed = 1 - found.mean_weight / mean_ratio.value
+  if removed * abs(summary.value) > MAX_REMOVED_ERRORS * summary.standard_error:
+    warnings.append(
+      f"the cap removes {removed:.1%} of the weight, a bias that is not small against the standard"
+      " error; raise the cap, or compare with snips and dr"
     )
   mean, error = mean_ratio.value, mean_ratio.standard_error
   if abs(mean - 1) > max(MEAN_WEIGHT_ERRORS * error, MEAN_WEIGHT_TOLERANCE):
@@ -66,7 +166,7 @@ def weight_warnings(
       " are not those that drew the actions, or the target policy wants actions that the logging"
       " policy never takes; check the propensities, or evaluate a policy within their support"
     )
-  return tuple(warnings)
+  return found._replace(warnings=tuple(warnings))
 
 
 def support_warnings(rows: PolicyRows, num_units: int) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,11 @@ class PolicyRows:
     return self.target_probabilities / self.propensities
 
   @functools.cached_property
+  def units(self) -> np.ndarray | None:
+    """[n] groups as codes 0..G-1; None: each row is independent of all others."""
+    return None if self.groups is None else pd.factorize(self.groups)[0]
+
+  @functools.cached_property
   def unlogged(self) -> tuple[int, float]:
     """Number of actions that π takes and the log never shows, and π's mass on them; 0 and NaN if
     unknown."""
@@ -155,6 +160,44 @@ class PolicyRows:
       action_mass=probabilities.sum(axis=0, dtype=np.float64),
       action_counts=np.bincount(actions, minlength=num_actions),
     )
+
+
+def balanced_propensities(policies: Any, propensities: Mapping[Any, Any]) -> np.ndarray:
+  """Propensities of rows that several logging policies drew: Σ_j share_j β_j(a_i | x_i), [n].
+
+  With them IPS is balanced IPS, and every other estimator its balanced version. A row counts as
+  drawn from the mixture of all policies, so that weights are huge only where no policy shows an
+  item often.
+
+  Args:
+    policies: [n], which policy logged each row.
+    propensities: of each policy, the probability with which it shows the item of each row, [n] in
+      [0, 1], also in rows that others logged.
+
+  Raises:
+    InputError: a policy of a row has no propensities, or gives the row's own item none.
+
+  References:
+    Agarwal, Basu, Schnabel, Joachims, Effective Evaluation Using Logged Bandit Feedback from
+      Multiple Loggers, KDD 2017, section 4.1.
+  """
+  policies = np.asarray(policies)
+  names, codes = np.unique(policies, return_inverse=True)
+  lacking = [str(name) for name in names if name not in propensities]
+  if lacking:
+    raise InputError(
+      f"propensities: none of policy {', '.join(lacking)}, which logged rows; pass its probability"
+      " of the item of every row"
+    )
+  columns = [check_vector(f"propensities of {name}", propensities[name]) for name in names]
+  for name, column in zip(names, columns, strict=True):
+    if len(column) != len(policies):
+      raise InputError(f"propensities of {name} has {len(column)} rows, policies {len(policies)}")
+    own = policies == name
+    valid = (column >= 0) & (column <= 1) & ((column > 0) | ~own)
+    rule = "must lie in [0, 1], and above 0 where the policy logged the row"
+    require(valid, f"propensities of {name}", rule, "log the true probability", column)
+  return np.average(columns, axis=0, weights=np.bincount(codes))
 
 
 def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarray:
