@@ -36,7 +36,7 @@ setup(
     "tf_twostage.serving": ["templates/*"],
   },
   entry_points={"console_scripts": ["twostage = launch.__main__:main"]},
-  python_requires=">=3.10,<3.13",
+  python_requires=">=3.10,<3.14",
   install_requires=[
     "absl-py>=2.1",
     "numpy>=1.26",
@@ -71,6 +71,7 @@ setup(
     "Programming Language :: Python :: 3.10",
     "Programming Language :: Python :: 3.11",
     "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
   ],
 )

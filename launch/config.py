@@ -284,13 +284,13 @@ def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     if error.errno not in _CANNOT_WRITE:
       raise
     return 1, (
-      f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work stays, and the"
-      " same command goes on from it"
+      f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work is kept; the same"
+      " command resumes the run"
     )
   except signals.Stopped as stopped:
     again = "overwrite" in flags.FLAGS and flags.FLAGS.overwrite
     command = "the same command without --overwrite" if again else "the same command"
-    return stopped.exit_code, f"{stopped}; {command} goes on from what is finished"
+    return stopped.exit_code, f"{stopped}; {command} resumes the run"
 
 
 def _names_data(argument: str) -> bool:

@@ -27,7 +27,7 @@ def test_a_run_killed_and_stopped_ends_as_an_uninterrupted_one(whole, tmp_path):
   assert code == 143
   assert "resuming after" in said
   assert "stopped by SIGTERM after step" in said.splitlines()[-1]
-  assert "which is saved; the same command goes on" in said.splitlines()[-1]
+  assert "which is saved; the same command resumes the run" in said.splitlines()[-1]
   assert "Traceback" not in said
   assert runs.finish(tmp_path, EPOCHS) == expected
   assert runs.histories(tmp_path) == runs.histories(root)

@@ -128,8 +128,8 @@ class StreamedRows:
       if damage is None:
         raise
       raise RunError(
-        f"{damage}; delete {self.directory.parent} and run the same command again, which writes it"
-        " anew and goes on from the last checkpoint"
+        f"{damage}; delete {self.directory.parent} and run the same command again: it writes the"
+        " directory anew and resumes from the last checkpoint"
       ) from error
 
   def _in_order(
