@@ -284,8 +284,8 @@ def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     if error.errno not in _CANNOT_WRITE:
       raise
     return 1, (
-      f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work is kept; the same"
-      " command resumes the run"
+      f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work is kept;"
+      " the same command resumes the run"
     )
   except signals.Stopped as stopped:
     again = "overwrite" in flags.FLAGS and flags.FLAGS.overwrite

@@ -32,11 +32,6 @@ def flags(root: pathlib.Path, *arguments: str) -> list[str]:
   return [*SETTINGS, f"--workdir={root / 'run'}", f"--export_dir={root / 'export'}", *arguments]
 
 
-def command(root: pathlib.Path, *arguments: str) -> list[str]:
-  """For a process that is to start from nothing."""
-  return [sys.executable, "-m", "launch.train", *flags(root, *arguments)]
-
-
 def finish(root: pathlib.Path, *arguments: str) -> dict:
   """Lets a run get to its end; its metrics, without what differs from run to run."""
   done = commands.run(*flags(root, *arguments))

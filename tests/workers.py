@@ -1,23 +1,17 @@
-"""Processes that train together over loopback, and their small models.
-
-TF_CONFIG=... python -m tests.workers DIRECTORY DISTRIBUTION REPLICAS LOSS...
-"""
+"""Processes that train together over loopback, and their small models."""
 
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 
 import numpy as np
 
+from tests import commands
 from tf_twostage.config import Config, DistributionConfig, FitConfig
 from tf_twostage.training.distribution import Job, Workers
 
-ROOT = pathlib.Path(__file__).parent.parent
 EPOCHS, BATCH_SIZE = 2, 16
 # Losses without random draws: their results do not depend on the number of workers.
 LOSSES = {
@@ -68,43 +62,27 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
     np.save(directory / "weights.npy", small.weights(model))
 
 
-def start(command: list[str], types: dict[str, int]) -> dict[str, subprocess.Popen]:
-  """The processes of a cluster by task, such as "worker 1"."""
+def start(types: dict[str, int], function, *arguments) -> dict[str, commands.Running]:
+  """Calls a function in each process of a cluster; the processes by task, such as "worker 1"."""
   sockets = [socket.create_server(("localhost", 0)) for _ in range(sum(types.values()))]
   free = iter([s.getsockname()[1] for s in sockets])
   for s in sockets:
     s.close()
   cluster = {kind: [f"localhost:{next(free)}" for _ in range(n)] for kind, n in types.items()}
 
-  def process(kind: str, index: int) -> subprocess.Popen:
-    task = {"cluster": cluster, "task": {"type": kind, "index": index}}
-    environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+  def process(kind: str, index: int) -> commands.Running:
+    task = json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+    return commands.fork(function, *arguments, TF_CONFIG=task)
 
   return {f"{kind} {i}": process(kind, i) for kind, n in types.items() for i in range(n)}
 
 
-def ended(processes: dict[str, subprocess.Popen]) -> dict[str, tuple[int, str, str]]:
-  """Exit code, output and what was said, by task."""
-  ends = {}
-  for task, process in processes.items():
-    out, said = process.communicate(timeout=240)
-    ends[task] = process.returncode, out, said
-  return ends
-
-
-def main() -> None:
-  directory, distribution, replicas, *names = sys.argv[1:]
-  root = pathlib.Path(directory)
-  settings = DistributionConfig(distribution, int(replicas))
+def train_all(root: pathlib.Path, distribution: str, replicas: int, names: list[str]) -> None:
+  """Trains the models of these names, and prints the settings in which the workers differ."""
+  settings = DistributionConfig(distribution, replicas)
   job = Job.of(dataclasses.replace(Config(), distribution=settings))
   workers = job.join(BATCH_SIZE)
   print(workers.differing({"same": 0.1, "rank": job.rank, "last": None}))
   for name in names:
     train(root / name, name, workers)
   workers.wait()
-
-
-if __name__ == "__main__":
-  main()

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import time
@@ -38,7 +37,7 @@ def directories(root):
 def finished(tmp_path_factory):
   """A short run of the embedded default, and where it worked."""
   root = tmp_path_factory.mktemp("launch")
-  done = commands.cold(*SHORT, *directories(root))
+  done = run(*SHORT, *directories(root))
   assert done.returncode == 0, done.stderr
   return root, done
 
@@ -105,36 +104,6 @@ def test_another_loss_reuses_every_stage_and_keeps_earlier_results(another_loss)
   assert len(list((root / "run" / "generators").iterdir())) == 2
   assert all(path.read_bytes() == content for path, content in before.items())
   assert (root / "export" / "2").is_dir()
-
-
-def test_the_seed_fixes_the_run(finished, tmp_path):
-  root, _ = finished
-  done = run(*SHORT, *directories(tmp_path))
-  assert done.returncode == 0, done.stderr
-  name = next((tmp_path / "run" / "generators").iterdir()).name
-  first, second = (
-    json.loads((r / "run" / "generators" / name / "metrics.json").read_text())
-    for r in (root, tmp_path)
-  )
-  assert first["test"] == second["test"]
-  assert first["baselines"] == second["baselines"]
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint(finished):
-  root, _ = finished
-  arguments = (*SHORT, "--loss=ips", "--epochs=300", *directories(root))
-  running = commands.start(*arguments)
-  pattern = "generators/ips-*/checkpoints/ckpt-*"
-  written = running.wait_for(lambda: list((root / "run").glob(pattern)))
-  running.stop(signal.SIGKILL)
-  assert written, "no checkpoint was written in time"
-  history = next((root / "run").glob("generators/ips-*/history.json"))
-  epochs_before = len(json.loads(history.read_text()))
-  assert 0 < epochs_before < 300
-  resumed = commands.start(*arguments)
-  said = resumed.wait_for(lambda: re.search(r"resuming after epoch (\d+) ", resumed.stderr()))
-  resumed.stop(signal.SIGKILL)
-  assert int(said[1]) in (epochs_before, epochs_before - 1)
 
 
 def test_overwrite_starts_anew(finished, tmp_path):
@@ -290,7 +259,6 @@ def compare(root, *arguments, how=run):
   return how(
     *SHORT,
     f"--losses={','.join(COMPARED)}",
-    "--processes=2",
     f"--workdir={root}",
     *arguments,
     name="experiment",
@@ -306,18 +274,81 @@ def histories(root):
   ]
 
 
+def workers(process):
+  """Process ids of an experiment's workers."""
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  return [
+    int(child)
+    for child in children
+    if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
+  ]
+
+
+def cut_short(root, seed, kill, *arguments):
+  """Starts an experiment in two processes and lets `kill` loose on it while it fits that seed.
+
+  Returns its exit code, its output and messages, and the ids of its workers.
+  """
+  running = compare(root, "--processes=2", *arguments, how=commands.start)
+  running.wait_for(lambda: list(root.glob(f"generators/*-seed{seed}-*")), seconds=120)
+  ids = workers(running.process)
+  kill(running.process, ids)
+  return *running.end(), ids
+
+
 @pytest.fixture(scope="module")
-def compared(finished, tmp_path_factory):
-  """An experiment of one seed on the stages of an earlier run."""
+def cut(finished, tmp_path_factory):
+  """An experiment of two seeds on the stages of an earlier run, of which a process was killed.
+
+  Where it worked, its exit code, output and messages.
+  """
+  if not os.path.exists("/proc/self/task"):
+    pytest.skip("finds the processes of an experiment in /proc")
   root = tmp_path_factory.mktemp("experiment")
   shutil.copytree(finished[0] / "run" / "stages", root / "stages")
-  done = compare(root, "--seeds=1")
+  code, out, said, _ = cut_short(
+    root, 1, lambda process, ids: os.kill(ids[0], signal.SIGKILL), "--seeds=2"
+  )
+  return root, code, out, said
+
+
+@pytest.fixture(scope="module")
+def compared(cut):
+  """The same experiment, resumed: where, what it said, and the files that had been finished."""
+  root, _, _, _ = cut
+  before = histories(root)
+  written = {f: f.stat().st_mtime_ns for h in before for f in h.parent.rglob("*") if f.is_file()}
+  done = compare(root, "--seeds=2", "--processes=1")
   assert done.returncode == 0, done.stderr
-  return root, done
+  assert f"4 cells, {len(before)} finished before" in done.stderr
+  return root, done, written
 
 
-def test_an_experiment_prints_tables_and_tests(compared):
-  root, done = compared
+def test_an_experiment_whose_process_is_killed_says_so(cut):
+  root, code, _, said = cut
+  assert code == 1
+  assert "Traceback" not in said
+  assert said.count("error:") == 1
+  assert "a process of the experiment was killed" in said
+  assert "the same call resumes the experiment" in said
+  for stage in STAGES:
+    assert f"{stage}: reused" in said
+  assert 1 <= len(histories(root)) <= 4  # the resumed experiment may have finished them
+
+
+def test_an_experiment_resumes_without_fitting_a_cell_twice(compared):
+  root, _, written = compared
+  assert written
+  assert {file: file.stat().st_mtime_ns for file in written} == written
+  assert len(histories(root)) == 4
+  table = pd.read_csv(root / "experiment" / "table.csv")
+  assert sorted(zip(table["variant"], table["seed"], strict=True)) == [
+    (label, seed) for label in COMPARED for seed in range(2)
+  ]
+
+
+def test_an_experiment_prints_tables_and_tests(cut, compared):
+  (_, _, *before), (root, done, _) = cut, compared
   for words in (
     "Test users, generator alone (%)",
     "Test users, generator + ranker (%)",
@@ -328,11 +359,11 @@ def test_an_experiment_prints_tables_and_tests(compared):
   ):
     assert words in done.stdout
   for label in COMPARED:
-    assert f"{label}, seed 0: test precision@10" in done.stdout + done.stderr
+    assert f"{label}, seed 0: test precision@10" in "".join([*before, done.stdout, done.stderr])
 
 
 def test_an_experiment_leaves_its_files_and_exports_nothing(compared):
-  root, _ = compared
+  root, *_ = compared
   assert {path.name for path in root.iterdir()} == {
     "stages",
     "generators",
@@ -345,17 +376,11 @@ def test_an_experiment_leaves_its_files_and_exports_nothing(compared):
   }
 
 
-def test_an_experiment_reuses_the_stages_of_training(compared):
-  _, done = compared
-  for stage in STAGES:
-    assert f"{stage}: reused" in done.stderr
-
-
 def test_an_experiment_scores_what_training_scores(compared, another_loss):
   """Whatever the number of processes, and of threads in each."""
   trained = json.loads((another_loss[0] / "run" / "metrics.json").read_text())
-  table = pd.read_csv(compared[0] / "experiment" / "table.csv").set_index("variant")
-  row = table.loc["cross_entropy"]
+  table = pd.read_csv(compared[0] / "experiment" / "table.csv").set_index(["variant", "seed"])
+  row = table.loc["cross_entropy", 0]
   assert row["best_epoch"] == trained["best_epoch"]
   for split in ("validation", "test"):
     for stage, scores in trained[split].items():
@@ -363,61 +388,10 @@ def test_an_experiment_scores_what_training_scores(compared, another_loss):
         assert row[f"{split}/{stage}/{metric}"] == pytest.approx(100 * value, abs=1e-6)
 
 
-def workers(process):
-  """Process ids of an experiment's workers."""
-  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-  return [
-    int(child)
-    for child in children
-    if b"spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()
-  ]
-
-
-def cut_short(root, seed, kill, *arguments):
-  """Starts an experiment and lets `kill` loose on it while it fits that seed.
-
-  Returns its exit code, what it said, and the ids of its workers.
-  """
-  running = compare(root, *arguments, how=commands.start)
-  running.wait_for(lambda: list(root.glob(f"generators/*-seed{seed}-*")), seconds=120)
-  ids = workers(running.process)
-  kill(running.process, ids)
-  running.process.join()
-  return running.process.exitcode, running.stderr(), ids
-
-
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds its victims in /proc")
-def test_an_experiment_whose_process_is_killed_says_so_and_goes_on(compared):
-  root, _ = compared
-  (root / "experiment" / "table.csv").unlink()
-  code, stderr, _ = cut_short(
-    root, 1, lambda process, ids: os.kill(ids[0], signal.SIGKILL), "--seeds=2"
-  )
-  assert code == 1
-  assert "Traceback" not in stderr
-  assert stderr.count("error:") == 1
-  assert "a process of the experiment was killed" in stderr
-  assert "the same call resumes the experiment" in stderr
-  assert not (root / "experiment" / "table.csv").exists()
-
-  before = histories(root)
-  assert 2 <= len(before) < 4
-  written = {f: f.stat().st_mtime_ns for h in before for f in h.parent.rglob("*") if f.is_file()}
-  done = compare(root, "--seeds=2", "--processes=1")
-  assert done.returncode == 0, done.stderr
-  assert f"4 cells, {len(before)} finished before" in done.stderr
-  assert {file: file.stat().st_mtime_ns for file in written} == written
-  assert len(histories(root)) == 4
-  table = pd.read_csv(root / "experiment" / "table.csv")
-  assert sorted(zip(table["variant"], table["seed"], strict=True)) == [
-    (label, seed) for label in COMPARED for seed in range(2)
-  ]
-
-
-@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds its victims in /proc")
-def test_a_killed_experiment_leaves_no_process_behind(compared, tmp_path):
-  shutil.copytree(compared[0] / "stages", tmp_path / "stages")
-  code, _, ids = cut_short(
+def test_a_killed_experiment_leaves_no_process_behind(finished, tmp_path):
+  shutil.copytree(finished[0] / "run" / "stages", tmp_path / "stages")
+  code, _, _, ids = cut_short(
     tmp_path, 0, lambda process, ids: process.kill(), "--seeds=1", "--epochs=1000"
   )
   assert code == -signal.SIGKILL

@@ -1,16 +1,12 @@
 """Two replicas with half a batch each learn what one replica learns from the whole."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests import commands
 from tf_twostage.losses import LOSSES
-
-ROOT = pathlib.Path(__file__).parents[2]
 
 # Devices can only be split before TensorFlow starts, hence a process of its own.
 SCRIPT = """
@@ -97,11 +93,9 @@ print(json.dumps(report))
 
 @pytest.fixture(scope="module")
 def report():
-  done = subprocess.run(
-    [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, check=False
-  )
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout.splitlines()[-1])
+  code, printed, said = commands.fork(exec, SCRIPT, {}).end()
+  assert code == 0, said
+  return json.loads(printed.splitlines()[-1])
 
 
 NAMES = [

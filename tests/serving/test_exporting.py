@@ -159,9 +159,8 @@ def export_one_signature(directory, killed):
 
 def test_a_killed_export_leaves_no_version_and_the_next_one_cleans_up(tmp_path):
   for killed, result, left in ((True, -signal.SIGKILL, ".1.partial"), (False, 0, "1")):
-    process = commands.process(export_one_signature, tmp_path, killed)
-    process.join()
-    assert process.exitcode == result
+    code, _, said = commands.fork(export_one_signature, tmp_path, killed).end()
+    assert code == result, said
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [left]
   request = {**small.requests(), "k": np.array([5], np.int32)}
   answer = small.ask(tf.saved_model.load(str(tmp_path / "1")).signatures["recommend"], **request)

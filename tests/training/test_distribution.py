@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
+from tests import commands
 from tests import workers as processes
 from tf_twostage.config import Config, DistributionConfig
 from tf_twostage.errors import InputError
@@ -90,11 +89,6 @@ def alone(tmp_path_factory):
   return root
 
 
-def command(root, distribution, replicas, names):
-  arguments = [str(root), distribution, str(replicas), *names]
-  return [sys.executable, "-m", "tests.workers", *arguments]
-
-
 def assert_the_same(root, alone, names):
   for name in names:
     np.testing.assert_allclose(
@@ -107,16 +101,16 @@ def assert_the_same(root, alone, names):
 
 
 def test_two_workers_agree_on_what_differs_and_learn_what_one_learns(alone, tmp_path):
-  started = processes.start(command(tmp_path, "multi_worker", 0, processes.LOSSES), {"worker": 2})
-  for code, out, said in processes.ended(started).values():
+  names = list(processes.LOSSES)
+  started = processes.start({"worker": 2}, processes.train_all, tmp_path, "multi_worker", 0, names)
+  for worker in started.values():
+    code, out, said = worker.end()
     assert (code, out) == (0, "['rank']\n"), said
-  assert_the_same(tmp_path, alone, processes.LOSSES)
+  assert_the_same(tmp_path, alone, names)
 
 
 def test_two_devices_learn_what_one_learns(alone, tmp_path):
   names = ["poem"]
-  done = subprocess.run(
-    command(tmp_path, "mirrored", 2, names), cwd=processes.ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == 0, done.stderr
+  code, _, said = commands.fork(processes.train_all, tmp_path, "mirrored", 2, names).end()
+  assert code == 0, said
   assert_the_same(tmp_path, alone, names)
