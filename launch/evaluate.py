@@ -96,7 +96,7 @@ def run(
     InputError: a generator has not finished, or a file does not fit; nothing has been evaluated.
   """
   remedy = f"train with\n  {training_command}\nand evaluate again"
-  if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
+  if not any((workdir / "generators").glob("*/checkpoints")):  # before anything is built
     raise InputError(f"{workdir} holds no generator; {remedy}")
 
   workspace = Workspace(workdir / "stages")

@@ -34,7 +34,7 @@ def main() -> None:
     f"{workdir} has no finished generator of these settings; train it first: launch.train with the"
     " same flags"
   )
-  if not any((workdir / "generators").glob("*/history.json")):  # before anything is built
+  if not any((workdir / "generators").glob("*/checkpoints")):  # before anything is built
     raise unfinished
 
   environment = environments.make(config, Workspace(workdir / "stages"))

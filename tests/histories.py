@@ -1,6 +1,7 @@
 """Made-up scores and training histories."""
 
 from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES
+from tf_twostage.workspace import seal
 
 METRICS = [f"{metric}@{k}" for metric in ("precision", "recall", "ndcg") for k in CUTOFFS]
 SPLITS = ("validation", "test")
@@ -20,6 +21,14 @@ def random_scores(rng):
   return {
     split: {stage: {m: rng.random() for m in METRICS} for stage in STAGES} for split in SPLITS
   }
+
+
+def finished_run(directory, epochs):
+  """Leaves what a finished run leaves, but for the weights."""
+  best = max(epochs, key=lambda epoch: epoch["selected"])["epoch"]
+  for path, record in ((f"checkpoints/ckpt-{len(epochs)}", epochs), (f"best/ckpt-{best}", None)):
+    (directory / path).mkdir(parents=True)
+    seal(directory / path, "record.json", {"record": record})
 
 
 def timeless(history):

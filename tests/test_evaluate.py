@@ -23,7 +23,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import REPORTED as ESTIMATORS
 from tf_twostage.experiment import finished
 from tf_twostage.metrics import STAGES
-from tf_twostage.workspace import Workspace
+from tf_twostage.workspace import Workspace, write_record
 
 # The embedded default, only shorter: as a command has it, and as the package does.
 FLAGS = (
@@ -122,13 +122,13 @@ def test_a_finished_generator_is_the_one_of_its_best_epoch(environment, workdir)
 
 def test_all_finished_generators_are_found_and_called_by_what_is_theirs(environment, workdir):
   strangers = workdir / "generators" / "ips-seed0-another"
-  strangers.mkdir()
-  (strangers / "config.json").write_text('{"loss": {"of another version": 1}}')
+  (strangers / "checkpoints").mkdir(parents=True)
+  write_record(strangers / "config.json", {"loss": {"of another version": 1}})
   other = dataclasses.replace(GENERATORS[1][1], environment_seed=7)
   another = dataclasses.replace(environment, name="another environment")
   elsewhere = TwoStageRecommender.from_config(other).directory(another, workdir)
-  elsewhere.mkdir()
-  (elsewhere / "config.json").write_text(json.dumps(dataclasses.asdict(other)))
+  (elsewhere / "checkpoints").mkdir(parents=True)
+  write_record(elsewhere / "config.json", dataclasses.asdict(other))
   found = finished(CONFIG, environment, workdir)
   assert [(variant.label, variant.config) for variant in found] == GENERATORS
   (like_ips, _) = reversed(finished(GENERATORS[1][1], environment, workdir))

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests import prepared_environment as ready
-from tests.histories import history, scores
+from tests.histories import finished_run, history, scores
 from tf_twostage import TwoStageRecommender, environment, experiment
 from tf_twostage.config import Config, FitConfig, SimulationConfig, SupportConfig, UserLogConfig
 from tf_twostage.data import sets
@@ -60,9 +61,8 @@ def finish(config, tmp_path):
     for seed, (on_test, valid) in enumerate(zip(test, validation or test, strict=True)):
       cell = dataclasses.replace(variant.config, seed=seed)
       directory = TwoStageRecommender.from_config(cell).directory(world, tmp_path)
-      directory.mkdir(parents=True)
       epochs = history(scores(0.0), scores(valid, on_test))
-      (directory / "history.json").write_text(json.dumps(epochs))
+      finished_run(directory, epochs)
     return variant
 
   return leave
@@ -109,7 +109,8 @@ def test_finished_cells_are_not_fitted_again(config, finish, fitted, tmp_path):
 def test_a_cell_cut_short_is_fitted(config, finish, fitted, tmp_path):
   done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
   (directory,) = (tmp_path / "generators").glob("cross_entropy-seed1-*")
-  (directory / "history.json").write_text(json.dumps(history(scores(0.9))))
+  shutil.rmtree(directory)
+  finished_run(directory, history(scores(0.9)))
   run(config, [done], tmp_path)
   assert fitted == [("cross_entropy", 0, 1)]
 
@@ -220,7 +221,7 @@ def test_more_logs_add_to_the_finished_ones(several, tmp_path, monkeypatch):
       directory = TwoStageRecommender.from_config(own).directory(made, workdir)
       directory.mkdir(parents=True)
       epochs = history(scores(0.0), scores(0.5))
-      (directory / "history.json").write_text(json.dumps(epochs))
+      finished_run(directory, epochs)
       yield cell, epochs, 1.0
 
   monkeypatch.setattr(experiment, "_fitted", fit)

@@ -1,19 +1,28 @@
 """Stages are built once, and writes are complete or absent."""
 
 import json
+import math
 import os
+import socket
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 import tf_twostage
 from tf_twostage.errors import RunError
 from tf_twostage.workspace import (
+  Damaged,
   Workspace,
   atomic_directory,
   atomic_write,
   fingerprint,
+  read_numbers,
+  read_record,
   remove_partial,
   write_json,
+  write_record,
 )
 
 
@@ -75,6 +84,68 @@ def test_a_worker_that_does_not_build_finds_the_chiefs_stage_or_says_what_to_do(
   monkeypatch.setattr("tf_twostage.workspace._VISIBLE_AFTER", 0)
   with pytest.raises(RunError, match="give all workers the same work directory"):
     Workspace(tmp_path / "other", builds=False).stage("log", {}, counting_build(None))
+
+
+@pytest.mark.parametrize("file", ["result", "stage.json"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "missing"])
+def test_a_damaged_stage_is_set_aside_and_built_again(tmp_path, caplog, file, damage):
+  calls = []
+  stage = Workspace(tmp_path).stage("log", {"seed": 1}, counting_build(calls))
+  damaged = stage / file
+  content = damaged.read_bytes()
+  middle = len(content) // 2
+  flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+  damaged.write_bytes({"flipped": flipped, "cut": content[:-2]}.get(damage, b""))
+  if damage == "missing":
+    damaged.unlink()
+  for _ in range(2):
+    assert Workspace(tmp_path).stage("log", {"seed": 1}, counting_build(calls)) == stage
+    assert (stage / "result").read_text() == "2"
+  assert [record.getMessage().split()[0] for record in caplog.records] == [str(damaged)]
+  assert stage.with_name(f"{stage.name}.damaged").is_dir()
+
+
+def test_a_digit_of_a_record_cannot_be_changed(tmp_path):
+  path = tmp_path / "record.json"
+  write_record(path, {"best": 3, "score": math.nan, "seen": (1.5, None)})
+  assert read_record(path) == {"best": 3, "score": None, "seen": [1.5, None]}
+  path.write_text(path.read_text().replace("3", "4", 1))
+  with pytest.raises(Damaged, match=r"record.json was changed after it was written"):
+    read_record(path)
+  path.write_text("[1]")
+  with pytest.raises(Damaged, match=r"record.json cannot be read"):
+    read_record(path)
+
+
+def test_json_has_no_nan(tmp_path):
+  path = tmp_path / "scores.json"
+  write_json(path, {"a": [math.nan, 0.5], "b": -math.inf})
+  assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"a": [None, 0.5], "b": None}
+  assert np.isnan(read_numbers(path)["a"]).tolist() == [True, False]
+
+
+def test_two_processes_build_a_stage_once(tmp_path):
+  """The second waits for the first, which it names, and then finds the stage."""
+  script = """
+import pathlib, sys, time
+from tf_twostage.workspace import Workspace
+def build(directory):
+  time.sleep(0.5)
+  (directory / sys.argv[2]).touch()
+Workspace(pathlib.Path(sys.argv[1])).stage("log", {}, build)
+"""
+  command = [sys.executable, "-c", script, str(tmp_path)]
+  both = [
+    subprocess.Popen([*command, name], stderr=subprocess.PIPE, text=True) for name in ("a", "b")
+  ]
+  said = {process.pid: process.communicate()[1] for process in both}
+  assert [process.returncode for process in both] == [0, 0]
+  (stage,) = tmp_path.glob("log-*")
+  assert len(list(stage.glob("[ab]"))) == 1
+  waited = [text for text in said.values() if "waiting for process" in text]
+  assert len(waited) <= 1
+  for text in waited:
+    assert any(f"process {pid} on {socket.gethostname()}" in text for pid in said)
 
 
 def test_fingerprint_ignores_the_order_of_inputs():

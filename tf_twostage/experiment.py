@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import multiprocessing
 import os
@@ -35,7 +34,7 @@ from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
 from tf_twostage.training.loop import History
 from tf_twostage.training.signals import Stopped
-from tf_twostage.workspace import Workspace, write_json, write_text
+from tf_twostage.workspace import Damaged, Workspace, read_record, write_json, write_text
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +156,8 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
   The label is the loss, and "name=value" for each setting that differs from `config`.
   """
   found, others = [], 0
-  for file in sorted((workdir / "generators").glob("*/config.json")):
+  for checkpoints in sorted((workdir / "generators").glob("*/checkpoints")):
+    file = checkpoints.with_name("config.json")
     stored = stored_config(file)
     if stored is None:
       others += 1
@@ -175,10 +175,10 @@ def finished(config: Config, environment: Environment, workdir: pathlib.Path) ->
 
 
 def stored_config(file: pathlib.Path) -> Config | None:
-  """The settings of a run; None: another version of the package wrote them."""
+  """The settings of a run; None: another version of the package wrote them, or they are damaged."""
   defaults = Config()
   try:
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_record(file)
     config = Config(
       **{
         name: type(getattr(defaults, name))(**value) if isinstance(value, dict) else value
@@ -187,8 +187,11 @@ def stored_config(file: pathlib.Path) -> Config | None:
     )
     losses.resolve(config.loss, config.loss_options)
     return config
+  except Damaged as error:
+    _log.warning("%s; its generator is left out: train with its settings again", error)
   except (ValueError, TypeError, AttributeError, InputError):
-    return None
+    pass
+  return None
 
 
 def _label(config: Config, usual: Config) -> str:

@@ -35,7 +35,7 @@ from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
 from tf_twostage.training.tensorboard import Monitor
-from tf_twostage.workspace import Workspace, fingerprint, write_json, write_text
+from tf_twostage.workspace import Workspace, fingerprint, write_json, write_record, write_text
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -215,7 +215,7 @@ class TwoStageRecommender:
     directory = self.directory(environment, root)
     if workers.is_chief:
       directory.mkdir(parents=True, exist_ok=True)
-      write_json(directory / "config.json", dataclasses.asdict(self.config))
+      write_record(directory / "config.json", dataclasses.asdict(self.config))
     evaluated = towers or model.towers
     scores = environment.evaluation(lambda batch: evaluated(batch["user"]), self.slate_size)
 
@@ -452,7 +452,7 @@ class TwoStageRecommender:
     directory = self.directory(environment, workdir)
     draw = functools.partial(plots.run_curves, history, baselines, self._title(), evaluator.metrics)
     for place in (directory, workdir):
-      write_json(place / "config.json", dataclasses.asdict(self.config))
+      write_record(place / "config.json", dataclasses.asdict(self.config))
       write_json(place / METRICS, values)
       write_text(place / "table.csv", run_report.flat_csv(table))
       plotting.save({place / "curves.png": draw})

@@ -1,14 +1,21 @@
-"""A work directory: stages that are built once, and writes that are complete or absent."""
+"""A work directory: stages that are built once; files are complete and undamaged, or not used.
+
+What is read again is sealed: a record beside the files holds their SHA-256, and its own, so that a
+damaged file is noticed before it is used.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +28,9 @@ from tf_twostage.errors import RunError
 _log = logging.getLogger(__name__)
 
 _RECORD = "stage.json"
+_FILES, _DIGEST = "files", "sha256"  # in a record: the digest of each file, and of the record
 _PARTIAL = "partial"
+_DAMAGED, _HOLDER = ".damaged", ".holder"
 _VISIBLE_AFTER = 60.0  # seconds; network file systems cache for so long that a file is missing
 
 
@@ -35,8 +44,8 @@ def fingerprint(inputs: Mapping[str, Any]) -> str:
 class Workspace:
   """Cache of named stages, each in a directory `root/<name>-<fingerprint>/`.
 
-  Another version of this package builds its own stages. A stage is written with
-  `atomic_directory`, so a directory that exists is complete.
+  Another version of this package builds its own stages. A stage that is not as it was written is
+  set aside and built again. Two processes do not build at the same time.
 
   Attributes:
     timings: seconds of every stage and of all timed work, and whether it was reused.
@@ -65,19 +74,28 @@ class Workspace:
       build: writes the result into an empty directory.
     """
     path = self._root / f"{name}-{fingerprint(inputs)}"
-    reused = not self._builds or (path / _RECORD).exists()
+    reused = not self._builds or is_intact(path, _RECORD)
     if not reused:
-      with atomic_directory(path) as directory:
-        start = time.perf_counter()
-        build(directory)
-        seconds = round(time.perf_counter() - start, 2)
-        record = {"seconds": seconds, "version": tf_twostage.__version__, "inputs": inputs}
-        write_json(directory / _RECORD, record)
+      with locked(self._root):
+        reused = is_intact(path, _RECORD, warn=True)  # another process may have built it
+        if not reused:
+          set_aside(path)
+          self._build(path, inputs, build)
     self._barrier()
     seconds = _found(path, wait=not self._builds)["seconds"]
     self.timings[name] = {"seconds": seconds, "reused": reused}
     _log.info("%s: %s", name, f"reused {path}" if reused else f"done in {seconds:.1f} s")
     return path
+
+  def _build(
+    self, path: pathlib.Path, inputs: Mapping[str, Any], build: Callable[[pathlib.Path], object]
+  ) -> None:
+    with atomic_directory(path) as directory:
+      start = time.perf_counter()
+      build(directory)
+      seconds = round(time.perf_counter() - start, 2)
+      facts = {"seconds": seconds, "version": tf_twostage.__version__, "inputs": inputs}
+      seal(directory, _RECORD, facts)
 
   def arrays(
     self, name: str, inputs: Mapping[str, Any], make: Callable[[], Mapping[str, Any]]
@@ -109,9 +127,128 @@ def _found(directory: pathlib.Path, *, wait: bool) -> dict[str, Any]:
   return json.loads((directory / _RECORD).read_text(encoding="utf-8"))
 
 
+class Damaged(Exception):
+  """A file is not as it was written; the message names it."""
+
+
+def seal(directory: pathlib.Path, record: str, facts: Mapping[str, Any]) -> None:
+  """Writes JSON-able facts and the SHA-256 of every file below a directory to the file `record`."""
+  files = sorted(path for path in directory.rglob("*") if path.is_file())
+  digests = {str(path.relative_to(directory)): _sha256(path) for path in files}
+  write_record(directory / record, {**facts, _FILES: digests})
+
+
+def unseal(directory: pathlib.Path, record: str) -> dict[str, Any]:
+  """The facts of a sealed directory; Damaged unless every file is as it was when it was sealed."""
+  content = read_record(directory / record)
+  for name, digest in content.pop(_FILES).items():
+    try:
+      found = _sha256(directory / name)
+    except OSError as error:
+      raise Damaged(f"{directory / name} cannot be read ({error.strerror})") from None
+    if found != digest:
+      raise Damaged(f"{directory / name} was changed after it was written")
+  return content
+
+
+def write_record(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+  """Writes JSON-able facts with their own SHA-256."""
+  content = json.loads(to_json(facts))
+  write_json(path, {**content, _DIGEST: _sha256_of(content)})
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+  """The facts that `write_record` wrote; Damaged unless they are as they were written."""
+  try:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    digest = content.pop(_DIGEST, None)
+  except (OSError, ValueError, AttributeError, TypeError) as error:
+    raise Damaged(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+  if digest != _sha256_of(content):
+    raise Damaged(f"{path} was changed after it was written")
+  return content
+
+
+def is_intact(directory: pathlib.Path, record: str, *, warn: bool = False) -> bool:
+  """Whether a sealed directory exists and is as it was written; may log what is damaged."""
+  try:
+    if directory.exists():
+      unseal(directory, record)
+      return True
+  except Damaged as error:
+    if warn:
+      _log.warning("%s; it is set aside and built again", error)
+  return False
+
+
+def set_aside(directory: pathlib.Path) -> None:
+  """Renames a damaged directory, if it exists, to NAME.damaged, and deletes an earlier one."""
+  if directory.exists():
+    aside = directory.with_name(directory.name + _DAMAGED)
+    remove_directory(aside)
+    directory.rename(aside)
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process works in a directory; a killed process releases its lock."""
+  directory.mkdir(parents=True, exist_ok=True)
+  descriptor, note = os.open(directory, os.O_RDONLY), directory / _HOLDER
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      holder = note.read_text(encoding="utf-8") if note.exists() else "another process"
+      _log.warning("waiting for %s, which works in %s", holder, directory)
+      fcntl.flock(descriptor, fcntl.LOCK_EX)
+    note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    try:
+      yield
+    finally:
+      note.unlink(missing_ok=True)
+  finally:
+    os.close(descriptor)
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of(content: Any) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def to_json(value: Any) -> str:
+  """Indented JSON; null takes the place of numbers that JSON does not have."""
+  return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {name: _finite(inner) for name, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return list(map(_finite, value))
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def with_nan(value: Any) -> Any:
+  """What was read of JSON with NaN in place of null: the inverse of `to_json`."""
+  if isinstance(value, dict):
+    return {name: with_nan(inner) for name, inner in value.items()}
+  if isinstance(value, list):
+    return list(map(with_nan, value))
+  return math.nan if value is None else value
+
+
+def read_numbers(path: pathlib.Path) -> Any:
+  """JSON with NaN in place of null."""
+  return with_nan(json.loads(path.read_text(encoding="utf-8")))
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes indented JSON with `atomic_write`."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+  write_text(path, to_json(value) + "\n")
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

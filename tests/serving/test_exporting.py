@@ -33,6 +33,7 @@ def test_an_export_is_a_version_with_what_a_server_needs_beside_it(exported):
   assert {path.name for path in (exported / "assets.extra").iterdir()} == {
     "tf_serving_warmup_requests",
     "about.json",
+    "digests.json",
   }
   assert (exported / "assets.extra" / "about.json").read_bytes() == b"{}"
 
@@ -209,7 +210,7 @@ def test_an_export_keeps_edited_files_and_does_not_need_the_extra(tmp_path, monk
   assert (tmp_path / "models.config").read_text() == "mine"
   assert (tmp_path / "batching_parameters.txt").exists()
   assert "pip install 'tf_twostage[serving]'" in caplog.text
-  assert not (version / "assets.extra").exists()
+  assert [p.name for p in (version / "assets.extra").iterdir()] == ["digests.json"]
 
 
 def test_templates_are_part_of_the_package():

@@ -80,8 +80,21 @@ def test_the_latest_is_the_newest_version_or_the_version_itself(tmp_path):
   assert latest(tmp_path / "9").name == "9"
 
 
+def test_a_damaged_version_is_named_and_the_one_before_is_used(tmp_path, caplog):
+  def write(version):
+    (version / "saved_model.pb").write_bytes(b"model")
+
+  for _ in range(2):
+    publish(tmp_path, write, keep=2)
+  (tmp_path / "2" / "saved_model.pb").write_bytes(b"modem")
+  assert latest(tmp_path).name == "1"
+  assert "2/saved_model.pb was changed after it was written; version 2 is not used" in caplog.text
+  with pytest.raises(InputError, match="no undamaged version"):
+    latest(tmp_path / "2")
+
+
 def whole(directory):
-  return len(list(directory.iterdir())) == FILES
+  return len(list(directory.iterdir())) == FILES + 1  # assets.extra, with their digests
 
 
 def publish_and_die(directory, events):

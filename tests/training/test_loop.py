@@ -1,6 +1,7 @@
 """The training loop: epochs, selection, checkpoints, resuming, signals, TensorBoard."""
 
 import functools
+import json
 import logging
 import resource
 import shutil
@@ -207,10 +208,24 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path, capsys):
   assert loop.finished_history(directory, 3) == whole[2]
   assert loop.finished_history(directory, 4) is None
   assert loop.finished_history(tmp_path, 3) is None
-  (directory / "history.json").write_text("[{")  # a checkpoint holds it, too
-  assert loop.finished_history(directory, 3) is None
+  (directory / "history.json").write_text("[{")  # for people: the checkpoint holds it, too
+  assert loop.finished_history(directory, 3) == whole[2]
   assert_as_whole(whole, *train(directory, 3, Evaluation([]), progress=True))
+  assert json.loads((directory / "history.json").read_text()) == whole[2]
   assert "generator:" not in capsys.readouterr().err
+
+
+def test_a_run_whose_best_weights_are_damaged_is_trained_again(whole, tmp_path, caplog):
+  directory = shutil.copytree(whole[0], tmp_path / "copy")
+  best = loop.best_epoch(whole[2])["epoch"]
+  file = directory / "best" / f"ckpt-{best}" / "state.data-00000-of-00001"
+  content = bytearray(file.read_bytes())
+  content[len(content) // 2] ^= 1
+  file.write_bytes(content)
+  assert loop.finished_history(directory, 3) is None
+  assert f"{file} was changed after it was written" in caplog.text
+  assert_as_whole(whole, *train(directory, 3))
+  assert loop.finished_history(directory, 3) is not None
 
 
 # Interrupted runs
@@ -325,10 +340,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(whole, cut, capl
   caplog.set_level(logging.INFO, "tf_twostage")
   resumed = train(cut, 3, Evaluation([1, 2]))
   lines = [record.getMessage() for record in caplog.records]
-  assert "ckpt-6 cannot be read" in lines[0]
+  assert "ckpt-6/state.index was changed after it was written" in lines[0]
   assert lines[1] == "resuming after epoch 1 of 3"
   assert_as_whole(whole, *resumed)
-  assert {p.name for p in checkpoints.iterdir()} == {"ckpt-8", "ckpt-12"}
+  assert {p.name for p in checkpoints.iterdir()} == {"ckpt-8", "ckpt-12", "ckpt-6.damaged"}
 
 
 def test_without_a_readable_checkpoint_training_starts_anew(whole, cut, caplog):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.slate_ranker import SlateRanker
-from tf_twostage.workspace import Workspace, write_json
+from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _SOME = 5  # users whose recommendations an export is tested with
 
@@ -88,7 +87,7 @@ class Environment:
 
     inputs = {"environment": self.name, "slate_size": slate_size, **self.evaluator.settings}
     directory = workspace.stage("baselines", inputs, build)
-    return json.loads((directory / "scores.json").read_text())
+    return read_numbers(directory / "scores.json")
 
 
 def with_full_information(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from tf_twostage.models.slate_ranker import TowerRanker
 from tf_twostage.rewards import from_logits
 from tf_twostage.training.checkpoints import restore_weights, save_weights
 from tf_twostage.training.loop import fit
-from tf_twostage.workspace import Workspace, write_json
+from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _ROWS_PER_CHUNK = 8192
 
@@ -111,7 +110,7 @@ def imitated(
   inputs = {"rows": depends_on, **_fit_inputs(config)}
   directory = workspace.stage("imitated_ranker", inputs, build)
   restore_weights(towers, directory)
-  facts = json.loads((directory / "fit.json").read_text(encoding="utf-8"))
+  facts = read_numbers(directory / "fit.json")
   note = (
     f"the ranker is a two-tower model fitted to the log's scores: on held-out rows R² is"
     f" {facts['r2']:.3f} and the correlation {facts['correlation']:.3f}; its errors are in training"

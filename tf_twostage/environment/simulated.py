@@ -6,7 +6,6 @@ Stages in order: simulator, labels of all pairs, logging policy, log, ranker.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator, fit_simulator
 from tf_twostage.training.checkpoints import restore_weights, save_weights
-from tf_twostage.workspace import Workspace, write_json
+from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +141,7 @@ def _full_information(
     "seed": seed,
   }
   fitted = workspace.stage("simulator", inputs, build_simulator)
-  auc = json.loads((fitted / "metrics.json").read_text())["holdout_auc"]
+  auc = read_numbers(fitted / "metrics.json")["holdout_auc"]
   _log.info("simulator: AUC %.3f on held-out ratings", auc)
 
   def build_labels(directory: pathlib.Path) -> None:

@@ -80,7 +80,8 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
 
 def _identity(path: pathlib.Path) -> list[Any]:
   status = path.stat()
-  return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+  # The time of a change cannot be set, as that of a modification can.
+  return [str(path.resolve()), status.st_size, status.st_ctime_ns]
 
 
 def _build(config: Config, directory: pathlib.Path) -> None:

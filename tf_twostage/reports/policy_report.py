@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import LOGGING_POLICY
 from tf_twostage.reports import plots
-from tf_twostage.workspace import write_text
+from tf_twostage.workspace import write_json, write_text
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -72,7 +71,7 @@ class Evaluation:
       "estimates": flat.to_dict("records"),
       "agreement": agreement.reset_index().to_dict("records"),
     }
-    write_text(directory / "estimates.json", json.dumps(_no_nan(record), indent=2) + "\n")
+    write_json(directory / "estimates.json", record)
     plotting.save({directory / "estimates.png": self.plot})
     return f"{self}\n\nEstimates and plot: {directory}"
 
@@ -114,15 +113,6 @@ class Evaluation:
     shown = ["policy", "kind", "estimator", "value", "standard_error", "effective_sample_size"]
     table = self.estimates[[*shown, "unreliable"]]
     return table.to_html(index=False, float_format="{:.4g}".format)
-
-
-def _no_nan(value):
-  """The same with null, which JSON has, in place of NaN."""
-  if isinstance(value, dict):
-    return {name: _no_nan(inner) for name, inner in value.items()}
-  if isinstance(value, list):
-    return list(map(_no_nan, value))
-  return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _format(standard_error: float) -> Number:

@@ -7,25 +7,36 @@ directory, which the next export deletes. A lock lets only one export at a time 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
+import logging
 import pathlib
+import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import tensorflow as tf
-from absl import logging
+from absl import logging as absl_logging
 
 from tf_twostage.data.schema import FeatureTable
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.serving import check
 from tf_twostage.serving.servable import ServableRecommender
-from tf_twostage.workspace import atomic_directory, remove_directory, remove_partial, write_text
+from tf_twostage.workspace import (
+  Damaged,
+  atomic_directory,
+  locked,
+  remove_directory,
+  remove_partial,
+  seal,
+  unseal,
+  write_text,
+)
+
+_log = logging.getLogger(__name__)
 
 KEEP = 5
 _NO_FILES: Mapping[str, bytes] = types.MappingProxyType({})
 EXTRA = "assets.extra"  # of a version; servers ignore unknown files in it
+_RECORD = f"{EXTRA}/digests.json"
 SERVER_FILES = ("models.config", "batching_parameters.txt", "docker-compose.yml")
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
 
@@ -82,8 +93,8 @@ def save(
   }
   recommender.scores.get_concrete_function(**recommender.inputs)
   # Saving renames captured inputs, and logs a line for each.
-  before = logging.get_verbosity(), tf.get_logger().level
-  logging.set_verbosity(logging.ERROR)
+  before = absl_logging.get_verbosity(), tf.get_logger().level
+  absl_logging.set_verbosity(absl_logging.ERROR)
   tf.get_logger().setLevel("ERROR")
   try:
     tf.saved_model.save(
@@ -93,7 +104,7 @@ def save(
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
   finally:
-    logging.set_verbosity(before[0])
+    absl_logging.set_verbosity(before[0])
     tf.get_logger().setLevel(before[1])
   for name, content in extra.items():
     (directory / EXTRA).mkdir(exist_ok=True)
@@ -102,18 +113,36 @@ def save(
 
 def versions(directory: pathlib.Path) -> list[pathlib.Path]:
   """The versions in `directory`, oldest first."""
-  found = [p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()]
+  names = re.compile("[0-9]+")
+  found = [p for p in directory.iterdir() if names.fullmatch(p.name) and p.is_dir()]
   return sorted(found, key=lambda path: int(path.name))
 
 
 def latest(path: pathlib.Path) -> pathlib.Path:
-  """A version itself, or the newest one in a directory of versions."""
+  """A version itself, or the newest undamaged one in a directory of versions."""
   if (path / "saved_model.pb").is_file():
-    return path
-  found = versions(path) if path.is_dir() else []
-  if not found:
-    raise InputError(f"{path}: no version of a SavedModel; launch.export writes one")
-  return found[-1]
+    found = [path]
+  else:
+    found = versions(path)[::-1] if path.is_dir() else []
+  for version in found:
+    if (damage := _damage(version)) is None:
+      return version
+    _log.warning("%s; version %s is not used", damage, version.name)
+  if found:
+    raise InputError(f"{path}: no undamaged version of a SavedModel; export it again")
+  raise InputError(f"{path}: no version of a SavedModel; launch.export writes one")
+
+
+def _damage(version: pathlib.Path) -> str | None:
+  """What is wrong with a version; None: nothing, or it was written without digests."""
+  if not (version / "saved_model.pb").is_file():
+    return f"{version / 'saved_model.pb'} is missing"
+  try:
+    if (version / _RECORD).exists():
+      unseal(version, _RECORD)
+    return None
+  except Damaged as error:
+    return str(error)
 
 
 def publish(
@@ -122,24 +151,14 @@ def publish(
   """Makes the next version by filling an empty directory; the newest `keep` versions stay."""
   if keep < 1:
     raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
-  directory.mkdir(parents=True, exist_ok=True)
-  with _lock(directory):
+  with locked(directory):
     remove_partial(directory)
     number = max((int(path.name) for path in versions(directory)), default=0) + 1
     version = directory / str(number)
     with atomic_directory(version) as partial:
       write(partial)
+      (partial / EXTRA).mkdir(exist_ok=True)
+      seal(partial, _RECORD, {})
     for old in versions(directory)[:-keep]:
       remove_directory(old)
   return version
-
-
-@contextlib.contextmanager
-def _lock(directory: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process exports into `directory`; a killed process releases its lock."""
-  descriptor = os.open(directory, os.O_RDONLY)
-  try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(descriptor)

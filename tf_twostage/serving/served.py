@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from tf_twostage.data.schema import FeatureTable, Schema
 from tf_twostage.errors import InputError
 from tf_twostage.serving.exporting import EXTRA, latest
 from tf_twostage.serving.servable import ServableRecommender
+from tf_twostage.workspace import read_numbers, to_json
 
 SETTINGS, USERS = "recommender.json", "users.parquet"
 _PAIRS_PER_CALL = 2**22
@@ -82,7 +82,7 @@ class Served:
       signature,
       {name: spec for name, spec in inputs.items() if name not in ("exclude", "k")},
       _read_table(users) if users.is_file() else None,
-      json.loads(file.read_text(encoding="utf-8")),
+      read_numbers(file),
     )
 
   @functools.cached_property
@@ -95,7 +95,7 @@ class Served:
 
     With the table of users, recommendations can be asked for by id.
     """
-    files = {SETTINGS: json.dumps(self.settings, indent=1, default=str).encode()}
+    files = {SETTINGS: to_json(self.settings).encode()}
     if users and self.users is not None:
       files[USERS] = _table_bytes(self.users)
     return files

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import pathlib
 import tempfile
@@ -11,21 +10,28 @@ from typing import Any
 import tensorflow as tf
 
 from tf_twostage.errors import RunError, reason
-from tf_twostage.workspace import atomic_directory, remove_directory
+from tf_twostage.workspace import (
+  Damaged,
+  atomic_directory,
+  is_intact,
+  remove_directory,
+  seal,
+  set_aside,
+  unseal,
+  with_nan,
+)
 
 _log = logging.getLogger(__name__)
 
-_STATE, _RECORD, _WEIGHTS = "state", "record.json", "weights"
-# TensorFlow's reader raises these for truncated files, beside its own classes.
-_UNREADABLE = (OSError, ValueError, IndexError, RuntimeError, tf.errors.OpError)
+_STATE, _RECORD, _RECORDED, _WEIGHTS = "state", "record.json", "record", "weights"
 
 
 class Checkpoints:
-  """The latest checkpoints of a run: directories `ckpt-<number>`, each with a JSON record.
+  """The latest checkpoints of a run: sealed directories `ckpt-<number>`, each with a JSON record.
 
   `tf.train.CheckpointManager` writes in place, so a full disk or a killed process leaves parts of a
   checkpoint. It also neither flushes to the disk, nor verifies checksums before it restores, nor
-  falls back to an older checkpoint. Here a checkpoint is written by `atomic_directory`.
+  falls back to an older checkpoint.
   """
 
   def __init__(self, directory: pathlib.Path, *, keep: int, writes: bool = True, **state: Any):
@@ -56,31 +62,33 @@ class Checkpoints:
       return
     with atomic_directory(self._path(number)) as directory:
       self._checkpoint.write(str(directory / _STATE))
-      (directory / _RECORD).write_text(json.dumps(record), encoding="utf-8")
+      seal(directory, _RECORD, {_RECORDED: record})
     kept = [n for n in self.numbers() if n <= number][-self._keep :]
     for other in set(self.numbers()) - set(kept):
       remove_directory(self._path(other))
 
-  def restore(self) -> tuple[int, Any] | None:
-    """Restores the newest readable checkpoint; returns its number and record, or None."""
+  def newest(self) -> tuple[int, Any] | None:
+    """The number and record of the newest intact checkpoint; damaged ones are set aside."""
     numbers = self.numbers()[::-1]
     for i, number in enumerate(numbers):
-      path = self._path(number)
       try:
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
-        # Verify all checksums first: a damaged checkpoint must not change the state.
-        reader = tf.train.load_checkpoint(str(path / _STATE))
-        for name in reader.get_variable_to_shape_map():
-          reader.get_tensor(name)
-        self._checkpoint.read(str(path / _STATE)).expect_partial()
-        return number, record
-      except _UNREADABLE as error:
+        return number, with_nan(unseal(self._path(number), _RECORD)[_RECORDED])
+      except Damaged as error:
         next_step = "trying the one before" if numbers[i + 1 :] else "none is left, starting anew"
-        _log.warning("%s cannot be read (%s); %s", path, reason(error), next_step)
+        _log.warning("%s; %s", error, next_step)
+        if self._writes:
+          set_aside(self._path(number))
     return None
 
+  def has(self, number: int) -> bool:
+    """Whether there is such a checkpoint, intact; a damaged one is set aside."""
+    found = is_intact(self._path(number), _RECORD, warn=True)
+    if not found and self._writes:
+      set_aside(self._path(number))
+    return found
+
   def load(self, number: int) -> None:
-    """Restores one checkpoint, which must hold all of the state."""
+    """Restores an intact checkpoint, which must hold all of the state."""
     status = self._checkpoint.read(str(self._path(number) / _STATE))
     status.assert_existing_objects_matched().expect_partial()
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import pathlib
@@ -28,14 +27,14 @@ from tf_twostage.training.checkpoints import Checkpoints
 from tf_twostage.training.distribution import Batches, Workers
 from tf_twostage.training.progress import InputWait, progress_bar
 from tf_twostage.training.signals import Stopped, deferred
-from tf_twostage.workspace import write_json
+from tf_twostage.workspace import locked, write_json
 
 if TYPE_CHECKING:
   from tf_twostage.training.tensorboard import Monitor
 
 _log = logging.getLogger(__name__)
 
-_HISTORY, _BEST = "history.json", "best"
+_HISTORY, _LAST, _BEST = "history.json", "checkpoints", "best"
 _CHECKPOINTS = CheckpointConfig()
 _SEEDS_APART = 1_000_003  # more than the number of steps of a worker
 # Metrics of a generator, and the first cause of a loss that is not finite if this metric is not.
@@ -65,18 +64,21 @@ def best_epoch(history: History) -> dict[str, Any]:
 
 
 def finished_history(directory: pathlib.Path, epochs: int) -> History | None:
-  """Returns the history of a run in this directory, if it has finished."""
-  try:
-    history = json.loads((directory / _HISTORY).read_text(encoding="utf-8"))
-  except (OSError, ValueError):  # absent, or damaged: then the last checkpoint has it, too
-    return None
-  return history if len(history) >= epochs else None
+  """The history of a run in this directory, if it has finished and its best epoch is intact."""
+  last = Checkpoints(directory / _LAST, keep=2).newest()
+  history = last[1] if last else []
+  finished = len(history) >= epochs and _best(directory).has(best_epoch(history)["epoch"])
+  return history if finished else None
 
 
 def restore_best(weights: tf.Module, directory: pathlib.Path, history: History) -> None:
   """Gives `weights` the values of the best epoch of a run in this directory."""
-  best = Checkpoints(directory / _BEST, keep=1, weights=weights)
-  best.load(best_epoch(history)["epoch"])
+  _best(directory, weights=weights).load(best_epoch(history)["epoch"])
+
+
+def _best(directory: pathlib.Path, writes: bool = True, **state: Any) -> Checkpoints:
+  # The best epochs of both checkpoints, and of an epoch that ended before its checkpoint.
+  return Checkpoints(directory / _BEST, keep=3, writes=writes, **state)
 
 
 def fit(
@@ -124,14 +126,17 @@ def fit(
   run = _Run(
     model, settings, rows, workers, directory, weights, evaluate, select, checkpoints, monitor
   )
-  run.restore()
-  if run.step < run.last_step:
-    source = batches if callable(batches) else lambda **_: batches
-    run.train(source, name, progress and workers.is_chief)
-  if not workers.is_chief:
-    return []
-  if weights is not None and directory is not None:
-    restore_best(weights, directory, run.history)
+  with locked(directory) if directory and workers.is_chief else contextlib.nullcontext():
+    run.restore()
+    if run.step < run.last_step:
+      source = batches if callable(batches) else lambda **_: batches
+      run.train(source, name, progress and workers.is_chief)
+    if not workers.is_chief:
+      return []
+    if directory is not None:
+      write_json(directory / _HISTORY, run.history)
+      if weights is not None:
+        restore_best(weights, directory, run.history)
   return run.history
 
 
@@ -158,15 +163,14 @@ class _Run:
     self._last = self._best = None
     if self.directory is not None:
       self._last = Checkpoints(
-        self.directory / "checkpoints",
+        self.directory / _LAST,
         keep=2,
         writes=self.workers.is_chief,
         model=self.model,
         optimizer=self.model.optimizer,
       )
       if self.weights is not None:
-        # The best epochs of both checkpoints, and of an epoch that ended before its checkpoint.
-        self._best = Checkpoints(self.directory / _BEST, keep=3, weights=self.weights)
+        self._best = _best(self.directory, self.workers.is_chief, weights=self.weights)
 
   @property
   def where(self) -> str:
@@ -175,9 +179,12 @@ class _Run:
 
   def restore(self) -> None:
     """Continues at the last checkpoint, if there is one."""
-    found = self._last.restore() if self._last else None
-    if found is not None:
+    found = self._last.newest() if self._last else None
+    if found and found[1] and self._best and not self._best.has(best_epoch(found[1])["epoch"]):
+      found = None  # the weights to keep are lost
+    if found is not None and self._last is not None:
       self.step, self.history = found
+      self._last.load(self.step)
     if self.workers.differing({"step": self.step}):
       raise RunError(
         f"workers found different checkpoints; this one resumes after step {self.step} of"
