@@ -2,8 +2,10 @@
 
   python -m benchmarks.coverage
 
-Each regime draws new logs of one world. The table counts the logs in which an estimator has no
-warning, and in how many of those its intervals contain the policy's value, or its bound is below.
+Each regime draws new logs of one world. Printed are the share of logs in which an estimator has no
+warning, and in how many of those its intervals contain the policy's value, the interval of the gain
+contains its gain over the logging policy, and lower bounds lie below both, in %; then the same for
+all logs. The bootstrap is left out where every estimator has a warning.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.rows import PolicyRows
 
 ESTIMATORS = ("ips", "clipped_ips", "snips", "dr", "sndr")
+
+HELD = ("t", "bootstrap", "gain", "bound", "gain bound")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +57,8 @@ REGIMES = {
 }
 
 
-def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows, float]]:
-  """Logs and the true value of the target policy, which is the same for all logs."""
+def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows, float, float]]:
+  """Logs, the true value of the target policy, and its true gain: the same for all logs."""
   rng = np.random.default_rng(seed)
   shape = (20, regime.num_actions)
   logits = rng.normal(size=shape)
@@ -62,7 +66,7 @@ def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows,
   behavior = _softmax(regime.behavior * rng.normal(size=shape) + regime.shared * logits)
   chance = rng.uniform(*regime.chances, size=shape)
   model = (chance + chance.mean()) / 2
-  truth = float((target * chance).sum(axis=1).mean())
+  truth, logged = (float((policy * chance).sum(axis=1).mean()) for policy in (target, behavior))
   groups = np.repeat(np.arange(len(regime.units)), regime.units)
   n, cumulative = len(groups), behavior.cumsum(axis=1)
   for _ in range(num_logs):
@@ -78,39 +82,42 @@ def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows,
       (target * model).sum(axis=1)[context],
       groups=None if len(regime.units) == n else groups,
     )
-    yield rows, truth
+    yield rows, truth, truth - logged
 
 
 def measure(regime: Regime, num_logs: int, *, num_resamples: int, seed: int) -> pd.DataFrame:
-  """A row for each log and estimator: the columns of `off_policy.to_frame`, log, and truth."""
+  """A row for each log and estimator: `off_policy.to_frame`, and what holds the truth."""
   parts = []
-  for log, (rows, truth) in enumerate(logs(regime, num_logs, seed)):
-    found = off_policy.evaluate(rows, ESTIMATORS, num_resamples=num_resamples, seed=log)
-    parts.append(off_policy.to_frame(found).assign(log=log, truth=truth))
+  for log, (rows, truth, gain) in enumerate(logs(regime, num_logs, seed)):
+    found = off_policy.evaluate(rows, ESTIMATORS, num_resamples=0)
+    if not all(estimate.unreliable for estimate in found):
+      found = off_policy.evaluate(rows, ESTIMATORS, num_resamples=num_resamples, seed=log)
+    frame = off_policy.to_frame(found)
+    held = {
+      "t": _holds(frame, "interval", truth),
+      "bootstrap": _holds(frame, "bootstrap_interval", truth),
+      "gain": _holds(frame, "gain_interval", gain),
+      "bound": (frame["lower_bound"] <= truth).where(frame["lower_bound"].notna()),
+      "gain bound": (frame["gain_lower_bound"] <= gain).where(frame["lower_bound"].notna()),
+    }
+    parts.append(frame.assign(**held))
   return pd.concat(parts).reset_index()
+
+
+def _holds(frame: pd.DataFrame, name: str, truth: float) -> pd.Series:
+  low, high = frame[f"{name}_low"], frame[f"{name}_high"]
+  return ((low <= truth) & (truth <= high)).where(low.notna())
 
 
 def table(frame: pd.DataFrame) -> pd.DataFrame:
   """By estimator: how many logs have no warning, and the coverage in those and in all, in %."""
-  held = {
-    "t": frame["truth"].between(frame["interval_low"], frame["interval_high"]),
-    "bootstrap": frame["truth"].between(
-      frame["bootstrap_interval_low"], frame["bootstrap_interval_high"]
-    ),
-    "bound": (frame["lower_bound"] <= frame["truth"]).where(frame["lower_bound"].notna()),
-  }
-  columns = pd.DataFrame(held).astype(float).assign(estimator=frame["estimator"])
-  trusted = columns[~frame["unreliable"]]
-  share = 100 * (~frame["unreliable"]).groupby(frame["estimator"]).mean()
-  found = pd.concat(
-    [
-      share.rename("no warning"),
-      100 * trusted.groupby("estimator").mean(),
-      (100 * columns.groupby("estimator").mean()).add_suffix(", all"),
-    ],
-    axis=1,
-  )
-  return found.loc[list(ESTIMATORS)]
+  by = {"no warning": frame[~frame["unreliable"]], "all logs": frame}
+  shares = 100 * (~frame["unreliable"]).groupby(frame["estimator"]).mean()
+  parts = {("", "no warning"): shares}
+  for title, part in by.items():
+    for name in HELD:
+      parts[title, name] = 100 * part[name].astype(float).groupby(part["estimator"]).mean()
+  return pd.DataFrame(parts).loc[list(ESTIMATORS)].dropna(axis=1, how="all")
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
@@ -129,7 +136,8 @@ def main() -> None:
     frame = measure(
       REGIMES[name], arguments.logs, num_resamples=arguments.resamples, seed=arguments.seed
     )
-    print(f"{name}\n{table(frame).to_string(float_format='{:.1f}'.format)}\n", flush=True)
+    text = table(frame).to_string(float_format="{:.1f}".format, na_rep="-")
+    print(f"{name}\n{text}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,14 @@ from tf_twostage import evaluate
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import policy_file
+from tf_twostage.evaluation.estimators import ESTIMATORS, by_name
 from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
-from tf_twostage.metrics import STAGES
+from tf_twostage.metrics import SERVED, STAGES
 from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.workspace import Workspace
 
-_UNKNOWN_TO_TRAINING = ("all", "policy_file")
+_UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select")
 
 
 def define_flags() -> None:
@@ -48,6 +49,13 @@ def define_flags() -> None:
     " or .npy or .npz [rows of the evaluation log, items]; may be given several times"
   )
   flags.DEFINE_multi_string("policy_file", [], text)
+  text = f"estimators: {', '.join(ESTIMATORS)}"
+  flags.DEFINE_list("estimators", list(REPORTED), text)
+  text = (
+    "name the generator with the highest doubly robust value, with the ranker, less a penalty for"
+    " thin support in the log"
+  )
+  flags.DEFINE_bool("select", False, text)
 
 
 def main() -> None:
@@ -68,6 +76,8 @@ def main() -> None:
       launch_config.work_path(config),
       policy_files=[pathlib.Path(path) for path in values.policy_file],
       training_command=training_command("experiment" if several else "train", sys.argv[1:]),
+      estimators=values.estimators,
+      select=values.select,
     )
   )
 
@@ -79,8 +89,10 @@ def run(
   *,
   policy_files: Sequence[pathlib.Path] = (),
   training_command: str,
+  estimators: Sequence[str] = REPORTED,
+  select: bool = False,
 ) -> str:
-  """Evaluates the logging policy, generators with and without the ranker, and policies in files.
+  """Evaluates the logging policy, generators alone, with the ranker and as served, and files.
 
   Args:
     config: makes the environment that all generators share.
@@ -88,13 +100,19 @@ def run(
     workdir: where they were trained; gets evaluation/ and stages/.
     policy_files: see `policy_file.read`.
     training_command: trains them; for the message where one is missing.
+    estimators: names in `ESTIMATORS`.
+    select: whether to add the generators in the order of `Evaluation.select`.
 
   Returns:
     The report.
 
   Raises:
-    InputError: a generator has not finished, or a file does not fit; nothing has been evaluated.
+    InputError: a generator has not finished, a file does not fit, or an option does not; nothing
+      has been evaluated.
   """
+  by_name(estimators)
+  if select and "dr" not in estimators:
+    raise InputError("--select needs the estimator dr: add it to --estimators")
   remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/checkpoints")):  # before anything is built
     raise InputError(f"{workdir} holds no generator; {remedy}")
@@ -120,21 +138,25 @@ def run(
     """One model after the other is in memory."""
     for name, model in models.items():
       model.restore(environment, workdir)
-      for stage in STAGES:
+      for stage in (*STAGES, SERVED):
         yield model.policy(stage).on(evaluation, name)
     yield from in_files
 
   found = evaluate(
     evaluation,
     policies(),
-    REPORTED,
+    estimators,
     tables=environment.tables,
     encoder=config.encoder,
     reward_training=config.ranker,
     workdir=workdir,
     seed=config.environment_seed,
   )
-  return found.save(workdir / "evaluation")
+  report = found.save(workdir / "evaluation")
+  if select:
+    ranked = found.select().to_string(index=False, float_format="{:.4f}".format)
+    report += f"\n\nGenerators with the ranker, by dr less the burden of thin support\n{ranked}"
+  return report
 
 
 def training_command(name: str, arguments: Sequence[str]) -> str:

@@ -155,6 +155,7 @@ def evaluated(environment, workdir, given):
     "--losses=cross_entropy,ips:baseline=0.2",
     f"--policy_file={given / 'logging.npy'}",
     f"--policy_file={given / 'anything.csv'}",
+    "--select",
     name="evaluate",
   )
   assert done.returncode == 0, done.stderr
@@ -166,9 +167,12 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
   for words in (
     "8000 rows of 400 users, 95% intervals by user.",
     "The logging policy earned",
-    "cross_entropy, seed 0, generator alone (true value",
-    "ips:baseline=0.2, seed 0, generator + ranker (true value",
-    "anything.csv, given in a file (true value",
+    "Generator alone\n",
+    "Generator + ranker\n",
+    "As served, top 1\n",
+    "ips:baseline=0.2, seed 0 ",
+    "anything.csv ",
+    "Generators with the ranker, by dr less the burden of thin support",
     *ESTIMATORS,
     "The log was drawn from the logging policy",
     "The reward model explains",
@@ -180,12 +184,12 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
 def test_the_command_leaves_its_files(evaluated, workdir):
   directory = workdir / "evaluation"
   assert {file.name for file in directory.iterdir()} == {
-    *("estimates.csv", "estimates.json", "estimates.png")
+    *("estimates.csv", "estimates.json", "estimates.png", "differences.csv")
   }
   assert (directory / "estimates.png").stat().st_size > 10_000
   stored = json.loads((directory / "estimates.json").read_text())
   assert (stored["rows"], stored["independent_units"]) == (ROWS, USERS)
-  assert len(stored["estimates"]) == 1 + 6 * len(ESTIMATORS)
+  assert len(stored["estimates"]) == 1 + 8 * len(ESTIMATORS)
   assert stored["estimates"][1]["max_weight"] is None  # of dm; NaN is no JSON
 
 
@@ -245,6 +249,18 @@ def test_nothing_is_built_where_nothing_was_trained(tmp_path):
   with pytest.raises(InputError, match="holds no generator; train with\n  the command"):
     command.run(CONFIG, GENERATORS, tmp_path, training_command="the command")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"estimators": ["best"]}, "no estimator 'best'"),
+    ({"estimators": ["snips"], "select": True}, "--select needs the estimator dr"),
+  ],
+)
+def test_options_are_checked_before_anything_is_built(tmp_path, options, message):
+  with pytest.raises(InputError, match=message):
+    command.run(CONFIG, GENERATORS, tmp_path, training_command="the command", **options)
 
 
 def test_help_shows_its_own_flags_first():

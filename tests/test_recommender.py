@@ -237,6 +237,36 @@ def test_a_higher_temperature_explores_more(model, parts):
     model.policy("three_stage")
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_what_is_served_is_valued_as_a_policy(model, parts, length):
+  test = parts[2]
+  rows = np.arange(20)
+  found = model.policy("served", length=length).on(test)
+  probabilities = found.probabilities(rows)
+  users = pd.DataFrame({"user": np.asarray(test.schema.user_id.vocabulary)})
+  users = users["user"][test.rows.user_index[rows]]
+  shown = model.recommend(list(users), k=length)["item"].to_numpy().reshape(20, length)
+  ids = list(test.schema.item_id.vocabulary)
+  expected = np.zeros_like(probabilities)
+  for row, items in enumerate(shown):
+    expected[row, [ids.index(item) for item in items]] = 1 / length
+  np.testing.assert_allclose(probabilities, expected)
+  assert found.kind == f"as served, top {length}"
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"stage": "served", "temperature": 2.0}, "the same at every temperature"),
+    ({"stage": "two_stage", "length": 3}, "length is of stage 'served' alone"),
+    ({"stage": "served", "length": 7}, "between 1 and the slate size 6, got 7"),
+  ],
+)
+def test_options_that_change_nothing_of_a_policy_are_refused(model, options, message):
+  with pytest.raises(InputError, match=message):
+    model.policy(**options)
+
+
 def test_a_log_of_other_items_is_refused(model):
   frame, items, _ = frames()
   items["item"] = items["item"].replace("i2", "i99")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+SERVED = "served"  # the stage of what `recommend` and exports answer
 STAGES = {"one_stage": "generator alone", "two_stage": "generator + ranker"}
 CUTOFFS = (1, 5, 10)
 

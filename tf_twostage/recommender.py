@@ -24,11 +24,12 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.losses import OffPolicyLoss
-from tf_twostage.metrics import STAGES, Scores
+from tf_twostage.metrics import SERVED, STAGES, Scores
 from tf_twostage.models.encoders import Tower, TwoTower
 from tf_twostage.models.external import RankerLike
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
+from tf_twostage.models.two_stage import rerank, retrieve
 from tf_twostage.reports import plots, run_report
 from tf_twostage.reports.tables import STAGES as TITLES
 from tf_twostage.serving.served import Excluded, Served, Users
@@ -337,23 +338,37 @@ class TwoStageRecommender:
     ]
     return pd.DataFrame(rows, columns=None if rows else ["epoch", "best"]).set_index("epoch")
 
-  def policy(self, stage: str = "two_stage", temperature: float = 1.0) -> RecommenderPolicy:
-    """The stochastic policy of this model, for `evaluate`.
+  def policy(
+    self, stage: str = "two_stage", temperature: float = 1.0, length: int | None = None
+  ) -> RecommenderPolicy:
+    """A policy of this model, for `evaluate`.
 
     Args:
-      stage: "two_stage", generator and ranker, or "one_stage", the generator alone.
-      temperature: divides the generator's logits; above 1 explores more.
+      stage: "two_stage", generator and ranker, or "one_stage", the generator alone, draw an item;
+        "served" shows the list of `recommend`, and its value is the mean reward of an item of it.
+      temperature: divides the generator's logits; above 1 explores more. Not for "served".
+      length: how many items "served" shows, at most the slate size; None: 1.
 
     Raises:
-      InputError: the model is not fitted, or there is no such stage.
+      InputError: the model is not fitted, there is no such stage, or an option does not fit it.
     """
-    if stage not in STAGES:
-      raise InputError(f"policy: stage must be one of {', '.join(STAGES)}, got {stage!r}")
+    stages = (*STAGES, SERVED)
+    if stage not in stages:
+      raise InputError(f"policy: stage must be one of {', '.join(stages)}, got {stage!r}")
+    if stage == SERVED and temperature != 1:
+      raise InputError("policy: what is served is the same at every temperature; leave it out")
+    if stage != SERVED and length is not None:
+      raise InputError(f"policy: length is of stage {SERVED!r} alone, got stage {stage!r}")
+    length = 1 if length is None else length
+    if not 1 <= length <= self.slate_size:
+      raise InputError(
+        f"policy: length must lie between 1 and the slate size {self.slate_size}, got {length}"
+      )
     if self._environment is None and self._served is None:
       raise InputError("this recommender is not fitted; call fit() or load() first")
     if not temperature > 0:
       raise InputError(f"policy: temperature must be above 0, got {temperature}")
-    return RecommenderPolicy(self, stage, temperature)
+    return RecommenderPolicy(self, stage, temperature, length)
 
   def recommend(self, users: Users, k: int = 10, exclude: Excluded | None = None) -> pd.DataFrame:
     """The best items of each user: the generator's candidates in the ranker's order.
@@ -648,13 +663,15 @@ class RecommenderPolicy:
 
   Attributes:
     model: fitted or loaded.
-    stage: "two_stage" or "one_stage".
+    stage: "two_stage", "one_stage" or "served".
     temperature: divides the generator's logits.
+    length: how many items are served.
   """
 
   model: TwoStageRecommender
   stage: str
   temperature: float = 1.0
+  length: int = 1
 
   def on(self, log: BanditLog | EvaluationLog, name: str = "recommender") -> TargetPolicy:
     """The policy on the rows of a log with the same items, in any order.
@@ -680,12 +697,24 @@ class RecommenderPolicy:
       logits, ranked = scores(at)
       if order is not None:
         logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
+      if self.stage == SERVED:
+        return _served(logits, ranked, self.model.slate_size, self.length).numpy()
       logits /= self.temperature
       if self.stage == "one_stage":
         return policies.SoftmaxPolicy(logits).probabilities().numpy()
       return policies.two_stage_probabilities(logits, ranked, self.model.slate_size).numpy()
 
-    return TargetPolicy(name, TITLES[self.stage], probabilities)
+    title = f"as served, top {self.length}" if self.stage == SERVED else TITLES[self.stage]
+    return TargetPolicy(name, title, probabilities)
+
+
+def _served(logits: tf.Tensor, ranker_logits: tf.Tensor, slate_size: int, length: int) -> tf.Tensor:
+  """1 / length for each of the first items of the slate in the ranker's order, else 0: [B, N]."""
+  num_items = logits.shape[1]
+  slate, _ = retrieve(logits, None, min(slate_size, num_items))
+  scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
+  shown, _ = rerank(slate, scores, min(length, num_items))
+  return tf.reduce_sum(tf.one_hot(shown, num_items), axis=1) / shown.shape[1]
 
 
 def positives_only(config: Config, objective: OffPolicyLoss) -> bool:

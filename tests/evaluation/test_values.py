@@ -130,6 +130,56 @@ def test_without_known_rewards_there_is_no_truth_and_no_agreement(world):
   assert list(frame["estimator"]) == ["on_policy", *2 * values.REPORTED]
 
 
+def test_differences_are_paired_and_of_all_pairs(world):
+  evaluation, target, _ = world
+  policies = [
+    TargetPolicy(name, "kind", lambda rows, t=table: t[rows], by_row=True)
+    for name, table in {"a": target, "b": target[::-1], "a again": target}.items()
+  ]
+  frame = values.evaluate(evaluation, policies, ["ips", "snips"])
+  found = values.differences(frame).set_index(["policy", "versus", "estimator"])
+  assert len(found) == 3 * 2
+  by = frame.set_index(["policy", "estimator"])["value"]
+  for name in ("ips", "snips"):
+    expected = by["a", name] - by["b", name]
+    assert found.loc[("a", "b", name), "difference"] == pytest.approx(expected)
+    same = found.loc[("a", "a again", name)]
+    assert (same["difference"], same["standard_error"]) == (0, 0)
+  # By user: sums of ω_a r - ω_b r, as the error of their mean.
+  log = evaluation.rows
+  rows = np.arange(ROWS)
+  gaps = (target - target[::-1])[rows, log.action] * log.reward / log.propensity
+  by_user = np.bincount(log.user_index, gaps - gaps.mean(), minlength=USERS)
+  error = np.sqrt(USERS / (USERS - 1) * (by_user**2).sum()) / ROWS
+  assert found.loc[("a", "b", "ips"), "standard_error"] == pytest.approx(error, rel=1e-5)
+
+
+def test_thin_support_counts_against_a_policy():
+  frame = pd.DataFrame(
+    {
+      "policy": ["high but thin", "lower and wide", "unlogged", "unsupported", "of another kind"],
+      "kind": ["kind"] * 4 + ["other"],
+      "estimator": "dr",
+      "value": [0.50, 0.45, 0.6, 0.9, 0.9],
+      "truth": np.nan,
+      "mean_weight": [1.0, 1.0, 1.0, 0.0, 1.0],
+      "effective_sample_size": [25.0, 400.0, 400.0, 0.0, 400.0],
+      "unlogged_mass": [0.0, 0.0, 0.3, 1.0, 0.0],
+    }
+  )
+  ranked = values.ranked_by_support(frame, "kind", largest_reward=2.0)
+  assert ranked["policy"].iloc[0] == "lower and wide"
+  assert ranked["policy"].iloc[-1] == "unsupported"
+  by = ranked.set_index("policy")
+  assert by.loc["high but thin", "burden"] == pytest.approx(2 / 5)
+  assert by.loc["unlogged", "burden"] == pytest.approx(2 * (1 / 20 + 0.3))
+  assert by.loc["lower and wide", "score"] == pytest.approx(0.45 - 2 / 20)
+  bold = values.ranked_by_support(frame, "kind", largest_reward=2.0, penalty=0.1)
+  assert bold["policy"][0] == "unlogged"
+  with pytest.raises(InputError, match="no policy of kind 'nothing'"):
+    values.ranked_by_support(frame, "nothing", largest_reward=1.0)
+
+
 def test_estimators_are_names_or_objects(world):
   policy = TargetPolicy("π", "kind", lambda rows: world[1][rows])
   frame = values.evaluate(world[0], [policy], ["snips", IPS(cap=2.0)])

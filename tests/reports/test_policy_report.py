@@ -77,6 +77,27 @@ def test_many_policies_get_a_line_each_and_an_agreement(written):
   assert "The reward model explains 0% of the variance of rewards it has not seen." in lines
 
 
+def test_pairs_of_few_policies_are_compared(evaluation, tmp_path):
+  policies = [
+    TargetPolicy(f"item {item}", KINDS[1], lambda rows, i=item: np.eye(ITEMS)[[i] * len(rows)])
+    for item in (1, 4)
+  ]
+  frame = values.evaluate(
+    evaluation,
+    policies,
+    ["snips", "dr"],
+    reward_model=lambda rows: np.full((len(rows), ITEMS), 0.4),
+  )
+  found = Evaluation(evaluation, frame)
+  text = found.save(tmp_path)
+  assert "Differences by dr, paired" in text
+  assert f"item 1, {KINDS[1]} - item 4, {KINDS[1]}" in text
+  stored = pd.read_csv(tmp_path / "differences.csv").set_index("estimator")
+  assert stored.loc["dr", "low"] < -0.6 < stored.loc["dr", "high"] < 0  # 1 / 5 - 4 / 5
+  assert list(found.select()["policy"]) == ["item 4", "item 1"]
+  assert "influence" not in found.to_frame()
+
+
 def test_unreliable_estimates_are_marked(estimates, evaluation):
   # One row of 800 is never enough, and dm's reliance on the model is no lack of rows.
   assert not estimates["unreliable"].any()

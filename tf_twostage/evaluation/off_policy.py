@@ -179,11 +179,12 @@ def _estimate(
 
 
 def difference(
-  first: Estimate | RatioSummary, second: Estimate | RatioSummary, confidence: float
+  first: Any, second: Any, confidence: float
 ) -> tuple[float, float, tuple[float, float]]:
   """first - second, paired: the value, its standard error and its interval with Student's t.
 
-  Both are estimates over the same rows, in the same order, and with the same seed.
+  Both have the value, influence and num_units of an `Estimate`, and are over the same rows, in the
+  same order, with the same seed.
   """
   value = first.value - second.value
   error = standard_error(first.influence - second.influence, first.num_units)

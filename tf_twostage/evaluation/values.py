@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def evaluate(
 
   Returns:
     A row for each policy and estimator: policy, kind, estimator, value, truth (NaN if unknown),
-    unreliable, and the other columns of `off_policy.to_frame`.
+    unreliable, the other columns of `off_policy.to_frame`, and influence, an array each.
   """
   truth = np.nan
   if evaluation.logging_probabilities and evaluation.expected_rewards:
@@ -95,7 +96,80 @@ def _frame(policy: str, kind: str, estimates: list[Estimate], truth: float) -> p
   frame.insert(1, "kind", kind)
   frame.insert(4, "truth", truth)
   frame.insert(5, "unreliable", frame.pop("unreliable"))
+  frame["influence"] = pd.Series([estimate.influence for estimate in estimates], dtype=object)
   return frame
+
+
+def differences(estimates: pd.DataFrame) -> pd.DataFrame:
+  """How much more one policy earns than another, paired: both are valued on the same rows.
+
+  Args:
+    estimates: from `evaluate`.
+
+  Returns:
+    A row for each pair of target policies and each estimator: policy, kind, versus and versus_kind
+    in the order of the estimates; estimator; difference, standard_error, low and high, the bounds
+    with Student's t; unreliable, whether either estimate is.
+  """
+  rows = []
+  targets = estimates[estimates["kind"] != LOGGING_POLICY]
+  for name, group in targets.groupby("estimator", sort=False):
+    pairs: Iterator[Any] = itertools.combinations(group.itertuples(), 2)
+    for first, second in pairs:
+      value, error, (low, high) = off_policy.difference(first, second, first.confidence)
+      rows.append(
+        {
+          "policy": first.policy,
+          "kind": first.kind,
+          "versus": second.policy,
+          "versus_kind": second.kind,
+          "estimator": name,
+          "difference": value,
+          "standard_error": error,
+          "low": low,
+          "high": high,
+          "unreliable": first.unreliable or second.unreliable,
+        }
+      )
+  return pd.DataFrame(rows)
+
+
+def ranked_by_support(
+  estimates: pd.DataFrame, kind: str, largest_reward: float, penalty: float = 1.0
+) -> pd.DataFrame:
+  """Policies of one kind by doubly robust value less a penalty for thin support, best first.
+
+  The burden of a policy is largest_reward (sqrt(Σ_g ω_g²) / n + its mass on unlogged actions), with
+  ω_g the sum of weights over a unit: about the standard error of IPS if every reward were the
+  largest, plus what the mass could earn at most. It depends on the policy and the log alone, not on
+  rewards or a reward model, so that luck with few rows does not hide it.
+
+  Args:
+    estimates: from `evaluate`, with the estimator "dr".
+    kind: of the policies.
+    largest_reward: the scale of the burden.
+    penalty: how many burdens are subtracted.
+
+  Returns:
+    columns policy, value, burden, score = value - penalty * burden, and truth.
+
+  Raises:
+    InputError: there is no such policy, or "dr" was not estimated.
+
+  References:
+    Chapagain, CASP: Support-Aware Offline Policy Selection for Two-Stage Recommender Systems, arXiv
+      2604.23022, 2026, for the principle; the burden is our own.
+  """
+  own = estimates[(estimates["kind"] == kind) & (estimates["estimator"] == "dr")]
+  if own.empty:
+    raise InputError(f"no policy of kind {kind!r} has an estimate by dr; add the estimator dr")
+  with np.errstate(divide="ignore"):
+    noise = own["mean_weight"] / np.sqrt(own["effective_sample_size"])
+  burden = largest_reward * (noise.fillna(np.inf) + own["unlogged_mass"].fillna(0.0))
+  ranked = own[["policy", "value"]].assign(
+    burden=burden, score=own["value"] - penalty * burden, truth=own["truth"]
+  )
+  return ranked.sort_values("score", ascending=False, ignore_index=True)
 
 
 def agreement(estimates: pd.DataFrame) -> pd.DataFrame:

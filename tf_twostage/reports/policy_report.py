@@ -15,6 +15,7 @@ from tf_twostage import plotting
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import LOGGING_POLICY
+from tf_twostage.metrics import STAGES
 from tf_twostage.reports import plots
 from tf_twostage.workspace import write_json, write_text
 
@@ -44,23 +45,43 @@ class Evaluation:
 
   def to_frame(self) -> pd.DataFrame:
     """One row for each policy and estimator: value, standard error, intervals, warnings, ..."""
-    return self.estimates.copy()
+    return self.estimates.drop(columns="influence")
+
+  def differences(self) -> pd.DataFrame:
+    """How much more one policy earns than another, for all pairs; see `values.differences`."""
+    return values.differences(self.estimates)
+
+  def select(self, kind: str | None = None, penalty: float = 1.0) -> pd.DataFrame:
+    """Policies by doubly robust value less a penalty for thin support, the best first.
+
+    Args:
+      kind: of the policies; None: of generators with the ranker.
+      penalty: see `values.ranked_by_support`.
+    """
+    largest = float(self.log.rows.reward.max())
+    kind = STAGES["two_stage"] if kind is None else kind
+    return values.ranked_by_support(self.estimates, kind, largest, penalty)
 
   def plot(self) -> Figure:
     """Values with their intervals, by policy and estimator."""
     return plots.policy_values(self.estimates)
 
   def save(self, directory: str | os.PathLike) -> str:
-    """Writes estimates.csv, .json and .png, and agreement.csv where true values are known.
+    """Writes estimates.csv, .json and .png, differences.csv if there are several policies, and
+    agreement.csv where true values are known.
 
     Returns:
       The report, with the name of the directory.
     """
     directory = pathlib.Path(directory)
     agreement = values.agreement(self.estimates)
-    flat = self.estimates.assign(warnings=self.estimates["warnings"].map("; ".join))
+    flat = self.to_frame().assign(warnings=self.estimates["warnings"].map("; ".join))
+    differences = self.differences()
     directory.mkdir(parents=True, exist_ok=True)
     write_text(directory / "estimates.csv", flat.to_csv(index=False, float_format="%.8g"))
+    if not differences.empty:
+      text = differences.to_csv(index=False, float_format="%.8g")
+      write_text(directory / "differences.csv", text)
     if not agreement.empty:
       write_text(directory / "agreement.csv", agreement.to_csv(float_format="%.6g"))
     record = {
@@ -91,6 +112,8 @@ class Evaluation:
     policies = targets.groupby(["policy", "kind"], sort=False)
     if len(policies) <= _IN_FULL:
       parts += [_in_full(group, number) for _, group in policies]
+      if len(policies) > 1:
+        parts.append(_differences(self.differences(), number))
     else:
       kinds = targets.groupby("kind", sort=False)
       parts += [f"{str(k).capitalize()}\n{_overview(group, number)}" for k, group in kinds]
@@ -142,6 +165,8 @@ def _in_full(group: pd.DataFrame, number: Number) -> str:
     "s.e.": group["standard_error"].map(number),
     "normal": interval("interval"),
     "bootstrap": interval("bootstrap_interval"),
+    "at least": group["lower_bound"].map(number),
+    "more than logged": interval("gain_interval"),
     "ess": group["effective_sample_size"].map(_whole),
     "largest weight": group["max_weight"].map(lambda x: "-" if np.isnan(x) else f"{x:.3g}"),
   }
@@ -153,6 +178,21 @@ def _in_full(group: pd.DataFrame, number: Number) -> str:
   ]
   title = f"{first['policy']}, {first['kind']}{_true(first, number)}"
   return "\n".join([title, table.to_string(), *warnings])
+
+
+def _differences(frame: pd.DataFrame, number: Number) -> str:
+  """One policy minus another, by the first of these estimators that was computed."""
+  name = next((n for n in ("dr", "sndr", "snips") if n in set(frame["estimator"])), None)
+  own = frame[frame["estimator"] == (name or frame["estimator"].iloc[0])]
+  bounds = zip(own["low"], own["high"], strict=True)
+  columns = {
+    "difference": own["difference"].map(number),
+    "interval": [f"{number(low)} to {number(high)}" for low, high in bounds],
+    "": own["unreliable"].map({True: "!", False: ""}),
+  }
+  pairs = own["policy"] + ", " + own["kind"] + " - " + own["versus"] + ", " + own["versus_kind"]
+  table = pd.DataFrame(columns).set_axis(pairs).rename_axis(None)
+  return f"Differences by {own['estimator'].iloc[0]}, paired\n{table.to_string()}"
 
 
 def _whole(value: float) -> str:
