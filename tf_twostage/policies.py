@@ -368,6 +368,11 @@ def _below_window(
   )[1]
 
 
+def is_finite(ranker_logits: tf.Tensor) -> tf.Tensor:
+  """Whether all of a row are finite and apart by a finite number: [B, N] to [B]."""
+  return tf.math.is_finite(tf.reduce_max(ranker_logits, 1) - tf.reduce_min(ranker_logits, 1))
+
+
 class _Lines(NamedTuple):
   """A function of g + y as a straight line per bin of g: value and slope, [bins, nodes] each."""
 
@@ -461,8 +466,7 @@ class _Bins(NamedTuple):
   def fill(cls, p: tf.Tensor, ranker_logits: tf.Tensor, reference: tf.Tensor, race: _Race) -> _Bins:
     num_bins = len(race.survival.value)
     # Clipping below would hide infinite ranker logits.
-    spread = tf.reduce_max(ranker_logits, 1) - tf.reduce_min(ranker_logits, 1)
-    reference = tf.where(tf.math.is_finite(spread), reference, np.nan)
+    reference = tf.where(is_finite(ranker_logits), reference, np.nan)
     lowest, highest = race.low, race.low + (num_bins - 1) * BIN_WIDTH
     relative = tf.clip_by_value(ranker_logits - reference[:, None], lowest, highest)
     position = (relative - lowest) * (1 / BIN_WIDTH)

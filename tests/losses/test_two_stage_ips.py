@@ -68,8 +68,7 @@ class TestExpectationOverSlates:
     }[reading]
     assert self.standard_errors_away(gradients, other).max() > 12
 
-  def test_systematic_slates_come_close_to_algorithm_1(self):
-    # Each of the 3 pairs of a slate repeats too rarely by less than 1 / (M - 1), M = 300 * 3.
+  def test_systematic_slates_estimate_algorithm_1(self):
     loss = TwoStageIPS(
       UNIT,
       alpha=self.ALPHA,
@@ -93,7 +92,7 @@ class TestExpectationOverSlates:
     error = gradients.std(axis=0, ddof=1) / math.sqrt(len(gradients))
     assert error.max() < 3e-3
     difference = np.abs(gradients.mean(axis=0) - self.expected())
-    assert (difference < 5 * error + 3 / 899).all()
+    assert (difference < 5 * error).all()
 
 
 @pytest.mark.parametrize("sampling", ["categorical", "systematic"])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.policies import expected_slate_counts
+from tf_twostage.policies import expected_slate_counts, is_finite
 
 SAMPLING = ("categorical", "systematic")
+_CELLS = 2**18  # of equal width, that quantiles are rounded to
 _BLOCK = 64
 _MIN_SHARE = 1e-26
 
@@ -25,12 +26,15 @@ def sample_slates(
 ) -> tf.Tensor:
   """Slates around a logged item, without that item: draws from softmax(logits / temperature).
 
-  "categorical": independent draws. "systematic": a row's M = τ(K-1) draws are at M equidistant
-  quantiles from a random start, so that every item is drawn M p times, rounded up or down, and
-  are dealt to the slates at random. Each draw still has distribution p, so expectations of sums
-  over a slate do not change. Two draws of a slate are not quite independent: they never share a
-  quantile, so repeats are rarer, by less than 1/(M-1). A slate of the defaults has less than
-  (K-2)/(2τ) = 0.14 repeats too few among its 29 draws.
+  "categorical": independent draws. "systematic": a Latin hypercube. Each of the K - 1 places of a
+  slate has τ strata of quantiles, which are dealt to the τ slates at random, independently of the
+  other places. So a slate is K - 1 independent draws from p, as is a categorical one: expectations
+  are the same for every τ, and for τ = 1 so is the variance. For more slates, any estimate that
+  averages over them has at most τ/(τ-1) times the variance of independent slates, and less the
+  closer it is to a sum over items.
+
+  Quantiles are rounded to 2^18 cells, from a random start. A draw still has distribution p; two
+  draws of a slate are the same item with a probability that is too large by less than 2^-18.
 
   Args:
     logits: [B, N], the generator's scores. They receive no gradient.
@@ -44,7 +48,12 @@ def sample_slates(
     log_q: [N], if the items are a `Support`: draws are from softmax(logits / temperature - log_q).
 
   Returns:
-    [B, τ, K-1] int32 catalogue indices, with repeats next to each other.
+    [B, τ, K-1] int32 catalogue indices, with repeats next to each other. From logits that are NaN
+    or +inf, any items of the catalogue.
+
+  References:
+    Owen, Monte Carlo variance of scrambled net quadrature, SIAM J. Numer. Anal. 34, 1997: the bound
+      on the variance of a Latin hypercube.
   """
   rows, others = tf.shape(logits)[0], slate_size - 1
   draws = num_slates * others
@@ -53,57 +62,69 @@ def sample_slates(
     return tf.zeros([rows, num_slates, 0], tf.int32)
   if sampling == "categorical":
     slates = tf.random.categorical(logits, draws, dtype=tf.int32, seed=seed)
+    slates = tf.minimum(slates, tf.shape(logits)[1] - 1)  # from NaN, it draws N
     # top_k sorts; tf.sort would negate twice on top of it.
     return tf.math.top_k(tf.reshape(slates, [rows, num_slates, others]), others).values
   if stateless_seed is None:
     stateless_seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
-  for_deal, for_quantiles = tf.unstack(tf.random.split(stateless_seed))
-  # All rows are dealt alike, but each starts at its own point, so that their slates differ.
-  # Quantiles of a slate are in order, so that repeats are neighbors.
-  deal = tf.random.experimental.stateless_shuffle(tf.range(draws), for_deal)
-  deal = tf.sort(tf.reshape(deal, [num_slates, others]))
-  quantiles = systematic_draws(logits, draws, for_quantiles)
-  return tf.reshape(
-    tf.transpose(tf.gather(tf.transpose(quantiles), tf.reshape(deal, [-1]))),
-    [rows, num_slates, others],
-  )
+  for_cells, for_start = tf.unstack(tf.random.split(stateless_seed))
+  # All rows are dealt alike, but each starts at its own item, so that their slates differ.
+  cells, width = _latin_hypercube(num_slates, others, for_cells)
+  return items_at(logits, cells, num_slates * width, for_start)
 
 
-def systematic_draws(logits: tf.Tensor, draws: int, stateless_seed: tf.Tensor) -> tf.Tensor:
-  """Draws at equidistant quantiles of softmax(logits) from a random start.
+def _latin_hypercube(num_slates: int, others: int, stateless_seed: tf.Tensor) -> tuple:
+  """Cells of quantiles, [τ, K-1] int32, ascending in each slate; and cells in a stratum."""
+  width = max(1, _CELLS // num_slates)
+  for_order, for_cell = tf.unstack(tf.random.split(stateless_seed))
+  strata = tf.argsort(tf.random.stateless_uniform([others, num_slates], for_order))
+  within = tf.random.stateless_uniform([others, num_slates], for_cell, maxval=width, dtype=tf.int32)
+  return tf.sort(tf.transpose(strata * width + within)), width
+
+
+def items_at(
+  logits: tf.Tensor, cells: tf.Tensor, num_cells: int, stateless_seed: tf.Tensor
+) -> tf.Tensor:
+  """The items at quantiles of softmax(logits), from a random item on, by sums instead of searches.
 
   Args:
     logits: [B, N].
-    draws: M.
+    cells: [τ, K-1] int32, a quantile q as the cell floor(q num_cells), ascending in each slate.
+    num_cells: cells of [0, 1), which begin at a random offset of each row.
     stateless_seed: [2] integer.
 
   Returns:
-    [B, M] int32, in ascending order but for one wrap from the last item to the first; the item
-    that the order starts with is random.
+    [B, τ, K-1] int32. The items of a slate ascend but for one wrap from the last to the first.
   """
   rows, items = tf.unstack(tf.shape(logits))
+  draws = tf.size(cells)
   for_offset, for_origin = tf.unstack(tf.random.split(stateless_seed))
-  # The item that starts at quantile s owns (j + offset) / M for j from s to where the next starts;
-  # s is a sum of M p, rounded up from the offset. No sum rounds the first item's start up to 1.
-  highest = 1.0 - 2.0 * draws * np.finfo(logits.dtype.as_numpy_dtype).eps
+  # An item owns the cells from its start to the next item's start. Sums over items of no
+  # probability may fall by a rounding, and so below the cell they were at.
   start = _cumsum(
     tf.nn.softmax(logits),
     exclusive=True,
-    scale=float(draws),
-    first=tf.random.stateless_uniform([rows, 1], for_offset, maxval=highest, dtype=logits.dtype),
+    scale=float(num_cells),
+    first=tf.random.stateless_uniform([rows, 1], for_offset, dtype=logits.dtype),
   )
   start = tf.cast(start, tf.int32)
-
   origin = tf.random.stateless_uniform([rows, 1], for_origin, maxval=items, dtype=tf.int32)
   first = tf.gather(start, origin, batch_dims=1)
-  start += tf.where(tf.range(items) < origin, draws - first, -first)
-  # Sums over items of no probability may fall by a rounding, and so below the integer they were at.
-  start = tf.maximum(start, 0)
-  # Items that start at M own nothing.
-  started = tf.math.bincount(start, minlength=draws, maxlength=draws, axis=-1)
-  item = _cumsum(tf.cast(started, tf.float32), first=tf.cast(origin - 1, tf.float32))
-  item = tf.cast(item, tf.int32)
-  return tf.where(item < items, item, item - items)
+  start += tf.where(tf.range(items) < origin, num_cells - first, -first)
+  start = tf.clip_by_value(start, 0, num_cells)
+
+  # Draws in the cells before each cell: the rank of the draws in it.
+  flat = tf.reshape(cells, [-1])
+  per_cell = tf.math.unsorted_segment_sum(tf.ones_like(flat), flat, num_cells + 1)
+  rank = tf.cumsum(per_cell, exclusive=True)
+  # Items that start behind all draws own none of them.
+  start = tf.gather(rank, start) + (draws + 1) * tf.range(rows)[:, None]
+  started = tf.math.unsorted_segment_sum(tf.ones_like(start), start, (draws + 1) * rows)
+  started = tf.cast(tf.reshape(started, [rows, draws + 1]), tf.float32)
+  item = tf.cast(_cumsum(started, first=tf.cast(origin - 1, tf.float32)), tf.int32)
+  item = tf.where(item < items, item, item - items)
+  drawn = tf.gather(tf.transpose(item), tf.gather(rank, flat))
+  return tf.reshape(tf.transpose(drawn), tf.concat([[rows], tf.shape(cells)], 0))
 
 
 def slate_counts(
@@ -131,7 +152,8 @@ def slate_counts(
       them when it is drawn twice.
 
   Returns:
-    C [B, N] and the mean of q_t over slates [B], both without gradient.
+    C [B, N] and the mean of q_t over slates [B], both without gradient; NaN for rows whose ranker
+    logits are not all finite.
 
   References:
     [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020, Algorithm 1.
@@ -158,6 +180,7 @@ def slate_counts(
     tf.reshape(odds, [-1]), logged[:, None], tf.zeros([rows], odds.dtype)
   )
   q = tf.maximum(1.0 / (1.0 + tf.reduce_sum(tf.gather(odds, draws), axis=-1)), _MIN_SHARE)
+  q = tf.where(is_finite(ranker_logits)[:, None], q, np.nan)
   mean_q = tf.reduce_mean(q, axis=-1)
   by_draw = tf.broadcast_to((q * (alpha / tf.cast(num_slates, q.dtype)))[..., None], shape)
   counts = tf.math.unsorted_segment_sum(by_draw, draws, rows * items)

@@ -45,7 +45,8 @@ class TwoStageIPS(WeightedLoss, RewardLoss):
     slate_size: K, items of a slate, the logged one included.
     sampling_temperature: slates are drawn from softmax(logits / sampling_temperature).
     sampling: categorical (independent draws, as published), systematic (slates of the same
-      distribution with less variance, in a fraction of the time, see `sample_slates`), or exact
+      distribution, stratified over the τ slates: no more variance, in a fraction of the time, see
+      `sample_slates`), or exact
       (the expectation over all slates, with repeated items: no variance).
     normalize_shares: divide self-normalised weights by the batch mean of ω q instead of that of
       ω, which makes the loss about K times as large.
