@@ -20,10 +20,10 @@ BATCH = {
 }
 
 
-def make(prior):
+def make(prior, reward_scale=1.0):
   tf.keras.utils.set_random_seed(0)
   towers = TwoTower(TABLES, EncoderConfig(id_width=4), l2=0.0, use_context=True)
-  return Ranker(towers, TABLES.context_lookup, prior)
+  return Ranker(towers, TABLES.context_lookup, prior, reward_scale)
 
 
 def test_the_prior_is_added_to_every_logit():
@@ -43,6 +43,12 @@ def test_the_loss_is_the_cross_entropy_of_the_logged_pairs(prior):
   probability = tf.sigmoid(ranker(BATCH)).numpy()[np.arange(3), BATCH["action"]]
   expected = -(np.log(probability[0]) + np.log(1 - probability[1]) + np.log(probability[2])) / 3
   np.testing.assert_allclose(ranker.compute_loss(BATCH), expected, rtol=1e-5)
+
+
+def test_the_loss_reads_rewards_in_seconds_as_labels():
+  seconds = {**BATCH, "reward": 40.0 * BATCH["reward"]}
+  expected = make(0.0).compute_loss(BATCH)
+  np.testing.assert_allclose(make(0.0, reward_scale=40.0).compute_loss(seconds), expected)
 
 
 def test_an_imitating_ranker_learns_scores_in_their_own_units():

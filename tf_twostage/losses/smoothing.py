@@ -86,9 +86,10 @@ class LogarithmicSmoothing(SmoothedLoss):
       Selection and Learning, NeurIPS 2024.
   """
 
-  def __init__(self, log_smoothing: float = 0.01, **kwargs):
+  def __init__(self, log_smoothing: float = 1.0, **kwargs):
     """Args:
-    log_smoothing: λ, above 0; for n rows with rewards up to 1 about 1 / sqrt(n).
+    log_smoothing: λ, above 0; about 1 / sqrt(n) estimates the value with n rows best, larger ones
+      learn better.
     """
     super().__init__(**kwargs)
     if not 0 < log_smoothing < math.inf:
