@@ -142,10 +142,6 @@ def test_padding_comes_first_as_servers_that_batch_pad_with_it(client, monkeypat
       lambda c: c.recommend({**everything(2), "age": [["a"], ["b"]]}, k=1),
       "input 'age' must be string",
     ),
-    (
-      lambda c: c.recommend({**everything(2), "age": np.array(["a"])}, k=1),
-      "one row for each user",
-    ),
   ],
 )
 def test_wrong_requests_say_why_and_the_service_goes_on(client, call, words):
@@ -158,10 +154,40 @@ def test_wrong_requests_say_why_and_the_service_goes_on(client, call, words):
 
 
 def test_what_does_not_fit_together_is_not_even_sent(client):
-  with pytest.raises(ValueError, match="item ids for 1 users, but features of 2"):
+  with pytest.raises(InputError, match="exclude must hold a list of item ids for each of the 2"):
     client.recommend(everything(2), k=1, exclude=[[]])
-  with pytest.raises(ValueError, match="no features"):
+  with pytest.raises(InputError, match="users must be a dict of features"):
     client.recommend({}, k=1)
+
+
+@pytest.mark.parametrize(
+  ("wrong", "words"),
+  [
+    ({"exclude": ["item_284", "b"]}, "exclude .* got 'item_284' in place of a list"),
+    ({"exclude": [["a"], [260]]}, "exclude .* got 260 in place of an id"),
+    ({"exclude": "ab"}, "exclude must hold a list of item ids for each of the 2 users"),
+    ({"k": 2.5}, "k must be a whole number of int32, .* got 2.5"),
+    ({"k": True}, "k must be a whole number"),
+    ({"k": None}, "k must be a whole number"),
+    ({"k": [1, 2, 3]}, "k must be a whole number .* for each of the 2 users"),
+    ({"k": 2**40}, "k must fit into int32, got 1099511627776"),
+    ({"users": {"a": [1.0, 2.0], "b": [1.0]}}, r"their numbers are \{'a': 2, 'b': 1\}"),
+    ({"users": {"a": "text"}}, "users: 'a' must hold a value or a list for each user"),
+  ],
+)
+def test_wrong_arguments_are_refused_before_they_are_sent(wrong, words):
+  with RecommenderClient("localhost:1", "movies") as client, pytest.raises(InputError, match=words):
+    client.recommend(**{"users": everything(2), "k": 3, **wrong})
+
+
+def test_a_seed_is_a_whole_number():
+  with RecommenderClient("localhost:1", "movies") as client:
+    with pytest.raises(InputError, match="seed must be a whole number of int64"):
+      client.sample(everything(2), seed=0.5)
+    with pytest.raises(InputError, match=r"seed must (fit into|be a whole number of) int64"):
+      client.sample(everything(2), seed=2**70)
+    with pytest.raises(InputError, match="temperature must be a number"):
+      client.sample(everything(2), seed=1, temperature="warm")
 
 
 def test_there_is_no_such_model_or_server(server):

@@ -16,6 +16,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
+from tf_twostage.errors import InputError
+
 # Raw features by name, a value for each user. Text and Python numbers are converted; a NumPy array
 # keeps its type. Bags are [users, n], padded with ""; sparse vectors are int64 and float32 arrays
 # [users, n], padded with -1 and 0.
@@ -120,6 +122,7 @@ class RecommenderClient:
       exclude: ids not to return.
 
     Raises:
+      InputError: an argument has the wrong type, length or range; so do all calls.
       ServingError: or a subclass; so do all calls.
     """
     answer = self._call("recommend", users, {"exclude": exclude}, k=(k, np.int32))
@@ -175,14 +178,21 @@ class RecommenderClient:
     **settings: tuple[Each, type],
   ) -> dict[str, np.ndarray]:
     """Sends a request and returns its answer, a row for each user."""
-    inputs = {name: _feature(values) for name, values in users.items()}
-    if not inputs:
-      raise ValueError("users: no features; see the signature's inputs")
-    rows = len(next(iter(inputs.values())))
-    inputs |= {name: _padded([[]] * rows if i is None else i, rows) for name, i in items.items()}
+    if not isinstance(users, Mapping) or not users:
+      raise InputError(
+        f"users must be a dict of features, see the signature's inputs; got {users!r}"
+      )
+    inputs = {name: _feature(name, values) for name, values in users.items()}
+    sizes = {name: len(values) for name, values in inputs.items()}
+    rows = next(iter(sizes.values()))
+    if set(sizes.values()) != {rows}:
+      raise InputError(
+        f"users: features must have a value for each user; their numbers are {sizes}"
+      )
+    for name, ids in items.items():
+      inputs[name] = _padded(name, [[]] * rows if ids is None else ids, rows)
     for name, (value, dtype) in settings.items():
-      # One value for each row: a server that batches requests requires it.
-      inputs[name] = np.broadcast_to(np.asarray(value, dtype), [rows])
+      inputs[name] = _setting(name, value, dtype, rows)
     request = predict_pb2.PredictRequest(
       inputs={name: tf.make_tensor_proto(value) for name, value in inputs.items()}
     )
@@ -207,8 +217,22 @@ def _reason(details: str | None) -> str:
   return " ".join(part.strip("[] ") for part in found[1].split("] ["))
 
 
-def _feature(values: Any) -> np.ndarray:
+def _setting(name: str, value: Any, dtype: type, rows: int) -> np.ndarray:
+  """A setting with a value for each row, [rows], as a server requires that batches requests."""
+  values = np.asarray(value)
+  whole = np.issubdtype(dtype, np.integer)
+  if values.dtype.kind not in ("iu" if whole else "iuf") or values.shape not in ((), (1,), (rows,)):
+    kind = f"a whole number of {np.dtype(dtype).name}" if whole else "a number"
+    raise InputError(f"{name} must be {kind}, or one for each of the {rows} users; got {value!r}")
+  if whole and (values.min() < np.iinfo(dtype).min or values.max() > np.iinfo(dtype).max):
+    raise InputError(f"{name} must fit into {np.dtype(dtype).name}, got {value!r}")
+  return np.broadcast_to(values.astype(dtype), [rows])
+
+
+def _feature(name: str, values: Any) -> np.ndarray:
   array = np.asarray(values)
+  if array.ndim not in (1, 2):
+    raise InputError(f"users: {name!r} must hold a value or a list for each user, got {values!r}")
   if array.ndim == 2:
     return _padding_first(array)
   if array.dtype.kind in "iuf" and not isinstance(values, np.ndarray):
@@ -225,10 +249,20 @@ def _padding_first(values: np.ndarray) -> np.ndarray:
   return np.insert(values, 0, padding, axis=1)
 
 
-def _padded(ids: Ids, rows: int) -> np.ndarray:
+def _padded(name: str, ids: Ids, rows: int) -> np.ndarray:
   """[rows, W], padded at both ends."""
-  if len(ids) != rows:
-    raise ValueError(f"item ids for {len(ids)} users, but features of {rows}")
+  lists = [*ids] if isinstance(ids, Sequence | np.ndarray) and not isinstance(ids, str) else []
+  if len(lists) != rows or not all(isinstance(x, Sequence | np.ndarray) for x in lists):
+    raise InputError(
+      f"{name} must hold a list of item ids for each of the {rows} users, got {ids!r}"
+    )
+  texts = [x for x in lists if isinstance(x, str | bytes)]
+  numbers = [i for x in lists for i in x if not isinstance(i, str)]
+  if texts or numbers:
+    raise InputError(
+      f"{name} must hold a list of item ids, which are text, for each user; got"
+      f" {(texts or numbers)[0]!r} in place of {'a list' if texts else 'an id'}"
+    )
   width = max(map(len, ids), default=0)
   padded = [[*some, *[""] * (width - len(some))] for some in ids]
   return _padding_first(np.array(padded, dtype=object).reshape(rows, width))
