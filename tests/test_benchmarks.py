@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import evaluation, growth, measuring, serving
+from benchmarks import coverage, evaluation, growth, measuring, serving
 from benchmarks.growth import Point
 from benchmarks.measuring import Peaks, Work
 from tf_twostage import losses
@@ -46,6 +46,26 @@ def test_work_of_a_step():
   # 2 rows x 3 slates x 3 draws, and counts of 2 x 10.
   drawn = growth.work(made["two_stage_ips, systematic"], point)
   assert drawn.bytes - ranked.bytes == 4 * 2 * (18 + 20)
+
+
+@pytest.mark.parametrize("name", sorted(set(coverage.REGIMES) - {"moderate"}))
+def test_logs_whose_intervals_fail_carry_a_warning(name):
+  frame = coverage.measure(coverage.REGIMES[name], 15, num_resamples=0, seed=1)
+  assert frame["unreliable"].mean() > 0.9
+  assert frame["bound"].dropna().all()
+
+
+def test_coverage_is_counted_without_warnings_and_in_all_logs():
+  frame = coverage.measure(coverage.REGIMES["moderate"], 15, num_resamples=50, seed=1)
+  assert frame["unreliable"].mean() < 0.1
+  low, high = (frame[f"bootstrap_interval_{side}"] for side in ("low", "high"))
+  assert (low < high).all()
+  frame.loc[frame["estimator"] == "ips", ["unreliable", "t"]] = [False, True]
+  frame.loc[[0], ["unreliable", "t"]] = [True, False]  # of ips
+  row = coverage.table(frame).loc["ips"]
+  assert row["", "no warning"] == pytest.approx(100 * 14 / 15)
+  assert row["no warning", "t"] == 100
+  assert row["all logs", "t"] == pytest.approx(100 * 14 / 15)
 
 
 def test_axes_are_measured_where_they_matter():

@@ -66,6 +66,7 @@ __all__ = [
   "RunError",
   "SupportConfig",
   "TwoStageRecommender",
+  "balanced_propensities",
   "estimate_propensities",
   "evaluate",
   "losses",
@@ -75,6 +76,7 @@ _MODULES = {
   "Evaluation": "policy_evaluation",
   "RatingsData": "data.sets.ratings",
   "TwoStageRecommender": "recommender",
+  "balanced_propensities": "evaluation.rows",
   "estimate_propensities": "policy_evaluation",
   "evaluate": "policy_evaluation",
 }

@@ -23,9 +23,7 @@ from tf_twostage.errors import InputError
 # negligible. A million rows then take the time and memory of 10,000, and the bounds change no more
 # than with another seed.
 MAX_UNITS = 10_000
-# Shares of the lower bound: from nearly all to 1 / G, each this many times the next.
-_STEP = 10**0.5
-_LARGEST_SHARE = 0.99
+_LARGEST_SHARE = 0.99  # of the lower bound; below 1, so that a zero does not lose everything
 _DRAWS_PER_CHUNK = 2**21  # 16 MB of indices, whatever the number of rows
 
 
@@ -134,7 +132,7 @@ def lower_bound(values: np.ndarray, confidence: float = 0.95) -> float:
 
   It assumes no largest value, no variance and no common distribution. For a mean m and a share
   f in (0, 1], E Π_g (1 - f + f y_g / m) <= 1 if the expectations of the y_g have the mean m (the
-  geometric mean of 1 - f + f E[y_g] / m is at most the arithmetic one). So has the average over a
+  geometric mean of 1 - f + f E[y_g] / m is at most the arithmetic one). So has an average over a
   grid of f, fixed by G alone; by Markov's inequality it exceeds 1 / (1 - confidence) with a
   probability of at most 1 - confidence. The bound is the largest m at which it does. With
   λ = f / (m (1 - f)), the factors are (1 + λ y_g) / (1 + λ m), which logarithmic smoothing bounds
@@ -155,14 +153,18 @@ def lower_bound(values: np.ndarray, confidence: float = 0.95) -> float:
   positive = values[values > 0]
   if not len(positive) or not np.isfinite(mean):
     return 0.0 if np.isfinite(mean) else np.nan
-  shares = np.minimum(_STEP ** -np.arange(np.log(num_units) / np.log(_STEP) + 1), _LARGEST_SHARE)
-  nothing = (num_units - len(positive)) * np.log1p(-shares)
-  goal = np.log(len(shares)) - np.log1p(-confidence)
+  # The best share is about sqrt(6 / (G (1 + Var[y] / E[y]²))): most weight is near the middle.
+  steps = np.arange(np.ceil(2 * np.log10(num_units)) + 1)
+  shares = np.minimum(10 ** (-steps / 2), _LARGEST_SHARE)
+  log_prior = -2 * np.log1p(np.abs(steps - steps.mean()))
+  log_prior -= special.logsumexp(log_prior)
+  log_prior += (num_units - len(positive)) * np.log1p(-shares)
+  goal = -np.log1p(-confidence)
 
   def excess(log_ratio: float) -> float:
     """How far the log of the capital at m = mean exp(log_ratio) is above the goal."""
     gains = shares[:, np.newaxis] * (positive / (mean * np.exp(log_ratio)) - 1)
-    return float(special.logsumexp(np.log1p(gains).sum(axis=1) + nothing) - goal)
+    return float(special.logsumexp(np.log1p(gains).sum(axis=1) + log_prior) - goal)
 
   low = -1.0
   while excess(low) < 0:
