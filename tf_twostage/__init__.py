@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
   from tf_twostage.data.sets.ratings import RatingsData
   from tf_twostage.errors import InputError, RunError
+  from tf_twostage.evaluation.rows import balanced_propensities
   from tf_twostage.policy_evaluation import Evaluation, estimate_propensities, evaluate
   from tf_twostage.recommender import TwoStageRecommender
 
