@@ -39,6 +39,9 @@ CHOSEN = {
     slate_size=3, sampling="exact", normalize_shares=True, **o
   ),
   "ips, raw": lambda **o: losses.IPS(RAW, **o),
+  "weighted_log_likelihood": losses.WeightedLogLikelihood,
+  "exponential_smoothing": losses.ExponentialSmoothing,
+  "logarithmic_smoothing": losses.LogarithmicSmoothing,
 }
 made = {name: kind(dtype="float64") for name, kind in CHOSEN.items()}
 
@@ -113,6 +116,9 @@ NAMES = [
   "two_stage_ips, exact",
   "two_stage_ips, exact shares",
   "ips, raw",
+  "weighted_log_likelihood",
+  "exponential_smoothing",
+  "logarithmic_smoothing",
 ]
 
 
