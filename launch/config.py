@@ -34,6 +34,9 @@ from tf_twostage.config import (
 )
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.training import signals
+from tf_twostage.workspace import make_directory
+
+_log = logging.getLogger(__name__)
 
 _PRESETS = pathlib.Path(__file__).parent
 _RUN, _OBJECTIVE = "The run", "Objective of the generator"
@@ -218,22 +221,13 @@ def work_directory(config: Config) -> pathlib.Path:
         f"--overwrite: {workdir} holds no earlier run, so it is left alone; name another --workdir"
       )
     shutil.rmtree(workdir)
-  return _made(workdir, "workdir")
+  return make_directory(workdir, "--workdir")
 
 
 def export_directory(config: Config) -> pathlib.Path:
   """The directory of exported versions."""
-  return _made(pathlib.Path(flags.FLAGS.export_dir or f"saved_models/{config.name}"), "export_dir")
-
-
-def _made(directory: pathlib.Path, flag: str) -> pathlib.Path:
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise InputError(
-      f"cannot make {error.filename}: {error.strerror}; name a writable directory with --{flag}"
-    ) from error
-  return directory
+  directory = pathlib.Path(flags.FLAGS.export_dir or f"saved_models/{config.name}")
+  return make_directory(directory, "--export_dir")
 
 
 def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") -> None:
@@ -268,6 +262,7 @@ def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     return 0, ""
   try:
     if "dataset" in flags.FLAGS and not any(map(_names_data, arguments)):
+      _log.info("no --dataset, --log or --flagfile: using --flagfile=%s", preset)
       arguments = [f"--flagfile={preset}", *arguments]
     _, *others = flags.FLAGS([program, *_expanded(arguments)])
     if others:
@@ -350,6 +345,7 @@ def help_text(summary: str) -> str:
       )
     lines.append("")
   lines.append(
-    "--flagfile=FILE reads flags from a file or preset; later flags win over earlier ones."
+    "--flagfile=FILE reads flags from a file or preset; later flags win over earlier ones.\n"
+    "Without --dataset, --log and --flagfile, commands that train use --flagfile=synthetic."
   )
   return "\n".join(lines)

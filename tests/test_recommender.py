@@ -104,7 +104,6 @@ def test_a_history_has_a_row_for_each_epoch(model):
   assert {"mean_loss", "validation/two_stage/snips"} <= set(model.history)
   assert "best epoch" in repr(model)
   assert "<table" in model._repr_html_()
-  assert len(model.plot().axes) == 3
 
 
 def test_a_finished_model_is_found_again(model, parts, workdir, monkeypatch):
@@ -177,12 +176,53 @@ def test_wrong_kinds_of_arguments_are_refused(model, parts):
     evaluate(pd.DataFrame(), {})
   with pytest.raises(InputError, match="policies by name"):
     evaluate(parts[2], model.policy())
-  with pytest.raises(InputError, match="slate_size must be at least 1, got 0"):
-    TwoStageRecommender(slate_size=0)
   with pytest.raises(InputError, match=r"call fit\(\) first"):
     TwoStageRecommender().plot()
   with pytest.raises(InputError, match="there are no users"):
     model.recommend([])
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "message"),
+  [
+    ("slate_size", 0, "slate_size must be at least 1, got 0"),
+    ("loss", 5, "loss must be a name or a losses.OffPolicyLoss, got 5"),
+    ("encoder", 5, "encoder must be a config.EncoderConfig, got 5"),
+    ("training", {}, "training must be a config.GeneratorConfig, got {}"),
+    ("ranker_training", {}, "ranker_training must be a config.FitConfig, got {}"),
+    ("support", 64, "support must be a config.SupportConfig, got 64"),
+    ("user_tower", 8, "user_tower must be a tf.keras.Model of Keras 2, or a function"),
+    ("item_tower", "mine", "item_tower must be a tf.keras.Model of Keras 2, or a function"),
+  ],
+)
+def test_wrong_settings_are_refused(name, value, message):
+  with pytest.raises(InputError, match=message):
+    TwoStageRecommender(**{name: value})
+
+
+def test_a_file_is_no_directory_to_work_in_or_export_to(model, parts, tmp_path):
+  (tmp_path / "file").touch()
+  with pytest.raises(InputError, match="file: File exists; name a writable directory as workdir"):
+    TwoStageRecommender(**QUICK).fit(parts[0], workdir=tmp_path / "file")
+  with pytest.raises(InputError, match="file: File exists; name a writable directory as the exp"):
+    model.export(tmp_path / "file")
+
+
+def test_propensities_that_make_a_log_unusable_are_warned_of(parts, monkeypatch, caplog):
+  monkeypatch.setattr(loop, "fit", lambda *_, **__: pytest.fail("training begins"))
+  small = parts[0].with_propensities(np.full(len(parts[0]), 1e-12))
+  with pytest.raises(pytest.fail.Exception, match="training begins"):
+    TwoStageRecommender(**QUICK).fit(small)
+  (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+  assert "the propensities are too small" in warning
+
+
+def test_curves_have_the_baselines_and_those_of_a_loaded_model_do_not(model, workdir):
+  def lines(drawn):
+    return {line.get_label() for axis in drawn.plot().axes for line in axis.get_lines()}
+
+  assert {"popularity", "ranker, all items", "this run", "chosen epoch"} <= lines(model)
+  assert "popularity" not in lines(TwoStageRecommender.load(workdir))
 
 
 def test_unknown_users_are_recommended_for_by_their_features(model):
@@ -342,7 +382,10 @@ def test_a_custom_ranker_orders_candidates_and_is_exported(parts, tmp_path, kind
 @pytest.mark.parametrize(
   ("ranker", "message"),
   [
-    (lambda user, item: user["shoe_size"], "the function fails on tensors .*write it with TensorF"),
+    (
+      lambda user, item: user["shoe_size"],
+      r"the function fails on tensors \(KeyError: 'shoe_size'\); write it with TensorFlow",
+    ),
     (lambda user, item: 1 / (item["price"] - 1), "scores must be finite"),
     (lambda user, item: item["price"][:1], "return one number a pair"),
     ("nowhere", "ranker nowhere: there is no such file"),

@@ -36,7 +36,14 @@ from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
 from tf_twostage.training.tensorboard import Monitor
-from tf_twostage.workspace import Workspace, fingerprint, write_json, write_record, write_text
+from tf_twostage.workspace import (
+  Workspace,
+  fingerprint,
+  make_directory,
+  write_json,
+  write_record,
+  write_text,
+)
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -99,6 +106,16 @@ class TwoStageRecommender:
     Raises:
       InputError: a setting is out of range, or no loss has that name.
     """
+    for name, value, kind in (
+      ("encoder", encoder, EncoderConfig),
+      ("training", training, GeneratorConfig),
+      ("ranker_training", ranker_training, FitConfig),
+      ("support", support, SupportConfig),
+    ):
+      if not isinstance(value, kind):
+        raise InputError(f"{name} must be a config.{kind.__name__}, got {value!r}")
+    if not isinstance(loss, str | OffPolicyLoss | None):
+      raise InputError(f"loss must be a name or a losses.OffPolicyLoss, got {loss!r}")
     self.config = Config(
       name="recommender",
       seed=seed,
@@ -113,14 +130,17 @@ class TwoStageRecommender:
     )
     self._loss = loss if isinstance(loss, OffPolicyLoss) else None
     self._ranker = ranker
-    self._towers: dict[str, Tower] = {}
-    if user_tower is not None:
-      self._towers["user_tower"] = user_tower
-    if item_tower is not None:
-      self._towers["item_tower"] = item_tower
+    towers = {"user_tower": user_tower, "item_tower": item_tower}
+    self._towers = {name: tower for name, tower in towers.items() if tower is not None}
+    for name, tower in self._towers.items():
+      if not callable(tower):
+        raise InputError(
+          f"{name} must be a tf.keras.Model of Keras 2, or a function that makes one, got {tower!r}"
+        )
     self._adapts_slate = slate_size is None
     self._digest = ""  # of custom towers before training
     self._temporary: tempfile.TemporaryDirectory | None = None
+    self._stages = pathlib.Path()  # of the last fit
     self._history: loop.History = []
     self._environment: Environment | None = None
     self._generator: TwoTower | None = None
@@ -197,9 +217,11 @@ class TwoStageRecommender:
     if workdir is None:
       self._temporary = tempfile.TemporaryDirectory(prefix="tf_twostage-")
     root = pathlib.Path(workdir or self._temporary.name)  # type: ignore[union-attr]
+    make_directory(root, "workdir")
+    self._stages = root / "stages"
     if isinstance(data, BanditLog):
       self._adapt_slate(data.num_items)
-      workspace = Workspace(root / "stages")
+      workspace = Workspace(self._stages)
       ranker = self.config.user_log.ranker if self._ranker is None else self._ranker
       environment = log_environment(self.config, data, validation, workspace, ranker)
     else:
@@ -285,6 +307,7 @@ class TwoStageRecommender:
     towers = self.fresh_towers(environment)
     loop.restore_best(towers, self.directory(environment, workdir), history)
     self._keep(environment, towers, history)
+    self._stages = workdir / "stages"
     return True
 
   def finished_history(
@@ -421,12 +444,14 @@ class TwoStageRecommender:
     )
 
   def plot(self) -> Figure:
-    """Training loss and validation score by epoch."""
+    """Training loss and validation scores by epoch; with baselines, unless the model was loaded."""
     if not self._history:
       raise InputError("this recommender has no history; call fit() first")
     environment = self._environment
-    shown = metrics.HELD_OUT if environment is None else environment.evaluator.metrics
-    return plots.run_curves(self._history, {}, self._title(), shown)
+    if environment is None:
+      return plots.run_curves(self._history, {}, self._title(), metrics.HELD_OUT)
+    baselines = environment.baselines(Workspace(self._stages), self.slate_size)
+    return plots.run_curves(self._history, baselines, self._title(), environment.evaluator.metrics)
 
   def report(
     self,

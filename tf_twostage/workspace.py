@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import tf_twostage
-from tf_twostage.errors import RunError
+from tf_twostage.errors import InputError, RunError
 
 _log = logging.getLogger(__name__)
 
@@ -299,6 +299,21 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     _sync(path.parent)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def make_directory(path: pathlib.Path, what: str) -> pathlib.Path:
+  """Makes a directory that a user named, unless it exists; `what` says what it is for.
+
+  Raises:
+    InputError: a file is in the way, or the directory cannot be made.
+  """
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot make {error.filename}: {error.strerror}; name a writable directory as {what}"
+    ) from error
+  return path
 
 
 def remove_directory(path: pathlib.Path) -> None:

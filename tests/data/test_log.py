@@ -345,12 +345,19 @@ def test_the_parts_of_a_split_share_users_and_items():
     data.split(test=0)
 
 
+@pytest.mark.parametrize("rows", [[1000], np.ones(5, bool), np.array([0.5]), "first"])
+def test_rows_that_do_not_exist_are_refused(data, rows):
+  with pytest.raises(InputError, match=rf"no such rows .* a mask of the {len(data)} rows, indices"):
+    data.select(rows)
+
+
 @pytest.mark.parametrize(
   ("wrong", "words"),
   [
     ({"frame": [1]}, "the log must be a DataFrame, got list"),
     ({"items": {"item": [1]}}, "items must be a DataFrame, got dict"),
     ({"item_features": ["price"]}, "item_features must be a dict"),
+    ({"items": pd.DataFrame({"item": [1], 7: [2]})}, r"column names must be text, got \[7\]"),
     ({"context": "device"}, "context must be a list of numeric columns, got 'device'"),
     ({"context": {"device": "categorical"}}, "make them user features"),
   ],

@@ -31,6 +31,15 @@ def test_rows_of_one_moment_stay_together():
   np.testing.assert_array_equal(result["validation"], (time == 1) | (time == 2))
 
 
+def test_rows_of_one_time_cannot_be_split_by_it():
+  time = np.full(10, 3.0)
+  with pytest.raises(InputError, match="all rows have one time; split by user or at random"):
+    split("time", time=time)
+  random = split("random", time=time)
+  for name, mask in split("auto", time=time).items():
+    np.testing.assert_array_equal(mask, random[name])
+
+
 @pytest.mark.parametrize("method", ["time", "random"])
 def test_without_shares_all_rows_train(method):
   assert sizes(split(method, time=np.arange(10), validation=0, test=0)) == (10, 0, 0)
@@ -68,14 +77,14 @@ def test_impossible_shares_are_refused(shares):
 
 def test_a_split_without_training_rows_is_refused():
   with pytest.raises(InputError, match="no row is left to train on, of 3"):
-    split("time", time=np.zeros(3), validation=0.1, test=0.1)
+    split("time", time=np.array([0.0, 0.0, 1.0]), validation=0.5, test=0.1)
 
 
 @pytest.mark.parametrize(
   ("name", "given", "expected"),
   [
-    ("auto", {"time": 1, "labels": 1}, "column"),
-    ("auto", {"time": 1, "labels": None}, "time"),
+    ("auto", {"time": np.arange(2), "labels": 1}, "column"),
+    ("auto", {"time": np.arange(2), "labels": None}, "time"),
     ("auto", {"time": None, "labels": None}, "random"),
     ("user", {"time": None, "labels": None}, "user"),
   ],

@@ -27,6 +27,12 @@ def as_files(
 ) -> LogFiles:
   """A DataFrame that the file reader can read."""
   names = list(frame.columns)
+  numbered = [column for column in columns.values() if not isinstance(column, str)]
+  if numbered:
+    raise InputError(
+      f"{name}: column names must be text, got {numbered}; rename the columns:"
+      " frame.rename(columns=str)"
+    )
   for role, column in columns.items():
     if column not in names:
       shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")

@@ -327,9 +327,20 @@ class BanditLog:
     return self.rows.propensity is not None
 
   def select(self, rows: np.ndarray | slice) -> BanditLog:
-    """The same users and items with some rows of the log: a mask [n], indices, or a slice."""
+    """The same users and items with some rows of the log: a mask [n], indices, or a slice.
+
+    Raises:
+      InputError: there are no such rows, or none is left.
+    """
+    try:
+      chosen = self.rows.select(rows)
+    except IndexError as error:
+      raise InputError(
+        f"{self.name}: no such rows ({error}); select takes a mask of the {len(self)} rows, indices"
+        " of rows, or a slice"
+      ) from error
     columns: dict[str, Any] = {name: values[rows] for name, values in self._columns().items()}
-    return dataclasses.replace(self, rows=self.rows.select(rows), **columns)
+    return dataclasses.replace(self, rows=chosen, **columns)
 
   def with_propensities(self, propensity: np.ndarray) -> BanditLog:
     """The same data with these propensities, [n] in (0, 1], which are an estimate."""

@@ -65,22 +65,29 @@ def split(
   masks = {name: part == place for place, name in enumerate(NAMES)}
   if not masks["train"].any():
     raise InputError(
-      f"splits: no row is left to train on, of {len(part)}; make validation and test smaller"
+      f"split by {name}: no row is left to train on, of {len(part)}; make validation and test"
+      " smaller, or split at random"
     )
   return masks
 
 
 def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> str:
   """A key of `METHODS`; for "auto" the first of column, time and random that the log allows."""
+  one_time = time is not None and time.size > 0 and time.min() == time.max()
   if name == "auto":
-    return "column" if labels is not None else "time" if time is not None else "random"
+    if labels is not None:
+      return "column"
+    return "random" if time is None or one_time else "time"
   if name not in METHODS:
     raise InputError(f"unknown split {name!r}; choose one of auto, {', '.join(METHODS)}")
   if (name == "column" and labels is None) or (name == "time" and time is None):
     raise InputError(
-      f"split by {name}: the log has none; name its column as"
-      f" `{'split' if name == 'column' else 'time'}` in the schema, or split otherwise"
+      f"split by {name}: the log has none; name its column, as"
+      f" `{'split' if name == 'column' else 'time'}`, in the schema or in from_pandas, or split by"
+      " user or at random"
     )
+  if name == "time" and one_time:
+    raise InputError("split by time: all rows have one time; split by user or at random")
   return name
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tf_twostage.config import Config
+from tf_twostage.data.check import examine
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows, joined
 from tf_twostage.data.streamed import TrainingRows
@@ -23,6 +25,8 @@ from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.external import ExternalRanker, RankerLike
 from tf_twostage.workspace import Workspace, fingerprint
+
+_log = logging.getLogger(__name__)
 
 DATASET = "user_log"
 
@@ -94,6 +98,8 @@ def log_environment(
   sizes = {name: int(mask.sum()) for name, mask in masks.items()}
   rewarded = int((data.rows.reward[masks["train"]] > 0).sum())
   _check_rows(config, data, sizes, rewarded)
+  for problem in examine.unusable(data):
+    _log.warning("%s: %s", data.name, problem)
   external = _external(ranker, data)
   facts: dict[str, Any] = {"rows": sizes, "propensities": {"estimated": False}}
   notes = [note for note in data.notes if "have to be estimated" not in note]

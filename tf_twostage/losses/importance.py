@@ -30,8 +30,8 @@ class ImportanceWeights:
     cap: c1, largest weight before normalising, `math.inf` for none; of the method clip.
     floor: c2, smallest weight before normalising, 0 for none; of the method clip.
     self_normalize: divide the weights by their mean over the global batch.
-    method: clip to [floor, cap]; shrink to λω / (ω² + λ), which is about ω below sqrt(λ), peaks
-      there at sqrt(λ)/2 and falls to 0 beyond; or none: all weights are 1.
+    method: clip: to [floor, cap]; shrink: λω / (ω² + λ), which is near ω for small ω, has its
+      maximum sqrt(λ)/2 at ω = sqrt(λ), and tends to 0 for large ω; none: all weights are 1.
     shrinkage: λ of the method shrink.
 
   References:

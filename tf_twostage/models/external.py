@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -274,4 +275,9 @@ def _raw(values: np.ndarray) -> np.ndarray:
 
 
 def _short(error: Exception) -> str:
-  return " ".join(str(error).split())[:300]
+  """What was raised; in errors of traced functions it comes after the places in the code."""
+  text = str(error)
+  raised = re.search(r"^    (?!File )\S.*", text, re.MULTILINE | re.DOTALL)
+  if text.startswith("in user code:") and raised:
+    text = raised[0]
+  return " ".join(text.split())[:300]

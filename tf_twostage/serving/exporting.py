@@ -7,11 +7,13 @@ directory, which the next export deletes. A lock lets only one export at a time 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import tensorflow as tf
 from absl import logging as absl_logging
@@ -24,6 +26,7 @@ from tf_twostage.workspace import (
   Damaged,
   atomic_directory,
   locked,
+  make_directory,
   remove_directory,
   remove_partial,
   seal,
@@ -92,23 +95,35 @@ def save(
     for name, (method, specs) in recommender.signatures().items()
   }
   recommender.scores.get_concrete_function(**recommender.inputs)
-  # Saving renames captured inputs, and logs a line for each.
-  before = absl_logging.get_verbosity(), tf.get_logger().level
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  tf.get_logger().setLevel("ERROR")
-  try:
+  with _quiet():
     tf.saved_model.save(
       recommender,
       str(directory),
       signatures={"serving_default": signatures["recommend"], **signatures},
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=False),
     )
-  finally:
-    absl_logging.set_verbosity(before[0])
-    tf.get_logger().setLevel(before[1])
   for name, content in extra.items():
     (directory / EXTRA).mkdir(exist_ok=True)
     (directory / EXTRA / name).write_bytes(content)
+
+
+def load(version: pathlib.Path) -> Any:
+  """The SavedModel of a version."""
+  with _quiet():
+    return tf.saved_model.load(str(version))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Hides what TensorFlow logs about renamed inputs in saving and missing gradients in loading."""
+  before = absl_logging.get_verbosity(), tf.get_logger().level
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  tf.get_logger().setLevel("ERROR")
+  try:
+    yield
+  finally:
+    absl_logging.set_verbosity(before[0])
+    tf.get_logger().setLevel(before[1])
 
 
 def versions(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -151,6 +166,7 @@ def publish(
   """Makes the next version by filling an empty directory; the newest `keep` versions stay."""
   if keep < 1:
     raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
+  make_directory(directory, "the export's directory")
   with locked(directory):
     remove_partial(directory)
     number = max((int(path.name) for path in versions(directory)), default=0) + 1

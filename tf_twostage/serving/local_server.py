@@ -19,7 +19,7 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tf_twostage.serving.exporting import latest
+from tf_twostage.serving.exporting import latest, load
 
 _THREADS = 4
 _GRACE = 1.0  # seconds that running calls may take when the server stops
@@ -45,7 +45,7 @@ def serve(path: pathlib.Path, *, port: int = 0) -> Iterator[str]:
 class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
   def __init__(self, version: pathlib.Path):
     self._name, self._version = version.parent.name, int(version.name)
-    self._model = tf.saved_model.load(str(version))
+    self._model = load(version)
 
   def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
     """Answers a request. `context.abort` raises."""

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema
 from tf_twostage.errors import InputError
-from tf_twostage.serving.exporting import EXTRA, latest
+from tf_twostage.serving.exporting import EXTRA, latest, load
 from tf_twostage.serving.servable import ServableRecommender
 from tf_twostage.workspace import read_numbers, to_json
 
@@ -71,7 +71,7 @@ class Served:
     file = version / EXTRA / SETTINGS
     if not file.is_file():
       raise InputError(f"{version}: no {EXTRA}/{SETTINGS}; export the model again")
-    model = tf.saved_model.load(str(version))
+    model = load(version)
     signature = model.signatures["recommend"]
     inputs = dict(
       sorted(signature.structured_input_signature[1].items())

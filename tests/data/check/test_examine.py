@@ -1,9 +1,11 @@
 """The report: what right propensities add up to, what wrong ones do, and what else is noticed."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tf_twostage.data.check import examine, plots
 from tf_twostage.data.log import BanditLog
@@ -13,6 +15,7 @@ from tf_twostage.data.schema import Id, Schema
 
 ITEMS = 5
 POLICY = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
+RARE = np.array([0.9, 0.05, 0.04, 0.006, 0.004])
 
 
 def logged(n=4000, *, items=ITEMS, policy=POLICY, scale=1.0, reward=None, **columns):
@@ -54,7 +57,7 @@ def test_right_propensities_add_up_to_the_items():
   found = report(logged())
   assert facts(found)["mean of 1/propensity"] == pytest.approx(ITEMS, rel=0.1)
   assert facts(found)["items with too much weight"] == 0
-  assert facts(found)["largest sum in one situation"] == pytest.approx(1, abs=1e-6)
+  assert facts(found)["largest sum of propensities"] == pytest.approx(1, abs=1e-6)
   assert found.usable
   assert not texts(found, "problem", "warning")
 
@@ -83,7 +86,7 @@ def test_one_item_with_wrong_propensities_is_named():
 
 def test_propensities_of_a_slate_sum_to_more_than_one():
   found = report(logged(scale=2.0))
-  assert facts(found)["largest sum in one situation"] == pytest.approx(2)
+  assert facts(found)["largest sum of propensities"] == pytest.approx(2)
   assert "in 3 of 3 situations" in texts(found, "warning")
   assert "below the 5 items" in texts(found, "note")
 
@@ -156,6 +159,40 @@ def test_the_report_reads_as_a_table_and_as_json():
   frame = found.to_frame()
   assert list(frame.columns) == ["section", "name", "value", "meaning"]
   assert len(frame) == len(found.facts)
+
+
+@pytest.mark.parametrize(
+  ("policy", "step"), [(POLICY, 60), (np.full(ITEMS, 1 / ITEMS), 86400), (RARE, 3e4)]
+)
+def test_no_labels_of_the_figure_overlap(policy, step):
+  data = logged(600, policy=policy, time=1.77e9 + step * np.arange(600.0))
+  figure = report(data).plot()
+  renderer = FigureCanvasAgg(figure).get_renderer()
+  figure.draw(renderer)
+  for axes in figure.axes:
+    frame = axes.get_window_extent(renderer).expanded(1.01, 1.01)
+    for axis, low, high in (
+      (axes.xaxis, frame.x0, frame.x1),
+      (axes.yaxis, frame.y0, frame.y1),
+    ):
+      boxes = [
+        label.get_window_extent(renderer)
+        for label in axis.get_ticklabels(which="both")
+        if label.get_text()
+      ]
+      along = [(b.x0, b.x1) if axis is axes.xaxis else (b.y0, b.y1) for b in boxes]
+      shown = sorted(ends for ends in along if low <= sum(ends) / 2 <= high)
+      assert len(shown) > 1
+      assert all(left[1] <= right[0] for left, right in itertools.pairwise(shown))
+
+
+def test_rows_of_one_time_are_reported_and_split_at_random():
+  found = examine.check(logged(time=np.full(4000, 5.0)))
+  assert "all rows have one time" in texts(found, "warning")
+  assert facts(found)["train rows"] == 2800
+  by_time = examine.check(logged(time=np.full(4000, 5.0)), split="time")
+  assert "split by user or at random" in texts(by_time, "problem")
+  assert not by_time.usable
 
 
 def test_the_report_shows_in_a_notebook_and_as_a_figure(tmp_path):

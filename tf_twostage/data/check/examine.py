@@ -15,6 +15,7 @@ from tf_twostage.data.check.plots import weights
 from tf_twostage.data.check.report import Fact, Finding, LogReport
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.policy_table import PolicyTable
+from tf_twostage.errors import InputError
 from tf_twostage.metrics import effective_sample_size
 
 if TYPE_CHECKING:
@@ -63,6 +64,12 @@ def check(
     log=log,
     policy=policy,
   )
+
+
+def unusable(log: BanditLog) -> list[str]:
+  """What makes the log unusable for training and evaluation, with remedies."""
+  lines = () if log.rows.propensity is None else _support(log, 1 / log.rows.propensity)
+  return [f.text for f in lines if isinstance(f, Finding) and f.severity == "problem"]
 
 
 def refused(name: str, bad_rows: BadRows) -> LogReport:
@@ -194,7 +201,7 @@ def _item_mass(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
 
 
 def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
-  """Propensities of the different items shown to one user in one situation: at most 1 in sum."""
+  """Propensities of the items shown to one user, by position and context: at most 1 in sum."""
   rows = log.rows
   columns = {"user": rows.user_index, "item": rows.action, "β": rows.propensity, **rows.context}
   if rows.position is not None:
@@ -203,8 +210,8 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
   lowest = pd.DataFrame(columns).groupby([*situation, "item"], sort=False)["β"].min()
   sums = lowest.groupby(level=situation, sort=False).sum()
   over = int((sums > 1.001).sum())
-  meaning = "over items one user saw in one position and context; at most 1"
-  yield Fact("Propensity", "largest sum in one situation", float(sums.max()), meaning)
+  meaning = "over the items that one user saw in one position and context; at most 1"
+  yield Fact("Propensity", "largest sum of propensities", float(sums.max()), meaning)
   if over:
     yield _warning(
       f"in {over} of {len(sums)} situations (one user, position and context) the propensities of"
@@ -259,7 +266,7 @@ def _times(log: BanditLog) -> Iterator[Fact | Finding]:
       f"times reach {last:.6g}: as seconds that is far ahead; divide milliseconds by 1000",
     )
   if first == last:
-    yield Finding("warning", "all rows have one time: the log cannot be split by it")
+    yield _warning("all rows have one time: the log cannot be split by it; split at random")
 
 
 def _date(seconds: float) -> str:
@@ -271,8 +278,12 @@ def _date(seconds: float) -> str:
 def _splits(
   log: BanditLog, method: str, shares: Mapping[str, Any], seed: int
 ) -> Iterator[Fact | Finding]:
-  method = splits.method(method, time=log.time, labels=log.split_label)
-  masks = log.masks(method, seed=seed, **shares)
+  try:
+    method = splits.method(method, time=log.time, labels=log.split_label)
+    masks = log.masks(method, seed=seed, **shares)
+  except InputError as error:
+    yield Finding("problem", str(error))
+    return
   section = "Split at random" if method == "random" else f"Split by {method}"
   for name, mask in masks.items():
     shown = f"mean reward {log.rows.reward[mask].mean():.4g}" if mask.any() else ""

@@ -47,13 +47,22 @@ def _propensities(axis, log: BanditLog) -> None:
     return
   uniform = 1 / log.num_items
   low, high = min(propensity.min(), uniform) / 1.5, max(propensity.max(), uniform) * 1.5
-  bins = np.geomspace(low, high, _BINS)
+  wide = _scale(axis, "x", low, high)
+  bins = np.geomspace(low, high, _BINS) if wide else np.linspace(low, high, _BINS)
   axis.hist(propensity, bins=bins, color=plotting.COLORS[0])
   axis.axvline(
     uniform, color=plotting.COLORS[1], linestyle="--", label=f"1 / items = {uniform:.3g}"
   )
-  axis.set_xscale("log")
   axis.legend()
+
+
+def _scale(axes, which: str, low: float, high: float) -> bool:
+  """Makes an axis logarithmic, labelled at powers of ten, if it spans two of them."""
+  wide = high >= 100 * low
+  if wide:
+    axes.set(**{f"{which}scale": "log"})
+    getattr(axes, f"{which}axis").set_minor_formatter("")  # labels between would overlap
+  return wide
 
 
 def _items(axis, log: BanditLog) -> None:
@@ -67,13 +76,15 @@ def _items(axis, log: BanditLog) -> None:
     title="Items, most shown first",
     xlabel="rank of the item",
     ylabel="rows",
-    yscale="log",
     xlim=(0.5, len(counts) + 0.5),
   )
+  _scale(axis, "y", shown.min(), shown.max())
   axis.legend()
 
 
 def _over_time(axis, log: BanditLog) -> None:
+  from matplotlib.dates import ConciseDateFormatter
+
   if log.time is None or log.time.min() == log.time.max():
     axis.set(title="Rows and reward over time", xlabel="time", ylabel="rows")
     _write(axis, "no times")
@@ -94,8 +105,7 @@ def _over_time(axis, log: BanditLog) -> None:
   other.set_ylabel("mean reward", color=plotting.COLORS[1])
   other.set_ylim(0, 1.15 * np.nanmax(mean) or 1)
   if is_date:
-    for label in axis.get_xticklabels():
-      label.set(rotation=25, horizontalalignment="right")
+    axis.xaxis.set_major_formatter(ConciseDateFormatter(axis.xaxis.get_major_locator()))
 
 
 def _weights(axis, log: BanditLog, policy: PolicyTable | None) -> None:
@@ -116,7 +126,7 @@ def _weights(axis, log: BanditLog, policy: PolicyTable | None) -> None:
     axis.plot(100 * place / len(values), 100 * heaviest[place - 1], color=color, label=name)
   equal = np.geomspace(100 / len(log.rows), 100, 500)
   axis.plot(equal, equal, "--", color="0.5", label="all weights equal")
-  axis.set_xscale("log")
+  _scale(axis, "x", equal[0], 100)
   axis.set_ylim(0, 105)
   axis.legend(loc="upper left")
 
