@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import io
 import itertools
 import logging
 import os
@@ -240,6 +241,8 @@ def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") ->
     main: the command; may return an exit code.
     preset: flag file of commands with data, used if the flags name no data.
   """
+  if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters
+    sys.stdout.reconfigure(errors="backslashreplace")
   try:
     code, message = _run(main, preset)
     sys.stdout.flush()

@@ -1,7 +1,9 @@
 """Flags, presets and variants: what a command line means."""
 
+import io
 import pathlib
 import re
+import sys
 
 import pytest
 from absl import flags
@@ -166,3 +168,12 @@ def test_help_lists_a_setting_once_and_survives_a_closed_pipe():
   assert len(names) == len(set(names)) > 70
   assert {option for name in losses.LOSSES for option in losses.options(name)} < set(names)
   assert "the loss's own" in done.stdout
+
+
+def test_a_terminal_without_a_character_shows_its_code(monkeypatch):
+  printed = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+  monkeypatch.setattr(sys, "argv", ["command"])
+  with commands._restored(), pytest.raises(SystemExit) as done:
+    launch_config.run_command(lambda: print("Ж ± 1"))
+  assert (done.value.code, printed.getvalue()) == (0, b"\\u0416 \\xb1 1\n")

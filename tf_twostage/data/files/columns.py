@@ -40,7 +40,8 @@ RULES = {
   "user_index": _INDEX,
   "action": _INDEX,
   "propensity": _PROPENSITY,
-  "reward": Rule("float32", lambda x: np.isfinite(x) & (x >= 0), "must be finite and >= 0"),
+  # Squares of weighted rewards, summed over millions of rows, fit into float32.
+  "reward": Rule("float32", lambda x: (x >= 0) & (x <= 1e15), "must be >= 0 and at most 1e15"),
   "position": _INDEX,
   "ranker_score": Rule("float32", np.isfinite, "must be finite"),
 }
