@@ -21,9 +21,11 @@ MIN_EFFECTIVE_SHARE = 0.01  # of all units
 MIN_EFFECTIVE_REWARDS = 25  # units, weighted by what they earned
 MAX_WEIGHT_SHARE = 0.1  # of one unit in the sum of weights
 MAX_PARETO_K = 0.5  # at which a generalised Pareto distribution loses its variance
-# Of the mean of as many lognormal weights with the same variance of logarithms. A sample that lacks
-# the largest weights looks harmless and has too low a value; this hardly depends on them.
-MAX_SKEWNESS = 0.5
+# Of the mean, were weights lognormal. A sample without the largest weights looks harmless and has
+# too low a value, but the variance of its logarithms hardly depends on them. Cochran's rule for
+# the normal distribution, n >= 25 skewness², is a limit of 0.2; weights are bounded, and have less
+# skewness than lognormal ones.
+MAX_SKEWNESS = 0.4
 MAX_UNLOGGED_MASS = 0.01  # of the target policy, on actions the log never shows
 MIN_UNITS = 30  # groups, or rows
 # What a cap or a switch removes is left out of standard errors. Assuming that it earns as much as
@@ -80,9 +82,19 @@ def pareto_k(weights: np.ndarray) -> float:
   return float((num_tail * shape + 10 * 0.5) / (num_tail + 10))
 
 
+def _log_variance(weights: np.ndarray) -> float:
+  """The variance of log ω under the distribution tilted by sqrt(ω), in which tiny ω do not count.
+
+  For lognormal weights it is that of log ω.
+  """
+  logs = np.log(weights[weights > 0])
+  shares = np.exp(0.5 * (logs - logs.max()))
+  return float(np.cov(logs, aweights=shares, ddof=0))
+
+
 def _skewness(weights: np.ndarray) -> float:
   """The skewness of the mean of lognormal weights that vary as these do, [G]."""
-  spread = np.exp(np.minimum(np.log(weights[weights > 0]).var(), 100.0))
+  spread = np.exp(min(_log_variance(weights), 100.0))
   return float((spread + 2) * np.sqrt((spread - 1) / len(weights)))
 
 
@@ -141,7 +153,7 @@ def weight_overlap(
       f" {weights[largest]:.4g}): look at its propensities, cap the weights, or {_MORE}"
     )
   if found.pareto_k > MAX_PARETO_K or _skewness(weights) > MAX_SKEWNESS:  # False for NaN
-    spread = np.log(weights[weights > 0]).std()
+    spread = np.sqrt(_log_variance(weights))
     warnings.append(
       f"the weights have a heavy tail (Pareto k = {found.pareto_k:.2f}, standard deviation of"
       f" logarithms {spread:.2g}): larger ones than in the log are to be expected. The value is"
