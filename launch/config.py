@@ -37,8 +37,6 @@ from tf_twostage.errors import InputError, RunError
 from tf_twostage.training import signals
 from tf_twostage.workspace import make_directory
 
-_log = logging.getLogger(__name__)
-
 _PRESETS = pathlib.Path(__file__).parent
 _RUN, _OBJECTIVE = "The run", "Objective of the generator"
 _TITLES = {
@@ -258,14 +256,15 @@ def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
   """Exit code and last message."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow's Python code logs through it
   logging.basicConfig(format="%(message)s", force=True)
-  logging.getLogger("tf_twostage").setLevel(logging.INFO)
+  log = logging.getLogger("tf_twostage")
+  log.setLevel(logging.INFO)
   program, *arguments = sys.argv
   if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
     print(help_text(sys.modules["__main__"].__doc__ or ""))
     return 0, ""
   try:
     if "dataset" in flags.FLAGS and not any(map(_names_data, arguments)):
-      _log.info("no --dataset, --log or --flagfile: using --flagfile=%s", preset)
+      log.info("no --dataset, --log or --flagfile: using --flagfile=%s", preset)
       arguments = [f"--flagfile={preset}", *arguments]
     _, *others = flags.FLAGS([program, *_expanded(arguments)])
     if others:

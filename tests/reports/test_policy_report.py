@@ -77,6 +77,12 @@ def test_many_policies_get_a_line_each_and_an_agreement(written):
   assert "The reward model explains 0% of the variance of rewards it has not seen." in lines
 
 
+def test_a_reward_model_below_the_mean_explains_nothing(estimates, evaluation):
+  text = str(Evaluation(evaluation, estimates, -0.09))
+  assert "worse than their mean does (R² = -0.09)." in text
+  assert "explains" not in text
+
+
 def test_pairs_of_few_policies_are_compared(evaluation, tmp_path):
   policies = [
     TargetPolicy(f"item {item}", KINDS[1], lambda rows, i=item: np.eye(ITEMS)[[i] * len(rows)])

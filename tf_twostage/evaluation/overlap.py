@@ -140,7 +140,8 @@ def weight_overlap(
     return found._replace(warnings=(nothing,))
   warnings = []
   size = found.effective_sample_size
-  if size < max(MIN_EFFECTIVE_UNITS, MIN_EFFECTIVE_SHARE * n):
+  # `support_warnings` says so where there are few units at all.
+  if n >= MIN_UNITS and size < max(MIN_EFFECTIVE_UNITS, MIN_EFFECTIVE_SHARE * n):
     warnings.append(
       f"the effective sample size is {size:.1f} of {n} {unit}s: the intervals may be far too"
       f" narrow; {_MORE}"

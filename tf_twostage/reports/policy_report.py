@@ -126,8 +126,13 @@ class Evaluation:
       parts.append("Estimates against true values\n" + _agreement(agreement, number))
     parts += self.log.notes
     if self.explained is not None:
-      share = f"{np.round(100 * self.explained) + 0.0:.0f}%"  # + 0.0: not "-0%"
-      parts.append(f"The reward model explains {share} of the variance of rewards it has not seen.")
+      share = np.round(100 * self.explained)
+      parts.append(
+        f"The reward model explains {share + 0.0:.0f}% of the variance of rewards it has not seen."
+        if share >= 0
+        else "The reward model predicts rewards it has not seen worse than their mean does (R² ="
+        f" {self.explained:.2f})."
+      )
     return "\n\n".join(parts)
 
   __repr__ = __str__
