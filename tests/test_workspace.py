@@ -1,11 +1,13 @@
 """Stages are built once, and writes are complete or absent."""
 
+import concurrent.futures
 import json
 import math
 import os
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -146,6 +148,17 @@ Workspace(pathlib.Path(sys.argv[1])).stage("log", {}, build)
   assert len(waited) <= 1
   for text in waited:
     assert any(f"process {pid} on {socket.gethostname()}" in text for pid in said)
+
+
+def test_different_stages_are_built_at_the_same_time(tmp_path):
+  both = threading.Barrier(2, timeout=20)
+
+  def build(name):
+    Workspace(tmp_path).stage(name, {}, lambda directory: both.wait())
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    list(pool.map(build, ["log", "ranker"]))
+  assert sorted(p.name.split("-")[0] for p in tmp_path.iterdir()) == ["log", "ranker"]
 
 
 def test_fingerprint_ignores_the_order_of_inputs():

@@ -30,7 +30,8 @@ _log = logging.getLogger(__name__)
 _RECORD = "stage.json"
 _FILES, _DIGEST = "files", "sha256"  # in a record: the digest of each file, and of the record
 _PARTIAL = "partial"
-_DAMAGED, _HOLDER = ".damaged", ".holder"
+_DAMAGED, LOCK = ".damaged", ".lock"
+_BYTES_PER_CHUNK = 2**20
 _VISIBLE_AFTER = 60.0  # seconds; network file systems cache for so long that a file is missing
 
 
@@ -45,7 +46,7 @@ class Workspace:
   """Cache of named stages, each in a directory `root/<name>-<fingerprint>/`.
 
   Another version of this package builds its own stages. A stage that is not as it was written is
-  set aside and built again. Two processes do not build at the same time.
+  set aside and built again. Two processes do not build the same one at the same time.
 
   Attributes:
     timings: seconds of every stage and of all timed work, and whether it was reused.
@@ -76,7 +77,7 @@ class Workspace:
     path = self._root / f"{name}-{fingerprint(inputs)}"
     reused = not self._builds or is_intact(path, _RECORD)
     if not reused:
-      with locked(self._root):
+      with locked(path.with_name(f".{path.name}{LOCK}")):
         reused = is_intact(path, _RECORD, warn=True)  # another process may have built it
         if not reused:
           set_aside(path)
@@ -190,29 +191,41 @@ def set_aside(directory: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: pathlib.Path) -> Iterator[None]:
-  """Waits until no other process works in a directory; a killed process releases its lock."""
-  directory.mkdir(parents=True, exist_ok=True)
-  descriptor, note = os.open(directory, os.O_RDONLY), directory / _HOLDER
-  try:
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Waits until no other process holds this lock, a file that names its holder.
+
+  A killed process leaves the file, but not the lock.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  while True:
+    file = path.open("a+", encoding="utf-8")
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      holder = note.read_text(encoding="utf-8") if note.exists() else "another process"
-      _log.warning("waiting for %s, which works in %s", holder, directory)
-      fcntl.flock(descriptor, fcntl.LOCK_EX)
-    note.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-    try:
-      yield
-    finally:
-      note.unlink(missing_ok=True)
+      file.seek(0)
+      holder = file.read() or "another process"
+      _log.warning("waiting for %s, which works in %s", holder, path.parent)
+      fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.suppress(FileNotFoundError):
+      if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+        break
+    file.close()  # its last holder has deleted it
+  try:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    yield
   finally:
-    os.close(descriptor)
+    path.unlink(missing_ok=True)
+    file.close()
 
 
 def _sha256(path: pathlib.Path) -> str:
+  digest = hashlib.sha256()
   with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    while chunk := file.read(_BYTES_PER_CHUNK):
+      digest.update(chunk)
+  return digest.hexdigest()
 
 
 def _sha256_of(content: Any) -> str:

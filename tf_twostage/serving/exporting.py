@@ -23,6 +23,7 @@ from tf_twostage.errors import InputError, RunError
 from tf_twostage.serving import check
 from tf_twostage.serving.servable import ServableRecommender
 from tf_twostage.workspace import (
+  LOCK,
   Damaged,
   atomic_directory,
   locked,
@@ -167,7 +168,7 @@ def publish(
   if keep < 1:
     raise InputError(f"keep must be at least 1, got {keep}: the new version has to stay")
   make_directory(directory, "the export's directory")
-  with locked(directory):
+  with locked(directory / LOCK):
     remove_partial(directory)
     number = max((int(path.name) for path in versions(directory)), default=0) + 1
     version = directory / str(number)

@@ -27,7 +27,7 @@ from tf_twostage.training.checkpoints import Checkpoints
 from tf_twostage.training.distribution import Batches, Workers
 from tf_twostage.training.progress import InputWait, progress_bar
 from tf_twostage.training.signals import Stopped, deferred
-from tf_twostage.workspace import locked, write_json
+from tf_twostage.workspace import LOCK, locked, write_json
 
 if TYPE_CHECKING:
   from tf_twostage.training.tensorboard import Monitor
@@ -126,7 +126,8 @@ def fit(
   run = _Run(
     model, settings, rows, workers, directory, weights, evaluate, select, checkpoints, monitor
   )
-  with locked(directory) if directory and workers.is_chief else contextlib.nullcontext():
+  lock = locked(directory / LOCK) if directory and workers.is_chief else contextlib.nullcontext()
+  with lock:
     run.restore()
     if run.step < run.last_step:
       source = batches if callable(batches) else lambda **_: batches
