@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests import commands
+from tests.data.sets import mini_movielens
 from tf_twostage import losses
 
 FILE = pathlib.Path(__file__).with_suffix(".json")
@@ -60,13 +61,7 @@ def synthetic(directory):
 
 def movielens_slice(data, directory):
   """Scores of the first users of MovieLens-1M by loss."""
-  files = directory / "slice"
-  files.mkdir(parents=True)
-  (files / "movies.dat").write_bytes((data / "ml-1m" / "movies.dat").read_bytes())
-  for name in ("users.dat", "ratings.dat"):
-    lines = (data / "ml-1m" / name).read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if int(line.split(b"::", 1)[0]) <= _SLICE_USERS]
-    (files / name).write_bytes(b"".join(kept))
+  files = mini_movielens.first_users(data / "ml-1m", directory / "slice", _SLICE_USERS)
   flags = [*_SLICE, f"--data_dir={files}"]
   return {name: scores([*flags, *own], directory) for name, own in VARIANTS.items()}
 

@@ -8,6 +8,7 @@ import pytest
 from launch import train
 from tests import user_logs
 from tests.environment.test_user_log import CONFIG, ROWS, make, settings
+from tests.serving import small
 from tf_twostage import TwoStageRecommender
 from tf_twostage.data.streamed import StreamedRows
 from tf_twostage.environment import rankers, streaming
@@ -97,7 +98,8 @@ def test_every_split_is_the_one_in_memory(world, tmp_path, split, monkeypatch):
   np.testing.assert_array_equal(everything(disk.log), sorted_rows(memory.log))
 
 
-def test_a_run_gives_the_same_tables_and_similar_values(written, tmp_path):
+def test_a_run_gives_the_same_tables_and_similar_values(written, tmp_path, monkeypatch):
+  small.skip_replay(monkeypatch.setattr)
   configs = {"memory": settings(written), "disk": streamed(written)}
   generator = dataclasses.replace(CONFIG.generator, epochs=2)
   results = [

@@ -1,4 +1,4 @@
-"""Commands on MovieLens-1M's files, cut short: training, and the loop on the same simulation."""
+"""Short commands on the first users of MovieLens-1M: training, and the loop on its stages."""
 
 import json
 import re
@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 
 from tests import commands
+from tests.data.sets import mini_movielens
 
-# A simulator of one epoch, and a log of one movie a user by a weak policy: much is left to learn.
+USERS, MOVIES_LOGGED = 500, 12  # by each user
+# The log is of a weak policy: much is left to learn.
 SHORT = (
   "--flagfile=launch/ml1m.flags",
-  "--simulator_epochs=1",
-  "--simulator_batch_size=4096",
-  "--behavior_epochs=5",
+  "--validation_users=150",
+  "--simulator_epochs=2",
+  "--behavior_epochs=2",
   "--behavior_batch_size=512",
-  "--items_per_user=1",
+  f"--items_per_user={MOVIES_LOGGED}",
   "--ranker_epochs=1",
   "--ranker_batch_size=512",
   "--epochs=1",
@@ -26,12 +28,19 @@ ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
-def trained(test_data, tmp_path_factory):
+def files(test_data, tmp_path_factory):
+  return mini_movielens.first_users(
+    test_data / "ml-1m", tmp_path_factory.mktemp("data") / "ml-1m", USERS
+  )
+
+
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
   """Where a short run worked."""
   root = tmp_path_factory.mktemp("trained")
   done = commands.run(
     *SHORT,
-    f"--data_dir={test_data / 'ml-1m'}",
+    f"--data_dir={files}",
     "--num_slates=2",
     f"--workdir={root / 'run'}",
     f"--export_dir={root / 'export'}",
@@ -51,18 +60,18 @@ def test_a_directory_trains(trained):
 
 
 @pytest.fixture(scope="module")
-def rounds(trained, test_data, tmp_path_factory):
+def rounds(trained, files, tmp_path_factory):
   """The loop's last table: for each policy, its percentages by column."""
   root = tmp_path_factory.mktemp("loop")
   shutil.copytree(trained / "run" / "stages", root / "run" / "stages")
   done = commands.run(
     *SHORT,
-    f"--data_dir={test_data / 'ml-1m'}",
+    f"--data_dir={files}",
     "--loss=ips",
     "--policy=two_stage",
     "--item_bias",
     f"--rounds={ROUNDS}",
-    "--draws=1",
+    f"--draws={MOVIES_LOGGED}",
     f"--workdir={root / 'run'}",
     f"--export_dir={root / 'export'}",
     name="loop",
@@ -87,7 +96,7 @@ def test_round_after_round_the_true_value_rises(rounds):
   assert len(truths) == 1 + ROUNDS
   # By how much depends on the processor: its rounding leads to other draws.
   assert np.all(np.diff(truths) > 0)
-  assert truths[-1] > 1.8 * start
+  assert truths[-1] > start + 25
 
 
 def test_every_estimate_beside_the_truth_is_near_it(rounds):
@@ -95,7 +104,7 @@ def test_every_estimate_beside_the_truth_is_near_it(rounds):
     assert low < value < high
     standard_error = (high - low) / 2 / 1.96
     assert abs(value - truth) < 4 * standard_error
-    assert standard_error < 3
-    assert worth > 100
+    assert standard_error < 6
+    assert worth > 50
     assert abs(logged - truth) < 4 * error
-    assert trained_on >= 6040
+    assert trained_on >= USERS * MOVIES_LOGGED

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -34,25 +35,27 @@ def files(tmp_path_factory):
   return folder.parent
 
 
-def test_wiki10_trains_evaluates_and_exports(files, tmp_path):
-  done = run(
-    "--flagfile=launch/wiki10.flags",
-    f"--data_dir={files}",
-    *SHORT,
-    *directories(tmp_path),
-    replay=True,
-  )
+@pytest.fixture(scope="module")
+def trained(files, tmp_path_factory):
+  """Where a short run worked."""
+  root = tmp_path_factory.mktemp("trained")
+  done = run("--flagfile=launch/wiki10.flags", f"--data_dir={files}", *SHORT, *directories(root))
   assert done.returncode == 0, done.stderr
-  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  return root
+
+
+def test_wiki10_trains_evaluates_and_exports(trained):
+  metrics = json.loads((trained / "run" / "metrics.json").read_text())
   assert 0 < metrics["logged_reward"] < 1
   for stage in ("one_stage", "two_stage"):
     assert {"precision@1", "precision@5", "precision@10"} <= set(metrics["test"][stage])
-  stages = {p.name.rsplit("-", 1)[0] for p in (tmp_path / "run" / "stages").iterdir()}
+  stages = {p.name.rsplit("-", 1)[0] for p in (trained / "run" / "stages").iterdir()}
   assert stages == {"behavior_policy", "log", "ranker", "baselines"}
-  assert (tmp_path / "export" / "1" / "saved_model.pb").exists()
+  assert (trained / "export" / "1" / "saved_model.pb").exists()
 
 
-def test_wiki10_losses_are_compared(files, tmp_path):
+def test_wiki10_losses_are_compared(files, trained, tmp_path):
+  shutil.copytree(trained / "run" / "stages", tmp_path / "stages")
   done = run(
     "--flagfile=launch/wiki10.flags",
     f"--data_dir={files}",

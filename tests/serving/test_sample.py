@@ -55,6 +55,14 @@ def test_what_is_shown_was_a_candidate(sample):
     assert title == small.TITLE[shown]
 
 
+def test_a_sure_item_has_a_propensity_that_a_log_accepts(sample):
+  """Rounding would give more than 1."""
+  answer = ask(sample, **request(64, [*IDS[1:], ""], seed=np.arange(64)))
+  assert set(answer["item_id"]) == {IDS[0]}
+  assert (answer["propensity"] <= 1).all()
+  np.testing.assert_allclose(answer["propensity"], 1, rtol=1e-4)
+
+
 def test_what_is_excluded_is_no_candidate(sample):
   answer = ask(sample, **request(64, [*IDS[:12], "", "unknown"], seed=np.arange(64)))
   assert set(answer["slate"].ravel()) == set(IDS[12:])

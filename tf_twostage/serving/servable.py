@@ -155,7 +155,8 @@ class ServableRecommender(tf.Module):
     log_propensity = TwoStagePolicy(logits, ranker_logits, self.slate_size).log_prob(shown)
     return {
       **self._ids_and_titles(tf.where(remains[:, 0], shown, PADDING)),
-      "propensity": tf.where(remains[:, 0], tf.exp(log_propensity), 0.0),
+      # Rounding may lead above 1, which no log accepts.
+      "propensity": tf.where(remains[:, 0], tf.minimum(tf.exp(log_propensity), 1.0), 0.0),
       "slate": self._ids_and_titles(tf.where(remains, slate, PADDING))["item_id"],
     }
 

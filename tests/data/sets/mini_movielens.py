@@ -58,3 +58,14 @@ def prepare_tfds(root: pathlib.Path, directory: pathlib.Path) -> pathlib.Path:
     builder = tfds.builder(f"movielens/{config}:0.1.1", data_dir=root)
     offline_builder(builder, directory).download_and_prepare()
   return root
+
+
+def first_users(source, directory, users):
+  """Writes the real files, cut to the first users, and returns the directory."""
+  directory.mkdir(parents=True)
+  (directory / "movies.dat").write_bytes((source / "movies.dat").read_bytes())
+  for name in ("users.dat", "ratings.dat"):
+    lines = (source / name).read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if int(line.split(b"::", 1)[0]) <= users]
+    (directory / name).write_bytes(b"".join(kept))
+  return directory
