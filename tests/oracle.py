@@ -18,6 +18,12 @@ def softmax(x: np.ndarray) -> np.ndarray:
   return np.exp(log_softmax(x))
 
 
+def times(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+  """weights * logs, with 0 * -inf = 0."""
+  weights, logs = np.broadcast_arrays(weights, logs)
+  return weights * np.where(weights == 0, 0.0, logs)
+
+
 def value_gradient(logits: np.ndarray, rewards: np.ndarray) -> np.ndarray:
   """Gradient of the value Σ_a p(a) r(a) with respect to the logits [N] of p: p (r - value)."""
   p = softmax(logits)
@@ -103,12 +109,12 @@ def importance_weights(
 ) -> np.ndarray:
   """Weights [B] from π(a_i) / β_i [B]: corrected, then divided by their mean."""
   if method == "clip":
-    weights = np.clip(ratio, floor, cap)
+    weights = np.where(ratio == 0, 0.0, np.clip(ratio, floor, cap))
   elif method == "shrink":
     weights = shrinkage * ratio / (ratio**2 + shrinkage)
   else:
     weights = np.ones_like(ratio)
-  return weights / weights.mean() if self_normalize else weights
+  return weights / (weights.mean() or 1.0) if self_normalize else weights
 
 
 def poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) -> np.ndarray:
@@ -119,11 +125,11 @@ def poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) -> np.ndarray
 
 def normalised_poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) -> np.ndarray:
   """`poem` of a ratio: the standard error is that of its linearisation, ω_i (r_i - Σωr / Σω)."""
-  value = np.sum(weights * rewards) / np.sum(weights)
-  residuals = weights / weights.mean() * (rewards - value)
+  weights = weights / (weights.mean() or 1.0)
+  residuals = weights * (rewards - np.mean(weights * rewards))
   n = len(rewards)
   error = np.sqrt(np.sum(residuals**2) / (n * (n - 1)))
-  return -weights / weights.mean() * rewards + penalty * error
+  return -weights * rewards + penalty * error
 
 
 def top_k_multiplier(p: np.ndarray, k: int) -> np.ndarray:

@@ -97,12 +97,12 @@ def formula(variant, x):
     if not getattr(loss, "normalize_shares", False):
       return oracle.importance_weights(ratio, **importance)
     raw = oracle.importance_weights(ratio, **{**importance, "self_normalize": False})
-    return raw / np.mean(raw * q)
+    return raw / (np.mean(raw * q) or 1.0)
 
   def binary(logits):
     z, labels = logits[rows, actions], np.minimum(rewards / loss.reward_scale, 1)
     taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
-    return np.log1p(np.exp(z)) - (labels + loss.distillation * (taught - labels)) * z
+    return np.logaddexp(0, z) - oracle.times(labels + loss.distillation * (taught - labels), z)
 
   def poem(logits):
     if loss.importance.self_normalize:
@@ -114,27 +114,31 @@ def formula(variant, x):
     linear = loss.reward_model is tf.keras.activations.linear
     logistic = loss.reward_scale / (1 + np.exp(-x["ranker_logits"]))
     predicted = x["ranker_logits"] if linear else logistic
-    correction = weights(held) * (rewards - predicted[rows, actions]) * log_prob(logits)
+    residuals = rewards - predicted[rows, actions]
+    correction = oracle.times(weights(held) * residuals, log_prob(logits))
     return -(probabilities(logits) * predicted).sum(axis=1) - correction
 
   def top_k(logits):
     multiplier = oracle.top_k_multiplier(np.exp(log_prob(held)), loss.slate_size)
-    return -rewards * weights(held) * multiplier * log_prob(logits)
+    return -oracle.times(rewards * weights(held) * multiplier, log_prob(logits))
 
   def two_stage_ips(logits):
-    return -rewards * weights(held) * (counts * oracle.log_softmax(logits)).sum(axis=1)
+    credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))
+    return -credits.sum(axis=1)
 
   return {
-    "cross_entropy": lambda logits: -rewards * log_prob(logits),
+    "cross_entropy": lambda logits: -oracle.times(rewards, log_prob(logits)),
     "binary_cross_entropy": binary,
-    "ips": lambda logits: -rewards * weights(held) * log_prob(logits),
+    "ips": lambda logits: -oracle.times(rewards * weights(held), log_prob(logits)),
     "snips": lambda logits: -rewards * weights(logits, self_normalize=True),
     "poem": poem,
     "doubly_robust": doubly_robust,
     "top_k": top_k,
     "two_stage_ips": two_stage_ips,
     "weighted_log_likelihood": lambda logits: (
-      -rewards / np.maximum(x["propensities"], loss.propensity_floor) * log_prob(logits)
+      -oracle.times(
+        rewards / np.maximum(x["propensities"], loss.propensity_floor), log_prob(logits)
+      )
     ),
     "exponential_smoothing": lambda logits: (
       -rewards * np.exp(log_prob(logits)) / x["propensities"] ** loss.propensity_exponent

@@ -56,6 +56,18 @@ class OffPolicyLoss(tf.keras.layers.Layer):
 
   Losses compute in float32 under every Keras precision policy: half-precision logits are cast
   up. `dtype="float64"` computes in float64.
+
+  Invalid numbers, whether eager, in a graph or compiled:
+
+  * A logit of -inf means probability zero, and an importance weight of 0. A row adds exactly 0 to
+    loss and gradient where its reward or weight is 0, also if its item has probability zero.
+    Likelihoods of rewarded items of probability zero are infinite.
+  * A row is NaN, in loss and gradient, if its logits hold NaN or +inf, or if the loss reads ranker
+    logits and those are not all finite. So is the whole batch where a loss sums over it (weights
+    normalised, variance penalised). `BinaryCrossEntropy` reads the logged item's logits alone, and
+    its slope stays finite at an infinite one.
+
+  Training stops at a loss that is not finite (`training.loop`).
   """
 
   # Why the loss must also see the rows without a reward; "" if they would change nothing but the
@@ -179,6 +191,11 @@ class ScaledLoss(OffPolicyLoss):
     if not 0 < reward_scale < np.inf:
       raise InputError(f"{type(self).__name__}: reward_scale must be positive, got {reward_scale}")
     self.reward_scale = reward_scale
+
+
+def weighted_log_prob(weights: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
+  """weights * log_prob, [B]: 0 where the weight is 0, also for an item of probability zero."""
+  return tf.where((weights == 0) & (log_prob == -np.inf), 0.0, weights * log_prob)
 
 
 class PolicyTerms(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
@@ -11,6 +12,7 @@ from tf_twostage.losses.base import (
   LossTerms,
   RewardLoss,
   ScaledLoss,
+  weighted_log_prob,
 )
 from tf_twostage.rewards import to_labels
 
@@ -20,7 +22,7 @@ class CrossEntropy(EstimatorLoss, RewardLoss):
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
-    return LossTerms(-x.rewards * log_prob, ranker_probability=share)
+    return LossTerms(-weighted_log_prob(x.rewards, log_prob), ranker_probability=share)
 
 
 class BinaryCrossEntropy(ScaledLoss):
@@ -57,4 +59,5 @@ class BinaryCrossEntropy(ScaledLoss):
       soft = tf.sigmoid(tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1))
       labels += self.distillation * (soft - labels)
     logits = tf.gather(x.logits, x.actions, batch_dims=1)
-    return LossTerms(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+    return LossTerms(tf.where((labels == 0) & (logits == -np.inf), 0.0, loss))

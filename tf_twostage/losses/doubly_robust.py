@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, ScaledLoss
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
 from tf_twostage.losses.ips import ips
+from tf_twostage.policies import is_finite
 from tf_twostage.rewards import from_logits
 
 
@@ -46,7 +48,8 @@ class DoublyRobust(WeightedLoss, EstimatorLoss, ScaledLoss):
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
     ratio, weights = self.importance(log_prob, x.propensities)
-    predicted = tf.stop_gradient(self._predicted(x.ranker_logits))
+    valid = tf.where(is_finite(x.ranker_logits), 0.0, np.nan)[:, None]
+    predicted = tf.stop_gradient(self._predicted(x.ranker_logits) + valid)
     direct = tf.reduce_sum(self.probabilities(x) * predicted, axis=1)
     residuals = x.rewards - tf.gather(predicted, x.actions, batch_dims=1)
     return LossTerms(ips(log_prob, weights, residuals) - direct, ratio, weights, share)

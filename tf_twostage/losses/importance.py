@@ -28,7 +28,8 @@ class ImportanceWeights:
 
   Attributes:
     cap: c1, largest weight before normalising, `math.inf` for none; of the method clip.
-    floor: c2, smallest weight before normalising, 0 for none; of the method clip.
+    floor: c2, smallest weight before normalising, 0 for none; of the method clip. Items of
+      probability zero have weight 0.
     self_normalize: divide the weights by their mean over the global batch.
     method: clip: to [floor, cap]; shrink: λω / (ω² + λ), which is near ω for small ω, has its
       maximum sqrt(λ)/2 at ω = sqrt(λ), and tends to 0 for large ω; none: all weights are 1.
@@ -94,6 +95,7 @@ class ImportanceWeights:
       weights = tf.exp(log_omega - tf.nn.softplus(2 * log_omega - math.log(self.shrinkage)))
     else:
       weights = tf.clip_by_value(ratio, self.floor, self.cap)
+      weights = tf.where(log_prob_actions == -math.inf, 0.0, weights)
     if self.self_normalize:
       total, rows = batch_sum(weights if shares is None else weights * shares)
       weights = tf.math.divide_no_nan(weights * rows, total)

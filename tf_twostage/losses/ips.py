@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, RewardLoss
+from tf_twostage.losses.base import (
+  EstimatorLoss,
+  LossInputs,
+  LossTerms,
+  RewardLoss,
+  weighted_log_prob,
+)
 from tf_twostage.losses.importance import WeightedLoss
 
 
@@ -22,7 +28,7 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
   References:
     [Ma20] Ma et al., Off-policy Learning in Two-stage Recommender Systems, WWW 2020.
   """
-  return -weights * rewards * log_prob_actions
+  return -weighted_log_prob(weights * rewards, log_prob_actions)
 
 
 class IPS(WeightedLoss, EstimatorLoss, RewardLoss):

@@ -7,7 +7,7 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, weighted_log_prob
 from tf_twostage.losses.importance import MAX_LOG_RATIO, log_ratio
 
 
@@ -51,7 +51,7 @@ class WeightedLogLikelihood(SmoothedLoss):
 
   def smoothed(self, log_prob, propensities, rewards):
     weights = 1 / tf.maximum(propensities, self.propensity_floor)
-    return -weights * rewards * log_prob, weights
+    return -weighted_log_prob(weights * rewards, log_prob), weights
 
 
 class ExponentialSmoothing(SmoothedLoss):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import LossInputs, LossTerms, RewardLoss
+from tf_twostage.losses.base import LossInputs, LossTerms, RewardLoss, weighted_log_prob
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
 from tf_twostage.losses.slates import SAMPLING, expected_counts, sample_slates, slate_counts
 
@@ -89,7 +90,7 @@ class TwoStageIPS(WeightedLoss, RewardLoss):
     ratio, weights = self.importance(
       log_p, x.propensities, shares=share if self.normalize_shares else None
     )
-    loss = -x.rewards * weights * mean_log_p
+    loss = -weighted_log_prob(x.rewards * weights, mean_log_p)
     return LossTerms(loss, ratio, weights, share)
 
   def _counts(self, x: LossInputs) -> tuple[tf.Tensor, tf.Tensor]:
@@ -126,10 +127,12 @@ def _log_probs(
     p = tf.nn.softmax(logits)
     # Below the largest logit, whose probability is one over the softmax's denominator.
     # Kept finite: an excluded item's -inf counts 0 times.
-    below = tf.maximum(logits - tf.reduce_max(logits, 1, keepdims=True), -1e30)
+    largest = tf.reduce_max(logits, 1, keepdims=True)
+    below = tf.maximum(logits - largest, -1e30)
     log_largest = tf.math.log(tf.reduce_max(p, 1))
-    log_p = tf.gather(below, actions, batch_dims=1) + log_largest
+    log_p = tf.gather(logits, actions, batch_dims=1) - largest[:, 0] + log_largest
     mean = tf.linalg.matvec(counts[:, None], below)[:, 0] + total * log_largest
+    mean = tf.where(log_p == -np.inf, log_p, mean)
 
     def gradient(d_mean, _):
       return d_mean[:, None] * (counts - total[:, None] * p)
