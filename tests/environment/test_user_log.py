@@ -197,8 +197,8 @@ def test_rewards_of_any_size_are_expected_in_their_own_units(world, tmp_path):
 
 def test_experiments_compare_values(written, made, monkeypatch):
   def fitted(config, cells, workdir, processes):
-    for cell in cells:
-      model = TwoStageRecommender.from_config(cell.config)
+    for cell, own in cells.items():
+      model = TwoStageRecommender.from_config(own)
       model.fit(made, workdir=workdir, progress=False)
       yield cell, model.epochs, 0.0
 
