@@ -17,7 +17,7 @@ SMALL = {
   "top_k": {"slate_size": 3},
   "doubly_robust": {"reward_scale": 3.0},
   "weighted_log_likelihood": {"propensity_floor": 0.3},
-  "logarithmic_smoothing": {"log_smoothing": 0.5},
+  "logarithmic_smoothing": {"log_smoothing": 0.5, "reward_scale": 2.5},
 }
 SHRUNK = losses.ImportanceWeights(method="shrink", shrinkage=2.0)
 

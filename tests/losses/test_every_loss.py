@@ -104,6 +104,12 @@ def formula(variant, x):
     taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
     return np.logaddexp(0, z) - oracle.times(labels + loss.distillation * (taught - labels), z)
 
+  def logarithmic(logits):
+    gains = (
+      np.exp(log_prob(logits)) / x["propensities"] * np.minimum(rewards / loss.reward_scale, 1)
+    )
+    return -np.log(1 + loss.log_smoothing * gains) / loss.log_smoothing
+
   def poem(logits):
     if loss.importance.self_normalize:
       raw = weights(logits, self_normalize=False)
@@ -143,10 +149,7 @@ def formula(variant, x):
     "exponential_smoothing": lambda logits: (
       -rewards * np.exp(log_prob(logits)) / x["propensities"] ** loss.propensity_exponent
     ),
-    "logarithmic_smoothing": lambda logits: (
-      -np.log(1 + loss.log_smoothing * rewards * np.exp(log_prob(logits)) / x["propensities"])
-      / loss.log_smoothing
-    ),
+    "logarithmic_smoothing": logarithmic,
   }[name]
 
 

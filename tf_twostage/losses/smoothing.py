@@ -7,8 +7,15 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, weighted_log_prob
+from tf_twostage.losses.base import (
+  EstimatorLoss,
+  LossInputs,
+  LossTerms,
+  ScaledLoss,
+  weighted_log_prob,
+)
 from tf_twostage.losses.importance import MAX_LOG_RATIO, log_ratio
+from tf_twostage.rewards import to_labels
 
 
 class SmoothedLoss(EstimatorLoss):
@@ -26,7 +33,7 @@ class SmoothedLoss(EstimatorLoss):
   def smoothed(
     self, log_prob: tf.Tensor, propensities: tf.Tensor, rewards: tf.Tensor
   ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The loss [B], and the weights [B] of -r_i ∇ log π(a_i) in its gradient."""
+    """The loss [B], and the weights [B] of the rewards (or labels) in its gradient."""
     raise NotImplementedError
 
 
@@ -75,11 +82,12 @@ class ExponentialSmoothing(SmoothedLoss):
     return -weights * rewards, weights
 
 
-class LogarithmicSmoothing(SmoothedLoss):
-  """-log(1 + λ ω_i r_i) / λ, ω = π / β: a lower bound of ω r, with slope 1 / (1 + λ ω r) in it.
+class LogarithmicSmoothing(SmoothedLoss, ScaledLoss):
+  """-log(1 + λ ω_i y_i) / λ, ω = π / β: the risk of IPS with weights ω / (1 + λ ω y).
 
-  Its mean is below the value by about λ/2 of the second moment of ω r, so it is pessimistic about
-  policies far from the log. λ = 0 would be the risk of IPS.
+  y_i is the label min(r_i / reward_scale, 1), so λ does not depend on the unit of the reward. The
+  logarithm is below ω y, in the mean by about λ/2 of its second moment: it is pessimistic about
+  policies far from the log. λ = 0 would be IPS.
 
   References:
     Sakhi, Aouali, Alquier, Chopin, Logarithmic Smoothing for Pessimistic Off-Policy Evaluation,
@@ -100,7 +108,8 @@ class LogarithmicSmoothing(SmoothedLoss):
 
   def smoothed(self, log_prob, propensities, rewards):
     log_weights = log_ratio(log_prob, propensities)
-    log_gains = log_weights + tf.math.log(self.log_smoothing * rewards)
+    labels = to_labels(rewards, self.reward_scale)
+    log_gains = log_weights + tf.math.log(self.log_smoothing * labels)
     # Of 1 + exp(log_gains), whose exponential could overflow.
     log_sums = tf.nn.softplus(log_gains)
     return -log_sums / self.log_smoothing, tf.exp(log_weights - log_sums)
