@@ -211,6 +211,16 @@ def test_variants_share_logs_and_seeds_and_logs_share_no_seed(several, fitted, t
   assert set(pd.read_csv(tmp_path / "experiment" / "significance.csv")["pairs"]) == {3}
 
 
+def test_a_worker_trains_in_the_environment_of_the_log(several, tmp_path):
+  for log in (0, 1):
+    own = with_log(variant(several, "ips").config, log)
+    cell = experiment.Cell("ips", log, own.seed)
+    epochs, _ = experiment._fit_cell(cell, own, with_log(several, log), tmp_path)
+    world = environment.make(own, Workspace(tmp_path / "stages"))
+    assert TwoStageRecommender.from_config(own).finished_history(world, tmp_path) == epochs
+  assert len(list((tmp_path / "generators").iterdir())) == 2
+
+
 def test_more_logs_add_to_the_finished_ones(several, tmp_path, monkeypatch):
   asked = []
 
