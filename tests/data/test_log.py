@@ -357,6 +357,7 @@ def test_rows_that_do_not_exist_are_refused(data, rows):
     ({"frame": [1]}, "the log must be a DataFrame, got list"),
     ({"items": {"item": [1]}}, "items must be a DataFrame, got dict"),
     ({"item_features": ["price"]}, "item_features must be a dict"),
+    ({"propensity": 0}, "column names must be text, got 0"),
     ({"items": pd.DataFrame({"item": [1], 7: [2]})}, r"column names must be text, got \[7\]"),
     ({"context": "device"}, "context must be a list of numeric columns, got 'device'"),
     ({"context": {"device": "categorical"}}, "make them user features"),

@@ -73,6 +73,8 @@ def test_impossible_shares_are_refused(shares):
   for method in ("time", "user"):
     with pytest.raises(InputError, match="shares must be >= 0"):
       split(method, time=np.arange(10), validation=shares[0], test=shares[1])
+  with pytest.raises(InputError, match="test must be of type float, got '10%'"):
+    split("user", test="10%")
 
 
 def test_a_split_without_training_rows_is_refused():

@@ -147,6 +147,12 @@ class BanditLog:
         f"{name}: context must be a list of numeric columns, got {context!r}; encode other columns"
         " as numbers, or make them user features"
       )
+    for column in (user, item, reward, propensity, time, position, ranker_score, split, title):
+      if not isinstance(column, str | None):
+        raise InputError(
+          f"{name}: column names must be text, got {column!r}; rename the columns:"
+          " frame.rename(columns=str)"
+        )
     if title is None and items is not None and "title" in items:
       title = "title"
     item_table, of_items, notes = frames.table(items, item, item_features, "item", title=title)

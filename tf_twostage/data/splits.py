@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tf_twostage.errors import InputError, require
+from tf_twostage.errors import InputError, checked_type, require
 
 NAMES = ("train", "validation", "test")
 METHODS: dict[str, str] = {
@@ -50,6 +50,8 @@ def split(
   if name == "column" and labels is not None:
     part = codes(labels)
   else:
+    validation = checked_type("validation", validation, float)
+    test = checked_type("test", test, float)
     if validation < 0 or test < 0 or not validation + test < 1:
       raise InputError(
         "splits: shares must be >= 0 and leave rows to train on, got"

@@ -12,6 +12,7 @@ from tf_twostage.data.log import BanditLog
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id, Schema
+from tf_twostage.errors import InputError
 
 ITEMS = 5
 POLICY = np.array([0.4, 0.3, 0.15, 0.1, 0.05])
@@ -202,3 +203,8 @@ def test_the_report_shows_in_a_notebook_and_as_a_figure(tmp_path):
   assert "Share of all weight in the heaviest rows" in titles
   found.save(tmp_path)
   assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_no_policy_is_refused():
+  with pytest.raises(InputError, match="policy must be a PolicyTable or its file, got list"):
+    logged().check(policy=[0.5])

@@ -42,8 +42,10 @@ def check(
   bad_rows: BadRows | None = None,
 ) -> LogReport:
   """The report on a log; see `BanditLog.check`."""
-  if policy is not None and not isinstance(policy, PolicyTable):
+  if isinstance(policy, str | os.PathLike):
     policy = policy_table.read(policy, log.items["item_id"])
+  if not isinstance(policy, PolicyTable | None):
+    raise InputError(f"policy must be a PolicyTable or its file, got {type(policy).__name__}")
   if bad_rows is None:
     bad_rows = BadRows()
     bad_rows.rows = len(log)
