@@ -244,6 +244,14 @@ def test_the_lower_bound_comes_near_with_more_rows():
   assert 1.645 < np.mean(gaps) * np.sqrt(10_000) < 3.2
 
 
+def test_the_lower_bound_of_blocks_is_that_of_values(monkeypatch):
+  values = np.random.default_rng(0).lognormal(size=50_000)
+  in_blocks = lower_bound(values)
+  monkeypatch.setattr(intervals, "MAX_UNITS", len(values))
+  error = values.std() / np.sqrt(len(values))
+  assert in_blocks == pytest.approx(lower_bound(values), abs=0.5 * error)
+
+
 def test_the_lower_bound_scales_and_begins_at_zero():
   values = np.random.default_rng(0).exponential(size=50)
   assert lower_bound(1e9 * values) == pytest.approx(1e9 * lower_bound(values), rel=1e-5)

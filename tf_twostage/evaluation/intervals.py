@@ -93,11 +93,13 @@ def summarise_ratios(
     if num_resamples and num_units > 1:
       replicates = _ratios(_resampled_sums(_in_blocks(columns, seed), num_resamples, seed))
   summaries = []
-  for value, replicate, influence in zip(values, replicates, influences, strict=True):
+  in_blocks = _in_blocks(influences, seed)
+  for value, replicate, influence, blocks in zip(
+    values, replicates, influences, in_blocks, strict=True
+  ):
     error = standard_error(influence)
     interval = t_interval(value, error, num_units, confidence)
     bootstrap = _bca(value, replicate, influence, confidence)
-    (blocks,) = _in_blocks(influence[np.newaxis], seed)
     summaries.append(RatioSummary(float(value), error, interval, bootstrap, num_units, blocks))
   return summaries
 
@@ -149,6 +151,8 @@ def lower_bound(values: np.ndarray, confidence: float = 0.95) -> float:
     Sakhi, Aouali, Alquier, Chopin, Logarithmic Smoothing for Pessimistic Off-Policy Evaluation,
       Selection and Learning, NeurIPS 2024.
   """
+  scale = min(MAX_UNITS / len(values), 1.0)
+  (values,) = _in_blocks(values[np.newaxis], 0)  # sums of independent values are independent
   num_units, mean = len(values), values.mean()
   positive = values[values > 0]
   if not len(positive) or not np.isfinite(mean):
@@ -169,7 +173,7 @@ def lower_bound(values: np.ndarray, confidence: float = 0.95) -> float:
   low = -1.0
   while excess(low) < 0:
     low *= 2
-  return float(mean * np.exp(optimize.brentq(excess, low, 0.0, xtol=1e-6)))
+  return float(scale * mean * np.exp(optimize.brentq(excess, low, 0.0, xtol=1e-6)))
 
 
 def _ratios(sums: np.ndarray) -> np.ndarray:
