@@ -49,6 +49,7 @@ class Regime:
 
 REGIMES = {
   "moderate": Regime((1,) * 1000),
+  "100 users": Regime((20,) * 100, tastes=0.5),
   "heavy tail": Regime((1,) * 1000, num_actions=300, behavior=0.0, target=1.0, shared=-0.5),
   "rare clicks": Regime((1,) * 10_000, chances=(0.001, 0.005)),
   "20 clusters": Regime((50,) * 20, tastes=0.5),
