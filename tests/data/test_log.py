@@ -311,7 +311,7 @@ def test_a_dataset_equals_a_frame(batch):
   ("column", "value", "message"),
   [
     ("pscore", 2.0, r"log: column 'pscore' must lie in \(0, 1\]; 1 of 40 .*row 7, value '2.0'"),
-    ("click", np.nan, "log: column 'click' must be finite.*row 7, value missing"),
+    ("click", np.nan, "log: column 'click' must be >= 0.*row 7, value missing"),
     ("product", 5, "unknown item, not in items; 1 of 40 .*row 7, value '5'"),
     ("visitor", None, "'visitor' must not be blank"),
   ],
