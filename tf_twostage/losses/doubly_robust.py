@@ -48,8 +48,8 @@ class DoublyRobust(WeightedLoss, EstimatorLoss, ScaledLoss):
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
     ratio, weights = self.importance(log_prob, x.propensities)
-    valid = tf.where(is_finite(x.ranker_logits), 0.0, np.nan)[:, None]
-    predicted = tf.stop_gradient(self._predicted(x.ranker_logits) + valid)
+    ranker_logits = tf.where(is_finite(x.ranker_logits)[:, None], x.ranker_logits, np.nan)
+    predicted = tf.stop_gradient(self._predicted(ranker_logits))
     direct = tf.reduce_sum(self.probabilities(x) * predicted, axis=1)
     residuals = x.rewards - tf.gather(predicted, x.actions, batch_dims=1)
     return LossTerms(ips(log_prob, weights, residuals) - direct, ratio, weights, share)
