@@ -131,7 +131,7 @@ def run(
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
     raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
   evaluation = environment.evaluation_log(workspace)
-  item_ids = np.asarray(environment.tables.schema.item_id.vocabulary)
+  item_ids = np.asarray(environment.tables.schema.item_id.vocabulary, object)
   in_files = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
 
   def policies() -> Iterator[TargetPolicy]:

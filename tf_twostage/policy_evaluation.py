@@ -149,7 +149,7 @@ def _target(
   if isinstance(policy, str | os.PathLike):
     if not isinstance(log, BanditLog):
       raise InputError(f"{policy}: read policy files for an EvaluationLog with policy_file.read")
-    ids = np.asarray(log.schema.item_id.vocabulary)
+    ids = np.asarray(log.schema.item_id.vocabulary, object)
     return dataclasses.replace(policy_file.read(pathlib.Path(policy), evaluation, ids), name=name)
   if callable(policy):
     return TargetPolicy(name, "function", _checked(policy, evaluation.num_items), by_row=True)

@@ -1,6 +1,7 @@
 """A log of one's own becomes the arrays that training takes, whatever the format."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -368,3 +369,19 @@ def test_wrong_kinds_of_arguments_are_refused(wrong, words):
   given = {"frame": frame, **wrong}
   with pytest.raises(InputError, match=words):
     BanditLog.from_pandas(given.pop("frame"), user="user", item="item", reward="click", **given)
+
+
+def test_memory_is_in_proportion_to_the_text():
+  """One long cell does not widen the others: NumPy's unicode would take 1.6 GB for each column."""
+  count, long = 2000, "x" * 200_000
+  items = pd.DataFrame({"product": [f"p{i}" for i in range(count)], "brand": "b", "tags": "a|b"})
+  items["title"] = [f"Item {i}" for i in range(count)]
+  items.loc[7, ["product", "title", "brand", "tags"]] = long
+  log = small_log.frame(40).assign(product="p1")
+  kinds = {"brand": "categorical", "tags": "bag"}
+  tracemalloc.start()
+  data = BanditLog.from_pandas(log, **COLUMNS, items=items, item_features=kinds)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert data.titles[7] == data.items["brand"][7] == data.items["tags"][7, 0] == long
+  assert peak < 50e6

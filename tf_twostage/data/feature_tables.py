@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from tf_twostage.data.files.columns import NUMBER, CheckedColumns
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import FeatureColumn
-from tf_twostage.data.schema import Bag, Categorical, Feature, unit_range
+from tf_twostage.data.schema import Bag, Categorical, Feature, FeatureTable, unit_range
 from tf_twostage.errors import InputError
 
 
@@ -67,8 +68,8 @@ def read(
 
 
 def strings(values: pa.Array | Sequence[str]) -> np.ndarray:
-  """A NumPy unicode array, as narrow as its values allow."""
-  return np.array(values.to_pylist() if isinstance(values, pa.Array) else values, dtype=str)
+  """An array of str objects: NumPy's unicode arrays give each cell the width of the longest."""
+  return np.array(values.to_pylist() if isinstance(values, pa.Array) else values, dtype=object)
 
 
 def build(
@@ -95,7 +96,19 @@ def split(cells: np.ndarray, separator: str) -> np.ndarray:
   parts = pd.Series(cells).str.split(separator, regex=False)
   bags = [[value for part in cell if (value := part.strip())] for cell in parts]
   width = max(1, *map(len, bags)) if bags else 1
-  return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=str)
+  return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=object)
+
+
+def to_parquet(table: FeatureTable) -> bytes:
+  """A feature table as a Parquet file; an array [U, M] becomes a column of lists."""
+  columns = {name: np.asarray(values) for name, values in table.items()}
+  return pd.DataFrame({n: list(v) if v.ndim > 1 else v for n, v in columns.items()}).to_parquet()
+
+
+def from_parquet(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The feature table in a file of `to_parquet`."""
+  columns = {str(name): column.to_numpy() for name, column in pd.read_parquet(path).items()}
+  return {n: np.stack(list(v)) if isinstance(v[0], np.ndarray) else v for n, v in columns.items()}
 
 
 def natural_order(values: Sequence[str]) -> np.ndarray:

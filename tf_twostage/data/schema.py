@@ -201,9 +201,19 @@ def fingerprint_arrays(header: str, arrays: Mapping[str, np.ndarray]) -> str:
   digest = hashlib.sha256(header.encode())
   for name, values in sorted(arrays.items()):
     # Without name, type and shape, different arrays could have the same bytes in a row.
-    digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
-    digest.update(np.ascontiguousarray(values).data)
+    if values.dtype.kind in "OU":
+      cells = [cell.encode("utf-8", "surrogatepass") for cell in values.ravel().tolist()]
+      digest.update(f"{name} text {values.shape} {[*map(len, cells)]}".encode())
+      digest.update(b"".join(cells))
+    else:
+      digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+      digest.update(np.ascontiguousarray(values).data)
   return digest.hexdigest()
+
+
+def is_text(values: np.ndarray) -> bool:
+  """Whether an array holds strings alone: NumPy's, or objects."""
+  return values.dtype.kind == "U" or all(isinstance(v, str) for v in values.ravel().tolist())
 
 
 def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> int:

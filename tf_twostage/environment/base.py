@@ -156,7 +156,7 @@ def requests(
   exclude = np.full((min(_SOME, len(users[schema.user_id.name])), 1), "")
   if excluded is not None:
     excluded = excluded[rows]
-    ids = np.asarray(schema.item_id.vocabulary)
+    ids = np.asarray(schema.item_id.vocabulary, object)
     width = max(1, excluded.sum(axis=1).max())
     best = np.argsort(~excluded, axis=1, kind="stable")[:, :width]
     exclude = np.where(np.take_along_axis(excluded, best, axis=1), ids[best], "")

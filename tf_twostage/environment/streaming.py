@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tf_twostage.config import Config
-from tf_twostage.data import assemble, splits, streamed
+from tf_twostage.data import assemble, feature_tables, splits, streamed
 from tf_twostage.data.files.locate import locate
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import load_schema
@@ -118,12 +118,16 @@ def _build(config: Config, directory: pathlib.Path) -> None:
 
     streamed.write(training(), directory / _ROWS, seed=seed)
     digest = _digest(data, raw.columns)
-  arrays = {"titles": data.titles}
-  tables = {"users": data.users, "items": data.items}
+  for name, features in (
+    ("users", data.users),
+    ("items", data.items),
+    ("titles", {"title": data.titles}),
+  ):
+    (directory / f"{name}.parquet").write_bytes(feature_tables.to_parquet(features))
+  arrays: dict[str, np.ndarray] = {}
   for name, log in {**held_out, "first": data.rows}.items():
-    tables |= {name: log.columns(), f"{name}.context": log.context}
-  for prefix, table in tables.items():
-    arrays |= {f"{prefix}:{name}": values for name, values in table.items()}
+    arrays |= {f"{name}:{column}": values for column, values in log.columns().items()}
+    arrays |= {f"{name}.context:{column}": values for column, values in log.context.items()}
   np.savez(directory / _ARRAYS, **arrays)  # type: ignore[arg-type]
   notes = [
     f"values are of {len(rows)} of the {sizes[name]} {name} rows, drawn at random"
@@ -172,7 +176,10 @@ def _digest(data: BanditLog, columns: Mapping[str, np.ndarray]) -> str:
 
 def _load(stage: pathlib.Path, service: str | None) -> StreamedLog:
   facts = json.loads((stage / _FACTS).read_text(encoding="utf-8"))
-  tables: dict[str, dict[str, Any]] = {}
+  tables: dict[str, dict[str, Any]] = {
+    name: feature_tables.from_parquet(stage / f"{name}.parquet")
+    for name in ("users", "items", "titles")
+  }
   with np.load(stage / _ARRAYS) as arrays:
     for key, values in arrays.items():
       prefix, _, name = key.partition(":")
@@ -186,7 +193,7 @@ def _load(stage: pathlib.Path, service: str | None) -> StreamedLog:
     schema=Schema.from_json((stage / _SCHEMA).read_text(encoding="utf-8")),
     users=tables["users"],
     items=tables["items"],
-    titles=tables["titles"][""],
+    titles=tables["titles"]["title"],
     rows=rows("first"),
     notes=tuple(facts["notes"]),
   )

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from tf_twostage.data.feature_tables import from_parquet, to_parquet
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema
 from tf_twostage.errors import InputError
@@ -81,7 +82,7 @@ class Served:
       model,
       signature,
       {name: spec for name, spec in inputs.items() if name not in ("exclude", "k")},
-      _read_table(users) if users.is_file() else None,
+      from_parquet(users) if users.is_file() else None,
       read_numbers(file),
     )
 
@@ -97,7 +98,7 @@ class Served:
     """
     files = {SETTINGS: to_json(self.settings).encode()}
     if users and self.users is not None:
-      files[USERS] = _table_bytes(self.users)
+      files[USERS] = to_parquet(self.users)
     return files
 
   def recommend(self, users: Users, k: int, exclude: Excluded | None) -> pd.DataFrame:
@@ -189,7 +190,8 @@ class Served:
     known: dict[str, np.ndarray] = {}
     if missing and self.users is not None and user_id in frame:
       ids = frame[user_id].astype(str)
-      place = pd.Index(np.asarray(self.users[user_id]).astype(str)).get_indexer(ids)
+      known_ids = pd.Index(np.asarray(self.users[user_id], object))
+      place = known_ids.get_indexer(ids.to_numpy(object))
       if (place < 0).any():
         raise InputError(
           f"recommend: {(place < 0).sum()} of {len(ids)} users are not known (first:"
@@ -257,14 +259,3 @@ def _padded(cells: list[list[Any]], padding: Any, dtype: np.dtype) -> np.ndarray
   width = max(1, max(map(len, cells), default=1))
   padded = [[*cell, *[padding] * (width - len(cell))] for cell in cells]
   return np.array(padded, dtype).reshape(len(cells), width)
-
-
-def _table_bytes(table: FeatureTable) -> bytes:
-  """Parquet; an array [U, M] becomes a column of lists."""
-  columns = {name: np.asarray(values) for name, values in table.items()}
-  return pd.DataFrame({n: list(v) if v.ndim > 1 else v for n, v in columns.items()}).to_parquet()
-
-
-def _read_table(path: pathlib.Path) -> dict[str, np.ndarray]:
-  columns = {str(name): column.to_numpy() for name, column in pd.read_parquet(path).items()}
-  return {n: np.stack(list(v)) if isinstance(v[0], np.ndarray) else v for n, v in columns.items()}

@@ -18,6 +18,7 @@ from tf_twostage.data.schema import (
   Schema,
   check_table,
   fingerprint_arrays,
+  is_text,
 )
 from tf_twostage.errors import InputError, require
 
@@ -28,8 +29,8 @@ _NO_REWARD = "no_reward"
 class RatingsData:
   """Users, items and the ratings between them; row i of a table is catalogue index i.
 
-  Strings are NumPy unicode arrays; bags are padded with "". `from_pandas` makes all of this of
-  tables.
+  Strings are NumPy unicode or objects; bags are padded with "". `from_pandas` makes all of this
+  of tables.
 
   Attributes:
     name: the data set's name.
@@ -60,7 +61,7 @@ class RatingsData:
   def __post_init__(self):
     _check_side(self.schema.user, self.schema.user_id, self.users, f"{self.name}: user features")
     _check_side(self.schema.item, self.schema.item_id, self.items, f"{self.name}: item features")
-    if self.titles.shape != (self.num_items,) or self.titles.dtype.kind != "U":
+    if self.titles.shape != (self.num_items,) or not is_text(self.titles):
       raise InputError(
         f"{self.name}: titles must be {self.num_items} strings, one per item, got"
         f" {self.titles.dtype} {self.titles.shape}"
@@ -154,11 +155,14 @@ def _check_side(features: Sequence[Feature], key: Id, table: FeatureTable, what:
   if rows != len(key.vocabulary):
     raise InputError(f"{what}: {rows} rows for {len(key.vocabulary)} values of {key.name!r}")
   for feature in features:
-    if not isinstance(feature, Numeric) and table[feature.name].dtype.kind != "U":
+    if not isinstance(feature, Numeric) and not is_text(table[feature.name]):
       raise InputError(
-        f"{what}: column {feature.name!r} must hold NumPy strings ('<U'), got"
+        f"{what}: column {feature.name!r} must hold strings, got"
         f" {table[feature.name].dtype}; convert it with astype(str)"
       )
-  in_order, rule = table[key.name] == np.array(key.vocabulary), "must be in the vocabulary's order"
+  in_order, rule = (
+    table[key.name] == np.array(key.vocabulary, object),
+    "must be in the vocabulary's order",
+  )
   remedy = "order the table like the vocabulary"
   require(in_order, f"{what}: column {key.name!r}", rule, remedy, table[key.name])
