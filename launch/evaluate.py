@@ -31,7 +31,7 @@ from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
 from tf_twostage.metrics import SERVED, STAGES
 from tf_twostage.recommender import TwoStageRecommender
-from tf_twostage.workspace import Workspace
+from tf_twostage.workspace import Workspace, write_text
 
 _UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select")
 
@@ -154,8 +154,11 @@ def run(
   )
   report = found.save(workdir / "evaluation")
   if select:
-    ranked = found.select().to_string(index=False, float_format="{:.4f}".format)
-    report += f"\n\nGenerators with the ranker, by dr less the burden of thin support\n{ranked}"
+    ranked = found.select()
+    text = ranked.to_csv(index=False, float_format="%.8g")
+    write_text(workdir / "evaluation" / "selection.csv", text)
+    shown = ranked.to_string(index=False, float_format="{:.4f}".format)
+    report += f"\n\nGenerators with the ranker, by dr less the burden of thin support\n{shown}"
   return report
 
 
