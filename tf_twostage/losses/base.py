@@ -195,7 +195,7 @@ class ScaledLoss(OffPolicyLoss):
 
 def weighted_log_prob(weights: tf.Tensor, log_prob: tf.Tensor) -> tf.Tensor:
   """weights * log_prob, [B]: 0 where the weight is 0, also for an item of probability zero."""
-  return tf.where((weights == 0) & (log_prob == -np.inf), 0.0, weights * log_prob)
+  return tf.where((weights != 0) | (log_prob != -np.inf), weights * log_prob, 0.0)
 
 
 class PolicyTerms(NamedTuple):

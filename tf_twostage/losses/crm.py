@@ -48,8 +48,8 @@ def poem(
   mean = tf.math.divide_no_nan(total, rows)
   squares, _ = batch_sum(tf.square(risk - mean * (weights if self_normalized else 1.0)))
   squared_error = tf.math.divide_no_nan(squares, rows * (rows - 1))
-  constant = squared_error == 0  # the slope of sqrt at 0 is infinite
-  return risk + penalty * tf.where(constant, 0.0, tf.sqrt(tf.where(constant, 1.0, squared_error)))
+  varies = squared_error != 0  # the slope of sqrt at 0 is infinite
+  return risk + penalty * tf.where(varies, tf.sqrt(tf.where(varies, squared_error, 1.0)), 0.0)
 
 
 class RiskLoss(WeightedLoss, EstimatorLoss):

@@ -60,4 +60,4 @@ class BinaryCrossEntropy(ScaledLoss):
       labels += self.distillation * (soft - labels)
     logits = tf.gather(x.logits, x.actions, batch_dims=1)
     loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-    return LossTerms(tf.where((labels == 0) & (logits == -np.inf), 0.0, loss))
+    return LossTerms(tf.where((labels != 0) | (logits != -np.inf), loss, 0.0))

@@ -95,7 +95,7 @@ class ImportanceWeights:
       weights = tf.exp(log_omega - tf.nn.softplus(2 * log_omega - math.log(self.shrinkage)))
     else:
       weights = tf.clip_by_value(ratio, self.floor, self.cap)
-      weights = tf.where(log_prob_actions == -math.inf, 0.0, weights)
+      weights = tf.where(log_prob_actions != -math.inf, weights, 0.0)
     if self.self_normalize:
       total, rows = batch_sum(weights if shares is None else weights * shares)
       weights = tf.math.divide_no_nan(weights * rows, total)
