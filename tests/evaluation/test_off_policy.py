@@ -538,6 +538,15 @@ def test_a_cap_that_removes_more_than_errors_show_gives_a_warning():
   assert capped.unreliable
 
 
+def test_equal_rewards_without_an_error_give_no_warning_of_a_cap():
+  weights = np.random.default_rng(0).uniform(0.9, 1.1, 400)
+  target = 0.1 * weights / weights.mean()
+  rows = PolicyRows(np.ones(400), np.full(400, 0.1), target, groups=np.arange(400) % 100)
+  (estimate,) = evaluate(rows, ["snips"], num_resamples=0)
+  assert estimate.standard_error == pytest.approx(0, abs=1e-15)
+  assert estimate.warnings == ()
+
+
 def test_mass_on_actions_that_were_never_logged_gives_a_warning():
   rows = PolicyRows.from_arrays(
     np.zeros(200, int),

@@ -166,7 +166,7 @@ def weight_overlap(
       f"the rewards are those of {found.effective_rewards:.1f} effective {unit}s of {n}: the"
       f" intervals cannot be trusted; {_MORE}"
     )
-  removed = 1 - found.mean_weight / mean_ratio.value
+  removed = 1 - terms.weights.sum() / rows.weights.sum()  # exactly 0 without a cap
   if removed * abs(summary.value) > MAX_REMOVED_ERRORS * summary.standard_error:
     warnings.append(
       f"the cap removes {removed:.1%} of the weight, a bias that is not small against the standard"
