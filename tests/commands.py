@@ -44,18 +44,19 @@ def cold(*arguments, name="train"):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def run(*arguments, name="train", replay=False):
+def run(*arguments, name="train", replay=False, export=True):
   """Runs a command in this process, which is afterwards as before.
 
   Args:
     arguments: its flags.
     name: of the command.
     replay: whether a fresh process tests an export before it appears, as users have it.
+    export: whether the trained model is exported at all.
   """
   said = io.StringIO(), io.StringIO()
   with _restored(), contextlib.redirect_stdout(said[0]), contextlib.redirect_stderr(said[1]):
     try:
-      become(name, [*map(str, arguments)], replay)
+      become(name, [*map(str, arguments)], replay, export)
       code = 0
     except SystemExit as done:
       code = done.code
@@ -138,13 +139,16 @@ def _said(directory, environment, function, arguments):
   function(*arguments)
 
 
-def become(name, arguments, replay=False):
+def become(name, arguments, replay=False, export=True):
   """Turns this process into the command, until it exits."""
   from tests.serving import small
+  from tf_twostage import TwoStageRecommender
 
   with pytest.MonkeyPatch.context() as patch:
     if not replay:
       small.skip_replay(patch.setattr)
+    if not export:
+      patch.setattr(TwoStageRecommender, "export", lambda _, directory, **options: directory)
     patch.setattr(sys, "argv", [f"launch/{name}.py", *arguments])
     runpy.run_module(f"launch.{name}", run_name="__main__", alter_sys=True)
 

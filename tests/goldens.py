@@ -40,13 +40,13 @@ _SLICE_USERS = 300
 _ASKED_USERS = 3
 
 
-def scores(flags, directory, *, replay=False):
+def scores(flags, directory, *, export=False):
   """What the run of these flags scored: best epoch, both splits, baselines."""
   done = commands.run(
     *flags,
     f"--workdir={directory / 'run'}",
     f"--export_dir={directory / 'export'}",
-    replay=replay,
+    export=export,
   )
   assert done.returncode == 0, done.stderr
   metrics = json.loads((directory / "run" / "metrics.json").read_text(encoding="utf-8"))
@@ -55,8 +55,12 @@ def scores(flags, directory, *, replay=False):
 
 def synthetic(directory):
   """Scores of the embedded run by loss, and what the last export answers."""
-  found = {name: scores([*_SYNTHETIC, *own], directory) for name, own in VARIANTS.items()}
-  return {"scores": found, "answers": answers(directory / "export" / str(len(VARIANTS)))}
+  *_, last = VARIANTS
+  found = {
+    name: scores([*_SYNTHETIC, *own], directory, export=name == last)
+    for name, own in VARIANTS.items()
+  }
+  return {"scores": found, "answers": answers(directory / "export" / "1")}
 
 
 def movielens_slice(data, directory):

@@ -34,7 +34,7 @@ def flags(root: pathlib.Path, *arguments: str) -> list[str]:
 
 def finish(root: pathlib.Path, *arguments: str) -> dict:
   """Lets a run get to its end; its metrics, without what differs from run to run."""
-  done = commands.run(*flags(root, *arguments))
+  done = commands.run(*flags(root, *arguments), export=False)
   assert done.returncode == 0, done.stderr
   metrics = json.loads((root / "run" / "metrics.json").read_text())
   return {name: metrics[name] for name in ("best_epoch", "validation", "test")}

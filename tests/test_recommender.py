@@ -14,6 +14,7 @@ from tf_twostage import BanditLog, TwoStageRecommender, environment, evaluate, l
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation import propensities
 from tf_twostage.training import loop
 from tf_twostage.workspace import Workspace
 
@@ -125,7 +126,8 @@ def test_validation_rows_of_other_items_are_refused(parts):
     TwoStageRecommender(**QUICK).fit(parts[0], validation=other)
 
 
-def test_missing_propensities_are_estimated():
+def test_missing_propensities_are_estimated(monkeypatch):
+  monkeypatch.setattr(propensities, "fit", lambda *_, **__: None)  # of the models of the estimate
   train, valid, _ = make_log(propensity=None).split("time")
   model = TwoStageRecommender(**QUICK).fit(train, validation=valid, progress=False)
   assert model.environment.facts["propensities"]["estimated"]

@@ -156,6 +156,7 @@ def test_a_loss_from_outside_trains_by_its_import_path(tmp_path):
     *("--epochs=1", "--simulator_epochs=1", "--behavior_epochs=1", "--ranker_epochs=1"),
     f"--workdir={tmp_path / 'run'}",
     f"--export_dir={tmp_path / 'export'}",
+    export=False,
   )
   assert done.returncode == 0, done.stderr
   assert "tests.losses.outside.Scaled" in done.stdout

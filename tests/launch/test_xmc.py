@@ -120,6 +120,7 @@ def test_delicious_from_a_directory_trains(test_data, tmp_path):
     "--epochs=1",
     "--num_slates=2",
     *directories(tmp_path),
+    export=False,
   )
   assert done.returncode == 0, done.stderr
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

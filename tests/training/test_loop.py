@@ -464,12 +464,12 @@ def test_history_and_tensorboard_hold_the_health_of_the_loss(
 
 
 def test_the_share_of_time_spent_waiting_for_input_is_recorded(whole, tmp_path, monkeypatch):
-  """Batches that take a tenth of a second each, against batches from memory."""
+  """Batches that take a fifth of a second each, against batches from memory."""
   batches = LogRows.batches
 
   def slow(log, *arguments, **options):
     def wait(batch):
-      with tf.control_dependencies([tf.py_function(lambda: time.sleep(0.1), [], [])]):
+      with tf.control_dependencies([tf.py_function(lambda: time.sleep(0.2), [], [])]):
         return tf.nest.map_structure(tf.identity, batch)
 
     return batches(log, *arguments, **options).map(wait)
@@ -477,7 +477,8 @@ def test_the_share_of_time_spent_waiting_for_input_is_recorded(whole, tmp_path, 
   monkeypatch.setattr(LogRows, "batches", slow)
   model, history = train(tmp_path, 3)
   assert_as_whole(whole, model, history)
-  assert whole[2][1]["input_wait_share"] < 0.5 < history[1]["input_wait_share"] < 1
+  # On a busy machine the steps, too, take long.
+  assert whole[2][1]["input_wait_share"] < 0.2 < history[1]["input_wait_share"] < 1
   events = EventAccumulator(str(tmp_path / "events")).Reload()
   last = events.Tensors("input/wait_share")[-1]
   assert tf.make_ndarray(last.tensor_proto) == pytest.approx(history[-1]["input_wait_share"])
