@@ -6,6 +6,7 @@ from tests import oracle
 from tests.losses.helpers import RAW, UNIT, batch, every_action, value_and_gradient
 from tests.policy_oracle import enumerate_slates
 from tf_twostage.losses import IPS, DoublyRobust, ImportanceWeights
+from tf_twostage.losses.importance import CAPPED_WEIGHTS
 
 
 def tiny_log(seed, predicted):
@@ -69,7 +70,7 @@ def test_a_better_reward_model_has_less_variance():
 @pytest.mark.parametrize("policy", ["softmax", "two_stage"])
 def test_without_predictions_it_is_ips(policy):
   x = batch()
-  options = {"policy": policy, "slate_size": 3, "dtype": "float64"}
+  options = {"importance": CAPPED_WEIGHTS, "policy": policy, "slate_size": 3, "dtype": "float64"}
   nothing = DoublyRobust(reward_model=tf.zeros_like, **options)
   value, gradient = value_and_gradient(nothing, x)
   expected, expected_gradient = value_and_gradient(IPS(**options), x)
@@ -113,7 +114,7 @@ def test_a_reward_model_with_variables_receives_no_gradient():
 
 def test_predictions_of_a_constant_move_nothing_but_the_value():
   x = batch()
-  _, expected = value_and_gradient(IPS(baseline=0.7, dtype="float64"), x)
+  _, expected = value_and_gradient(IPS(CAPPED_WEIGHTS, baseline=0.7, dtype="float64"), x)
   constant = DoublyRobust(reward_model=lambda g: 0 * g + 0.7, dtype="float64")
   _, gradient = value_and_gradient(constant, x)
   np.testing.assert_allclose(gradient, expected, atol=1e-12)
@@ -158,7 +159,8 @@ def test_gradient_of_rewarded_rows_alone_may_have_the_opposite_direction():
 
 def test_weights_are_those_of_ips():
   x = batch()
-  loss, ips = DoublyRobust(dtype="float64").terms(**x), IPS(dtype="float64").terms(**x)
+  importance = ImportanceWeights()
+  loss, ips = (kind(importance, dtype="float64").terms(**x) for kind in (DoublyRobust, IPS))
   np.testing.assert_array_equal(loss.ratio, ips.ratio)
   np.testing.assert_array_equal(loss.weights, ips.weights)
 
@@ -170,4 +172,17 @@ def test_an_unknown_reward_model_is_refused():
 
 def test_defaults():
   assert DoublyRobust().reward_model is tf.keras.activations.sigmoid
-  assert DoublyRobust().importance == ImportanceWeights()
+  assert DoublyRobust().importance == CAPPED_WEIGHTS
+
+
+def test_a_row_with_less_reward_than_predicted_has_a_bounded_pull():
+  x = {
+    "logits": np.array([[-1e3, 0.0]]),
+    "actions": np.array([0]),
+    "propensities": np.array([0.5]),
+    "rewards": np.array([0.0]),
+    "ranker_logits": np.zeros((1, 2)),
+  }
+  np.testing.assert_allclose(DoublyRobust(dtype="float64")(**x), [-0.5], rtol=1e-12)
+  floored = DoublyRobust(ImportanceWeights(self_normalize=False), dtype="float64")(**x)
+  np.testing.assert_allclose(floored, [-0.5 - 0.01 * 0.5 * 1e3], rtol=1e-12)

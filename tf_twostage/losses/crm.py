@@ -14,11 +14,13 @@ import tensorflow as tf
 
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, RewardLoss
-from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
+from tf_twostage.losses.importance import (
+  CAPPED_WEIGHTS,
+  DEFAULT_WEIGHTS,
+  ImportanceWeights,
+  WeightedLoss,
+)
 from tf_twostage.losses.replicas import batch_sum
-
-# Clipped from above only, and not normalised.
-PUBLISHED_WEIGHTS = ImportanceWeights(floor=0.0, self_normalize=False)
 
 
 def poem(
@@ -98,7 +100,7 @@ class POEM(RiskLoss, RewardLoss):
 
   def __init__(
     self,
-    importance: ImportanceWeights = PUBLISHED_WEIGHTS,
+    importance: ImportanceWeights = CAPPED_WEIGHTS,
     variance_penalty: float = 1.0,
     **kwargs,
   ):

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, ScaledLoss
-from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
+from tf_twostage.losses.importance import CAPPED_WEIGHTS, ImportanceWeights, WeightedLoss
 from tf_twostage.losses.ips import ips
 from tf_twostage.policies import is_finite
 from tf_twostage.rewards import from_logits
@@ -18,8 +18,10 @@ class DoublyRobust(WeightedLoss, EstimatorLoss, ScaledLoss):
   """-Σ_a π(a) rhat(a) - ω_i (r_i - rhat(a_i)) log π(a_i), rhat = reward_model(ranker_logits).
 
   With ω = π/β the gradient is that of -E[r] under π, unbiased for any rhat; a better rhat lowers
-  the variance. With clipped weights it is unbiased only if rhat is right. rhat = 0 makes it `ips`,
-  so a clipped row still learns. Any reward model will do: pass its outputs as `ranker_logits`.
+  the variance. With capped weights it is unbiased only if rhat is right. With a floor or normalised
+  weights it is unbounded below: a row with less reward than predicted never stops pushing its item
+  down. rhat = 0 makes it `ips`, so a capped row still learns. Any reward model will do: pass its
+  outputs as `ranker_logits`.
 
   References:
     [Dudik14] Dudik, Erhan, Langford, Li, Doubly Robust Policy Evaluation and Optimization,
@@ -33,7 +35,7 @@ class DoublyRobust(WeightedLoss, EstimatorLoss, ScaledLoss):
 
   def __init__(
     self,
-    importance: ImportanceWeights = DEFAULT_WEIGHTS,
+    importance: ImportanceWeights = CAPPED_WEIGHTS,
     reward_model: str | Callable[[tf.Tensor], tf.Tensor] = "sigmoid",
     **kwargs,
   ):

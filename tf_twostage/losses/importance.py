@@ -103,6 +103,9 @@ class ImportanceWeights:
 
 
 DEFAULT_WEIGHTS = ImportanceWeights()
+# Capped only: ω log π then goes to 0 with π, so that rows that push their item down, such as those
+# with less reward than predicted, leave the loss bounded.
+CAPPED_WEIGHTS = ImportanceWeights(floor=0.0, self_normalize=False)
 
 
 class WeightedLoss(OffPolicyLoss):
