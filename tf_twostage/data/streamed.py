@@ -128,8 +128,8 @@ class StreamedRows:
       if damage is None:
         raise
       raise RunError(
-        f"{damage}; delete {self.directory.parent} and run the same command again: it writes the"
-        " directory anew and resumes from the last checkpoint"
+        f"{damage}; run the same command again: it writes the log anew and resumes from the last"
+        " checkpoint"
       ) from error
 
   def _in_order(
