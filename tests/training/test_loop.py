@@ -416,6 +416,28 @@ def test_a_diverged_run_stops_with_a_diagnosis(tmp_path, broken, words):
   assert "\n" not in str(e.value)
 
 
+def test_weights_whose_products_overflow_are_not_evaluated(tmp_path):
+  """The loss was finite at the only step; what comes after it would not be."""
+
+  def evaluate():
+    raise AssertionError("evaluated")
+
+  model = make_model()
+  log = make_log()
+  with pytest.raises(RunError, match=r"generator: training diverged at step 1 .*weights"):
+    loop.fit(
+      model,
+      functools.partial(log.batches, TABLES.users, seed=3),
+      FitConfig(epochs=1, batch_size=len(log), learning_rate=1e30),
+      rows=len(log),
+      name="generator",
+      evaluate=evaluate,
+      select=select,
+      directory=tmp_path,
+      progress=False,
+    )
+
+
 def test_weights_that_diverge_without_the_loss_are_not_saved(whole, tmp_path):
   model = make_model()
 

@@ -61,10 +61,6 @@ class CandidateGenerator(tfrs.Model):
     """Returns the logits [B, N] of the policy."""
     return self.towers(user)
 
-  def has_finite_logits(self, batch: Batch) -> bool:
-    """Whether all logits of a batch are finite; if not, losses that draw items fail."""
-    return bool(tf.reduce_all(tf.math.is_finite(self(batch["user"]))))
-
   def compute_loss(self, inputs: Batch, training: bool = False) -> tf.Tensor:
     """Returns the mean loss of a batch plus the sparse L2 penalty; updates the metrics."""
     loss, penalty = self._loss_and_penalty(inputs, training)

@@ -124,14 +124,24 @@ def fit(
       model.compile(optimizer=make_optimizer(settings))
     model.optimizer.build(model.trainable_variables)
   run = _Run(
-    model, settings, rows, workers, directory, weights, evaluate, select, checkpoints, monitor
+    model,
+    settings,
+    rows,
+    name,
+    workers,
+    directory,
+    weights,
+    evaluate,
+    select,
+    checkpoints,
+    monitor,
   )
   lock = locked(directory / LOCK) if directory and workers.is_chief else contextlib.nullcontext()
   with lock:
     run.restore()
     if run.step < run.last_step:
       source = batches if callable(batches) else lambda **_: batches
-      run.train(source, name, progress and workers.is_chief)
+      run.train(source, progress and workers.is_chief)
     if not workers.is_chief:
       return []
     if directory is not None:
@@ -148,6 +158,7 @@ class _Run:
   model: tf.keras.Model
   settings: FitConfig
   rows: int
+  name: str
   workers: Workers
   directory: pathlib.Path | None
   weights: tf.Module | None
@@ -201,7 +212,7 @@ class _Run:
       more = f" and {steps} of {self.steps} steps of the next" if steps else ""
       _log.info("resuming after epoch %d of %d%s", epochs, self.settings.epochs, more)
 
-  def train(self, source: Batches, name: str, progress: bool) -> None:
+  def train(self, source: Batches, progress: bool) -> None:
     """Takes all remaining steps.
 
     Workers decide together, at each step, whether to save and whether to stop.
@@ -218,7 +229,7 @@ class _Run:
       if self.monitor is not None and self.workers.is_chief:
         with self.saving():
           stack.enter_context(self.monitor)
-      bar = progress_bar(name, self.last_step, done=self.step, shown=progress)
+      bar = progress_bar(self.name, self.last_step, done=self.step, shown=progress)
       stack.enter_context(bar)
       # Without a directory nothing can be saved: signals act at once.
       received = stack.enter_context(deferred()) if self.directory else lambda: None
@@ -228,13 +239,6 @@ class _Run:
         self.step += 1
         try:
           loss = take_step(batches)
-        except tf.errors.InvalidArgumentError as error:
-          # Draws from logits that are not finite fail before there is a loss.
-          has_finite_logits = getattr(self.model, "has_finite_logits", lambda batch: True)
-          options["start_step"] = self.step - 1
-          if has_finite_logits(next(iter(source(**options, slices=WHOLE)))):
-            raise
-          raise self.diverged("the logits", {}) from error
         except tf.errors.ResourceExhaustedError as error:
           raise self.out_of_memory(error) from error
         if not math.isfinite(loss):
@@ -245,6 +249,7 @@ class _Run:
         due = self.due(time.monotonic() - saved)
         if not ends_epoch and not self.workers.any(due or bool(received())):
           continue
+        self.require_finite()
         if ends_epoch:
           metrics = self.metrics()
           bar.set_postfix_str(
@@ -285,11 +290,15 @@ class _Run:
         f" resumes {f'after step {saved[-1]}' if saved else 'from the start'}"
       ) from error
 
+  def require_finite(self) -> None:
+    """Raises RunError if weights, products of weights or the optimizer's state are not finite."""
+    weights = [v * v for v in self.model.trainable_variables]
+    numbers = [*weights, *self.model.optimizer.variables]
+    if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in numbers if v.dtype.is_floating):
+      raise self.diverged("the weights, their products or the optimizer's state", {})
+
   def save(self) -> None:
     """Saves a checkpoint, if there is a directory."""
-    variables = [*self.model.trainable_variables, *self.model.optimizer.variables]
-    if not all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in variables if v.dtype.is_floating):
-      raise self.diverged("the weights or the optimizer's state", {})
     if self._last is not None:
       self._last.save(self.step, self.history)
 
@@ -322,7 +331,7 @@ class _Run:
     saved = self._last.numbers() if self._last else []
     last = f" The last checkpoint, of step {saved[-1]}, is finite." if saved else ""
     return RunError(
-      f"training diverged at {self.where}: not finite are {culprit}"
+      f"{self.name}: training diverged at {self.where}: not finite are {culprit}"
       f"{largest if math.isfinite(ratio) else ''}; learning rate"
       f" {float(self.model.optimizer.learning_rate):g}. Try a smaller learning_rate, a larger l2,"
       f" adagrad_accumulator 0.1 or a smaller weight_cap.{last}"
