@@ -496,7 +496,7 @@ class TwoStageRecommender:
       write_json(place / METRICS, values)
       write_text(place / "table.csv", run_report.flat_csv(table))
       plotting.save({place / "curves.png": draw})
-    notes = values["notes"]
+    notes = [*values["notes"], *run_report.unknown_values(table, evaluator.metrics)]
     summary = [
       run_report.format_table(table, evaluator.metrics),
       *(["\n".join(f"- {note}" for note in notes)] if notes else []),

@@ -1,5 +1,7 @@
 """A run's table, timings and warnings."""
 
+import math
+
 import pytest
 
 from tests.histories import scores
@@ -16,6 +18,15 @@ def test_printed_table_has_a_block_for_each_stage():
   text = run_report.format_table(run_report.score_table({"ours": scores(0.25)}))
   assert text.index("generator alone") < text.index("generator + ranker")
   assert text.count("25.0") == 2 * 5
+
+
+def test_a_policy_of_unknown_value_is_named():
+  cold = scores(0.1)
+  cold["test"]["two_stage"]["precision@10"] = math.nan
+  table = run_report.score_table({"ours": scores(0.25), "popularity": cold})
+  (note,) = run_report.unknown_values(table)
+  assert note.startswith("precision@10 of popularity is not known (nan): the test users show none")
+  assert not run_report.unknown_values(run_report.score_table({"ours": scores(0.25)}))
 
 
 def test_csv_names_stage_and_metric():

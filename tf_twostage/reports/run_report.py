@@ -48,6 +48,18 @@ def format_table(table: pd.DataFrame, metrics: Metrics = FULL_INFORMATION) -> st
   return "\n\n".join(blocks)
 
 
+def unknown_values(table: pd.DataFrame, metrics: Metrics = FULL_INFORMATION) -> list[str]:
+  """A sentence that names the policies whose headline is not known, if there are any."""
+  headlines = [table[stage][metrics.headline] for stage in STAGES]
+  unknown = [str(n) for n in table.index if any(np.isnan(scores[n]) for scores in headlines)]
+  if not unknown:
+    return []
+  return [
+    f"{metrics.headline} of {', '.join(unknown)} is not known (nan): the test {metrics.population}"
+    " show none of the items that such a policy recommends"
+  ]
+
+
 def flat_csv(table: pd.DataFrame) -> str:
   """The table with columns stage/metric."""
   return table.set_axis(table.columns.map("/".join), axis=1).to_csv(float_format="%.6g")
