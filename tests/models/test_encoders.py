@@ -46,6 +46,14 @@ def test_numbers_are_scaled_in_double_precision():
   np.testing.assert_allclose(codes["time"], [1 / 100.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("time", [1e47, 1e308, -1e308])
+def test_scores_of_any_finite_number_are_finite(tables, time):
+  towers = TwoTower(tables, WIDTHS, l2=0.0, use_context=True)
+  context = tables.context_lookup({"time": np.full(3, time)})
+  np.testing.assert_array_equal(context["time"], np.full(3, np.sign(time) * 1e12, np.float32))
+  assert np.isfinite(towers({**tables.users, **context})).all()
+
+
 def test_bag_is_the_mean_of_its_embeddings(tables):
   encoder = FeatureEncoder(SCHEMA.item[1:], WIDTHS, l2=0.0)
   table = encoder.trainable_variables[0].numpy()  # rows: padding, unknown, a, b, c

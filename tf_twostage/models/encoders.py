@@ -28,6 +28,8 @@ from tf_twostage.data.schema import (
 from tf_twostage.errors import InputError
 from tf_twostage.losses.replicas import all_rows
 
+_LARGEST = 1e12  # the square is far from the largest float32, and so are sums of products
+
 Codes = Mapping[str, tf.Tensor]
 Tower = Callable[..., Any]  # a Keras model or layer, or a function without arguments that makes one
 
@@ -52,8 +54,9 @@ class Towers(Protocol):
 class FeatureLookup(tf.Module):
   """Raw values -> codes: strings become integers, numbers and sparse vectors are scaled.
 
-  Code 0 is any value outside the vocabulary. A bag also needs a code for padding: there 0 is
-  padding and 1 is out of vocabulary. A sparse vector loses positions outside its size, and gets
+  Numbers beyond ±1e12, after scaling, count as ±1e12, so that scores of any finite number are
+  finite. Code 0 is any value outside the vocabulary. A bag also needs a code for padding: there 0
+  is padding and 1 is out of vocabulary. A sparse vector loses positions outside its size, and gets
   length 1 unless it is empty. Codes depend on the schema alone, so that one lookup serves
   every model of a run.
   """
@@ -72,11 +75,12 @@ class FeatureLookup(tf.Module):
     for f in self._features:
       if isinstance(f, Numeric):
         value = tf.cast(raw[f.name], tf.float64)  # seconds since 1970 need more than 24 bits
-        codes[f.name] = tf.cast((value - f.offset) / f.scale, tf.float32)
+        value = tf.clip_by_value((value - f.offset) / f.scale, -_LARGEST, _LARGEST)
+        codes[f.name] = tf.cast(value, tf.float32)
       elif isinstance(f, SparseVector):
         ids, weights = tf.convert_to_tensor(raw[f.ids]), tf.cast(raw[f.weights], tf.float32)
         known = (ids >= 0) & (ids < f.size)
-        weights = tf.where(known, weights, 0.0)
+        weights = tf.clip_by_value(tf.where(known, weights, 0.0), -_LARGEST, _LARGEST)
         codes[f.ids] = tf.cast(tf.where(known, ids, 0), tf.int32)
         length = tf.norm(weights, axis=-1, keepdims=True)
         codes[f.weights] = tf.math.divide_no_nan(weights, length)
