@@ -1,13 +1,16 @@
 """The benchmarks of growth run, and count what they say they count."""
 
+import argparse
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import coverage, evaluation, growth, measuring, serving
+from benchmarks import coverage, evaluation, growth, measuring, serving, slates
 from benchmarks.growth import Point
 from benchmarks.measuring import Peaks, Work
 from tf_twostage import losses
+from tf_twostage.losses.slates import SAMPLING
 
 
 def test_floor_is_what_takes_longer():
@@ -126,3 +129,12 @@ def test_serving_picture(tmp_path):
   frame = pd.DataFrame(calls, columns=["items", "call"]).assign(users=1, p50_ms=1.0, floor_ms=0.1)
   serving.draw(frame, tmp_path / "serving.png")
   assert (tmp_path / "serving.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slates_compare_both_samplings_of_one_row():
+  arguments = argparse.Namespace(items=7, slate_size=3, calls=2)
+  for sampling in SAMPLING:
+    shares, counts = slates.estimates(arguments, sampling, num_slates=2)
+    assert shares.shape == (2, slates.ROWS)
+    assert counts.shape == (2, slates.ROWS, 7)
+    assert (shares[0] != shares[1]).any()
