@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
-import io
 import itertools
 import logging
-import os
 import pathlib
 import re
 import shutil
@@ -24,6 +22,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from absl import logging as absl_logging
 
+from launch import output
 from tf_twostage.config import (
   GENERATOR_FIELDS,
   Config,
@@ -239,30 +238,28 @@ def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") ->
     main: the command; may return an exit code.
     preset: flag file of commands with data, used if the flags name no data.
   """
-  if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack characters
-    sys.stdout.reconfigure(errors="backslashreplace")
-  try:
-    code, message = _run(main, preset)
-    sys.stdout.flush()
-  except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-    code, message = 141, ""
+  output.finish(functools.partial(_run, main, preset))
+
+
+def _run(main: Callable[[], int | None], preset: str) -> int:
+  """Prints the last message to stderr and returns the exit code."""
+  code, message = _outcome(main, preset)
   if message:
     print(message, file=sys.stderr)
-  sys.exit(code)
+  return code
 
 
-def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
+def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
   """Exit code and last message."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow's Python code logs through it
   logging.basicConfig(format="%(message)s", force=True)
   log = logging.getLogger("tf_twostage")
   log.setLevel(logging.INFO)
   program, *arguments = sys.argv
-  if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
-    print(help_text(sys.modules["__main__"].__doc__ or ""))
-    return 0, ""
   try:
+    if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
+      print(help_text(sys.modules["__main__"].__doc__ or ""), flush=True)
+      return 0, ""
     if "dataset" in flags.FLAGS and not any(map(_names_data, arguments)):
       log.info("no --dataset, --log or --flagfile: using --flagfile=%s", preset)
       arguments = [f"--flagfile={preset}", *arguments]
@@ -270,7 +267,9 @@ def _run(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     if others:
       raise InputError(f"unknown argument(s) {others}; settings are flags, see --help")
     signals.raise_stopped()
-    return main() or 0, ""
+    code = main() or 0
+    print(end="", flush=True)
+    return code, ""
   except flags.Error as error:
     return 2, f"error: {error}; --help lists the flags"
   except (InputError, RunError) as error:
