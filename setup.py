@@ -12,6 +12,7 @@ PLOT = ["matplotlib>=3.8"]
 # The serving protos ship per TensorFlow minor; another minor brings clashing descriptors.
 SERVING = ["tensorflow-serving-api>=2.21,<2.22"]
 DEV = [
+  "bandit[toml]>=1.8",
   "hypothesis>=6.100",
   "mutmut>=3.8",
   "mypy>=1.11",

@@ -158,7 +158,7 @@ class LogSchema:
     path = pathlib.Path(path)
     try:
       text = path.read_text(encoding="utf-8")
-      content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _UniqueKeys)
+      content = json.loads(text) if path.suffix == ".json" else _UniqueKeys(text).get_single_data()
     except OSError as error:
       raise InputError(
         f"{path}: the schema cannot be read ({error.strerror}); python -m launch.infer_schema"

@@ -11,8 +11,8 @@ import dataclasses
 import logging
 import os
 import pathlib
-import pickle
-import subprocess
+import pickle  # nosec B403 # arrays of bytes, which NumPy's own format does not hold
+import subprocess  # nosec B404 # only Python, in `replay`
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,10 +120,12 @@ def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) ->
     command = [sys.executable, "-I", script, version.resolve(), sent, repeats, received]
     # The variable would make TensorFlow import Keras.
     environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(  # nosec B603 # no shell, and a script of this package
+      [*map(str, command)], capture_output=True, text=True, env=environment
+    )
     if done.returncode:
       raise RunError(f"{version} does not answer in a fresh process:\n{done.stderr}")
-    return pickle.loads(received.read_bytes())
+    return pickle.loads(received.read_bytes())  # nosec B301 # our process, a directory of our own
 
 
 def same(answer: Arrays, expected: Arrays) -> bool:
