@@ -1,6 +1,7 @@
 """Schemas of columns: files of both kinds, defaults, presets, their form for native logs."""
 
 import json
+import time
 
 import pytest
 
@@ -91,3 +92,44 @@ def test_presets_go_by_name_unless_a_file_has_it(tmp_path, monkeypatch):
   assert load_schema(FULL) is FULL
   (tmp_path / "open_bandit").write_text("reward: mine")
   assert load_schema("open_bandit").reward == "mine"
+
+
+HOSTILE = {
+  "aliases of aliases": "a: &a [x, x]\n"
+  + "".join(f"b{i}: &b{i} [{', '.join([f'*b{i - 1}' if i else '*a'] * 9)}]\n" for i in range(12)),
+  "deep nesting": "item_id: " + "[" * 50_000,
+  "deep blocks": "".join(f"{' ' * i}a:\n" for i in range(2_000)),
+  "a mapping that is a list": "user_features: !!map [a]",
+  "a truth value that is a word": "reward: !!bool click",
+  "a date that is a word": "reward: !!timestamp click",
+  "a list as a key": "? [a]\n: b",
+  "a long value": "reward: [" + "x, " * 20_000 + "x]",
+  "a long key": "x" * 1_000_000 + ": y",
+  "a long kind": "user_features: {a: " + "x" * 1_000_000 + "}",
+  "a long setting": "user_features: {a: {kind: bag, separator: [" + "x, " * 20_000 + "x]}}",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_is_refused_at_once_in_a_short_message(kind, tmp_path):
+  (tmp_path / "a.yaml").write_text(HOSTILE[kind])
+  start = time.process_time()
+  with pytest.raises(InputError, match=r"a\.yaml") as raised:
+    LogSchema.from_file(tmp_path / "a.yaml")
+  assert time.process_time() - start < 1
+  assert len(str(raised.value)) < 1000
+
+
+def test_deep_json_is_refused(tmp_path):
+  (tmp_path / "a.json").write_text('{"item_id": ' + "[" * 100_000)
+  with pytest.raises(InputError, match=r"a\.json: not a schema in JSON"):
+    LogSchema.from_file(tmp_path / "a.json")
+
+
+def test_thousands_of_features_are_read(tmp_path):
+  names = [f"f{i}" for i in range(20_000)]
+  (tmp_path / "a.json").write_text(json.dumps({"user_features": dict.fromkeys(names, "numeric")}))
+  start = time.process_time()
+  schema = LogSchema.from_file(tmp_path / "a.json")
+  assert [f.name for f in schema.user_features] == names
+  assert time.process_time() - start < 2

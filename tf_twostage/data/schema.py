@@ -8,6 +8,7 @@ Each kind says how its raw values look in files and in requests to an exported m
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -133,13 +134,14 @@ class Schema:
       raise InputError(
         "schema: user and context features are inputs of the exported model. Their names consist"
         " of letters, digits and _, begin with a letter, and are not keywords of Python or"
-        f" {', '.join(sorted(_RESERVED - {*keyword.kwlist}))}; rename {odd} (in a schema file:"
+        f" {', '.join(sorted(_RESERVED - {*keyword.kwlist}))}; rename {odd[:9]} (in a schema file:"
         " new_name: {column: old name})"
       )
     features = (*self.user, *self.item, *self.context)
     names = [name for f in features for name in dict.fromkeys((f.name, *columns(f)))]
-    if len(set(names)) != len(names):
-      raise InputError(f"schema: feature names must differ, got {names}")
+    twice = sorted(name for name, count in collections.Counter(names).items() if count > 1)
+    if twice:
+      raise InputError(f"schema: feature names must differ; {twice[0]!r} is there twice")
 
   @property
   def user_id(self) -> Id:

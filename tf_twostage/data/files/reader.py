@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
@@ -90,18 +91,19 @@ def chunks(
 
 
 def _require_columns(path: pathlib.Path, names: list[str], columns: Mapping[str, str]) -> None:
-  missing = {role: column for role, column in columns.items() if column not in names}
+  found = collections.Counter(names)
+  missing = {role: column for role, column in columns.items() if column not in found}
   if missing:
     shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
     # The ids of a users or items file have no role but these two.
-    roles = ", ".join(role or "the id (item_key or user_key)" for role in missing)
+    roles = ", ".join(role or "the id (item_key or user_key)" for role in [*missing][:9])
     null = " (`propensity: null` if there are none)" if "propensity" in missing else ""
     raise InputError(
-      f"{path}: missing column(s) {list(dict.fromkeys(missing.values()))}; found {shown}; mend the"
-      f" header, or say in the schema which column is {roles}{null}"
+      f"{path}: missing column(s) {list(dict.fromkeys(missing.values()))[:9]}; found {shown}; mend"
+      f" the header, or say in the schema which column is {roles}{null}"
     )
-  twice = [column for column in columns.values() if names.count(column) > 1]
+  twice = [column for column in columns.values() if found[column] > 1]
   if twice:
     raise InputError(
-      f"{path}: column {twice[0]!r} is there {names.count(twice[0])} times; keep one of them"
+      f"{path}: column {twice[0]!r} is there {found[twice[0]]} times; keep one of them"
     )
