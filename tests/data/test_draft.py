@@ -151,3 +151,29 @@ def test_columns_that_share_a_name_are_not_read(tmp_path):
   assert "#   x" in text
   schema = LogSchema.from_dict(yaml.safe_load(text))
   assert len(small_log.read(tmp_path / "log.csv", None, schema)) == 2
+
+
+def test_typed_headers_name_roles_and_kinds(tmp_path):
+  types = {"user_id": "token", "item_id": "token", "reward": "float", "moods": "token_seq"}
+  frame = log(moods="calm glad", propensity=0.5)[[*types]]
+  frame.loc[0, "moods"] = "calm"
+  frame.columns = [f"{name}:{kind}" for name, kind in types.items()]
+  path = tmp_path / "log.inter"
+  frame.to_csv(path, sep="\t", index=False)
+  schema = LogSchema.from_dict(yaml.safe_load(draft.draft(path)))
+  assert (schema.user_id, schema.item_id) == ("user_id:token", "item_id:token")
+  assert schema.reward == "reward:float"
+  draft_of_kind = draft._kind(draft._Column("moods:token_seq", frame["moods:token_seq"], None))
+  assert draft_of_kind == ("bag", " ")
+
+
+@pytest.mark.parametrize("values", [["20240501", "20240502"], ["2024-05-01 12:00:00 UTC"] * 2])
+def test_dates_without_punctuation_are_times(tmp_path, values):
+  schema, _ = drafted(tmp_path, log(seen=values * 100))
+  assert schema.time == "seen"
+
+
+def test_truth_values_are_rewards(tmp_path):
+  frame = log()
+  schema, _ = drafted(tmp_path, frame.assign(reward=frame["reward"] == 1))
+  assert schema.reward == "reward"

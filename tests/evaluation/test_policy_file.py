@@ -1,6 +1,7 @@
 """Policies in files: good ones are read, bad ones end in one message."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,9 @@ BY_POSITION = pd.DataFrame(
   {"item_id": ["a", "b", "c"], "probability": [1.0, 0.5, 0.5], "position": [0, 1, 1]}
 )
 TABLE = np.array([[0.2, 0.3, 0.5], [1, 0, 0], [0, 1, 0], [0.5, 0.25, 0.25]])
+_BUFFER = io.BytesIO()
+np.save(_BUFFER, TABLE)
+NPY = _BUFFER.getvalue()
 
 
 def written(directory, content, suffix=".csv"):
@@ -91,8 +95,11 @@ def test_an_array_answers_row_by_row(tmp_path, suffix, content):
     (TABLE * [[1], [1], [2], [1]], ".npy", r"must sum to 1; 1 of 4 rows .*row 2, value '2.0'\)"),
     ({"a": TABLE, "b": TABLE}, ".npz", r"holds the arrays \['a', 'b'\]"),
     (b"not an array", ".npy", "not a readable array"),
+    (NPY.replace(b"{'descr'", b"{('descr'"), ".npy", "not a readable array"),
+    (NPY.replace(b"(4, 3)", b"(4,9**99)"), ".npy", "not a readable array"),
+    (TABLE.astype(np.float16), ".npy", "float16 holds three digits"),
     (b"not an archive", ".npz", "not a readable array"),
-    (b"item_id,probability\na,1\n", ".txt", "no bandit log|no such"),
+    (b"item_id,probability\na,1\n", ".md", "no bandit log|no such"),
   ],
 )
 def test_a_bad_file_ends_in_one_message(tmp_path, content, suffix, words):

@@ -14,12 +14,13 @@ import pyarrow as pa
 import yaml
 
 from tf_twostage.data import kinds, splits
-from tf_twostage.data.files.columns import as_numbers, as_text, as_times
+from tf_twostage.data.files.columns import are_dates, as_numbers, as_text, as_times
 from tf_twostage.data.files.locate import locate
 from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import RESERVED, ROLES
 from tf_twostage.errors import InputError
 
+_TYPE = re.compile(r":(token|float)(_seq)?$")  # of a column in RecBole's atomic files
 _ROWS = 100_000  # of the first chunk that are looked at
 _LEAST = float(np.finfo(np.float32).tiny)  # probability
 
@@ -41,6 +42,10 @@ class _Column:
   @property
   def whole(self) -> bool:
     return self.numbers is not None and bool((self.numbers % 1 == 0).all())
+
+  @property
+  def plain_name(self) -> str:
+    return _TYPE.sub("", self.name)
 
   def within(self, low: float, high: float) -> bool:
     return self.numbers is not None and self.numbers.min() >= low and self.numbers.max() <= high
@@ -180,10 +185,10 @@ def _look(path: str | os.PathLike) -> tuple[str, list[_Column], list[str]]:
 def _column(name: str, raw: pa.ChunkedArray) -> _Column:
   text = as_text(raw)[0].to_pandas()
   values, is_number = as_numbers(raw)
-  if is_number.all() and not np.isnan(values).any():
+  dated = are_dates(raw) and bool(np.isfinite(as_times(raw)).all())
+  if is_number.all() and not np.isnan(values).any() and not dated:
     return _Column(name, text, values)
-  dated, lists = bool(np.isfinite(as_times(raw)).all()), pa.types.is_list(raw.type)
-  return _Column(name, text, None, dated, lists)
+  return _Column(name, text, None, dated, pa.types.is_list(raw.type))
 
 
 def _roles(columns: Sequence[_Column]) -> dict[str, tuple[_Column, str]]:
@@ -203,7 +208,7 @@ def _roles(columns: Sequence[_Column]) -> dict[str, tuple[_Column, str]]:
 
 
 def _named(columns: Sequence[_Column], names: str) -> _Column | None:
-  by_name = {re.sub(r"[^a-z0-9]", "", column.name.lower()): column for column in columns}
+  by_name = {re.sub(r"[^a-z0-9]", "", column.plain_name.lower()): column for column in columns}
   return next((by_name[name] for name in names.split() if name in by_name), None)
 
 
@@ -264,7 +269,7 @@ def _section(
     if not kind:
       unread.append(column.name)
       continue
-    name = f"{side}_{column.name}" if column.name in taken else column.name
+    name = f"{side}_{column.plain_name}" if column.plain_name in taken else column.plain_name
     taken.add(name)
     spec = {"kind": kind}
     spec |= {"column": column.name} if name != column.name else {}
@@ -277,6 +282,8 @@ def _kind(column: _Column) -> tuple[str, str]:
   """Kind and, of a bag, separator; "" for a column that is not read."""
   if column.lists:
     return "bag", "|"
+  if (typed := _TYPE.search(column.name)) and typed[1] == "token":
+    return ("bag", " ") if typed[2] else ("categorical", "")
   if column.dated:
     return "", ""
   values = column.text.where(column.text != "") if column.numbers is None else column.numbers

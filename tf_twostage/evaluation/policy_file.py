@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-import zipfile
 
 import numpy as np
 
 from tf_twostage.data import policy_table
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, reason
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
@@ -51,12 +50,18 @@ def _array(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
         if len(names) != 1:
           raise InputError(f"{path}: holds the arrays {names}; keep one, the probabilities [n, N]")
         loaded = loaded[names[0]]
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path}: not a readable array ({error}); write it again") from error
+  except InputError:
+    raise
+  except Exception as error:  # a damaged header fails as Python text, or asks for endless memory
+    raise InputError(f"{path}: not a readable array ({reason(error)}); write it again") from error
   if loaded.dtype.kind != "f" or loaded.shape != shape:
     raise InputError(
       f"{path}: holds {loaded.dtype} of shape {loaded.shape}, expected floats of shape {shape}: a"
       " probability for each row of the evaluation log and each item of the catalogue"
+    )
+  if loaded.itemsize < 4:
+    raise InputError(
+      f"{path}: {loaded.dtype} holds three digits of a probability; write float32, normalised again"
     )
   check_distribution(str(path), loaded)
   return loaded

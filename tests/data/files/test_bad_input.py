@@ -53,13 +53,24 @@ ROWS = {  # kind: log, message
   "reward is text": (csv(click="yes"), PLACE.format("click", "must hold numbers", "'yes'")),
   "fractional position": (csv(slot=0.5), PLACE.format("slot", "must be a whole .*", "'0.5'")),
   "negative position": (csv(slot=-2), PLACE.format("slot", "must be a whole .*", "'-2'")),
+  "a time beyond the year 9999": (
+    csv(at="12024-05-01T12:00:00Z"),
+    PLACE.format("at", "must be a time", "'12024.*'"),
+  ),
+  "context near the largest float": (
+    csv(hour=-1.7e308),
+    PLACE.format("hour", "must be finite, within -1e30 and 1e30", r"'-1.7e\+308'"),
+  ),
   "bad time": (csv(at="yesterday"), PLACE.format("at", "must be a time", "'yesterday'")),
   "a number among dates": (
     csv(at="1714564800.5"),
     PLACE.format("at", "must be a time", "'1714.*'"),
   ),
   "context is text": (csv(hour="noon"), PLACE.format("hour", "must hold numbers", "'noon'")),
-  "context infinite": (csv(hour="-inf"), PLACE.format("hour", "must be finite", "'-inf'")),
+  "context infinite": (
+    csv(hour="-inf"),
+    PLACE.format("hour", "must be finite, within -1e30 and 1e30", "'-inf'"),
+  ),
   "blank user": (csv(visitor=""), PLACE.format("visitor", "must not be blank", "''")),
   "blank item": (csv(product=""), PLACE.format("product", "must not be blank", "''")),
   "unknown item": (csv(product="p77"), PLACE.format("product", ".*unknown item.*", "'p77'")),
@@ -194,7 +205,7 @@ def two_formats(directory):
 
 def only_other_files(directory):
   directory.mkdir(exist_ok=True)
-  (directory / "readme.txt").write_text("x")
+  (directory / "readme.md").write_text("x")
   return directory
 
 
@@ -221,8 +232,8 @@ PATHS = {
   "no such file": (lambda d: d / "nowhere.csv", r"nowhere.csv: no such file"),
   "pattern without a match": (lambda d: d / "*.parquet", r"\*.parquet: no such file, and none"),
   "unknown format": (
-    lambda d: only_other_files(d) / "readme.txt",
-    r"readme.txt: no bandit log; give .csv",
+    lambda d: only_other_files(d) / "readme.md",
+    r"readme.md: no bandit log; give .csv",
   ),
 }
 

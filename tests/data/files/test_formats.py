@@ -10,8 +10,11 @@ from pyarrow import parquet
 
 from tests.data.files import small_log
 from tf_twostage.data import draft
-from tf_twostage.data.files import csv_format, tfrecord_format
-from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.files import csv_format, reader, tfrecord_format
+from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.files.locate import locate
+from tf_twostage.data.files.shards import convert
+from tf_twostage.data.log_schema import LogSchema, load_schema
 from tf_twostage.errors import InputError
 
 RECORDS = [b"x" * (i % 7) + bytes([i]) for i in range(50)]
@@ -125,6 +128,148 @@ def test_quotes_that_are_not_closed_are_not_skipped(tmp_path):
   content = HEAD + GOOD + b'"u2,i1,0.5,1\n' + GOOD * 3
   with pytest.raises(InputError, match=r"log.csv: line 3 cannot be split into fields .*close its"):
     read_csv(tmp_path, content, on_bad_rows="skip")
+
+
+@pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.txt", "log.inter"])
+def test_tabs_separate_columns(tmp_path, name):
+  frame = small_log.frame()
+  text = frame.assign(gender=frame["gender"] + ", x").to_csv(sep="\t", index=False).encode()
+  text = gzip.compress(text) if name.endswith(".gz") else text
+  path, items, schema = small_log.write(tmp_path / name, text, name=name)
+  log = small_log.read(path, items, schema)
+  np.testing.assert_array_equal(log.rows.reward, frame["click"])
+  assert log.schema.user[1].vocabulary == ("F, x", "M, x")
+  path.write_bytes(gzip.compress(text[:-4]) if name.endswith(".gz") else text[:-4])
+  if not name.endswith(".gz"):
+    with pytest.raises(InputError, match=r"a row must have 8 fields.*line 9, row 7"):
+      small_log.read(path, items, schema)
+
+
+def test_a_text_file_in_a_directory_is_not_part_of_the_log(tmp_path):
+  small_log.write(
+    tmp_path / "log", name="rows.tsv", log=small_log.frame().to_csv(sep="\t").encode()
+  )
+  (tmp_path / "log" / "items.csv").unlink()
+  (tmp_path / "log" / "readme.txt").write_text("about this log")
+  assert [path.name for path in locate(tmp_path / "log").paths] == ["rows.tsv"]
+
+
+@pytest.mark.parametrize(
+  "cells", [["true", "false"], ["TRUE", "False"], ["1", " false"], ["1.0", "0"]]
+)
+def test_truth_values_are_rewards(tmp_path, cells):
+  frame = small_log.frame().assign(click=cells * 4)
+  log = small_log.read(*small_log.write(tmp_path, frame))
+  np.testing.assert_array_equal(log.rows.reward, [1, 0] * 4)
+
+
+NOON = 1714564800.0  # 2024-05-01 12:00 UTC
+MIDNIGHT = NOON - 43200
+
+
+@pytest.mark.parametrize(
+  ("text", "seconds"),
+  [
+    ("2024-05-01 12:00:00 UTC", NOON),  # as BigQuery writes
+    ("2024-05-01 12:00:00.500000 UTC", NOON + 0.5),
+    ("2024-05-01T14:00:00+02:00", NOON),
+    ("2024-05-01", MIDNIGHT),
+    ("20240501", MIDNIGHT),
+    ("20241301", 20241301),  # there is no thirteenth month
+    ("1714564800", NOON),
+  ],
+)
+def test_times_are_read_as_they_are_meant(tmp_path, text, seconds):
+  frame = small_log.frame().assign(at=text)
+  log = small_log.read(*small_log.write(tmp_path, frame))
+  np.testing.assert_array_equal(log.time, [seconds] * 8)
+
+
+@pytest.mark.parametrize(
+  ("kind", "number", "seconds"),
+  [
+    (pa.date32(), 1, 86400),
+    (pa.date64(), 86400_000, 86400),
+    (pa.timestamp("s"), 5, 5),
+    (pa.timestamp("ms", tz="Asia/Tokyo"), 5500, 5.5),
+    (pa.timestamp("us"), -(10**6), -1),
+    (pa.timestamp("ns"), 5 * 10**9, 5),
+    (pa.date32(), 2**31 - 1, None),
+    (pa.date64(), 86400_000 * 10**9, None),
+    (pa.timestamp("ms"), 2**62, None),
+    (pa.timestamp("ms", tz="Asia/Tokyo"), -(2**62), None),
+    (pa.time32("s"), 5, None),
+  ],
+)
+def test_moments_of_parquet_are_seconds_or_bad_rows(tmp_path, kind, number, seconds):
+  path, items, schema = small_log.write(tmp_path, name="log.parquet")
+  table = parquet.read_table(path)
+  width = pa.int32() if kind.bit_width == 32 else pa.int64()
+  values = pa.array([number] * 8, width).cast(kind)
+  parquet.write_table(table.set_column(table.column_names.index("at"), "at", values), path)
+  if seconds is None:
+    with pytest.raises(InputError, match="column 'at' must be a time; 8 of 8 rows"):
+      small_log.read(path, items, schema)
+  else:
+    np.testing.assert_array_equal(small_log.read(path, items, schema).time, [seconds] * 8)
+
+
+@pytest.mark.parametrize(
+  "values",
+  [
+    pa.array(np.full(8, 0.5, np.float16)),
+    pa.array(["0.5"] * 8).dictionary_encode(),
+    pa.array([b"0.5"] * 8, pa.large_binary()),
+    pa.array(["0.5"] * 8, pa.string_view()),
+  ],
+  ids=lambda values: str(values.type),
+)
+def test_numbers_of_any_type_of_parquet_are_read(tmp_path, values):
+  path, items, schema = small_log.write(tmp_path, name="log.parquet")
+  table = parquet.read_table(path)
+  place = table.column_names.index("pscore")
+  parquet.write_table(table.set_column(place, "pscore", values), path)
+  log = small_log.read(path, items, schema)
+  np.testing.assert_array_equal(log.rows.propensity, [0.5] * 8)
+
+
+def test_an_item_feature_near_the_largest_float_is_refused(tmp_path):
+  path, items, schema = small_log.write(tmp_path)
+  small_log.items().assign(price=[1.7e308, -1.7e308, 0, 1]).to_csv(items, index=False)
+  with pytest.raises(InputError, match=r"'price' must be finite, within -1e30 and 1e30; 2 of 4"):
+    small_log.read(path, items, schema)
+
+
+@pytest.mark.parametrize("row", [0, 5])
+def test_a_row_longer_than_a_block_is_refused_as_such(tmp_path, monkeypatch, row):
+  monkeypatch.setattr(csv_format, "_BLOCK", 1 << 20)
+  frame = small_log.frame().astype(object)
+  frame.loc[row, "gender"] = "x" * (5 << 20)
+  path, items, schema = small_log.write(tmp_path, frame)
+  with pytest.raises(InputError, match=r"log\.csv: a row is longer than 1 MB, or a quote is not"):
+    small_log.read(path, items, schema)
+
+
+def test_odd_payloads_with_right_checksums_are_bad_rows(tmp_path):
+  path, _, schema = small_log.write(tmp_path)
+  convert(path, tmp_path / "shards", schema, num_shards=1)
+  shard = tmp_path / "shards" / "log-00000-of-00001.tfrecord"
+  records = [record.numpy() for record in tf.data.TFRecordDataset(str(shard))]
+  rng = np.random.default_rng(0)
+  odd = set()
+  for i in range(200):
+    record = bytearray(records[i % 8])
+    record[rng.integers(len(record))] ^= 1 << rng.integers(8)
+    odd.add(bytes(record))
+  records += sorted(odd)
+  write_records(tmp_path / "log.tfrecord", records)
+  faults = BadRows()
+  read = reader.read(
+    locate(tmp_path / "log.tfrecord"), load_schema(shard.parent / "schema.yaml"), faults
+  )
+  good = np.concatenate([chunk.rows for chunk in read])
+  assert set(range(8)) <= set(good)
+  assert (faults.rows, faults.bad) == (len(records), len(records) - len(good))
 
 
 def test_rows_of_later_blocks_are_numbered_past_broken_ones(tmp_path, monkeypatch):

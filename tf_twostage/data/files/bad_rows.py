@@ -97,7 +97,11 @@ class BadRows:
     if not bad.size:
       return
     first, name = int(bad[0]), chunk.names.get(column, column)
-    value = chunk.table[column][first].as_py()
+    cell = chunk.table[column][first]
+    try:
+      value = cell.as_py()
+    except (ValueError, OverflowError):  # a date that Python does not have
+      value = cell.cast(pa.string()).as_py()
     if isinstance(value, bytes):
       value = value.decode("utf-8", "backslashreplace")
     shown = None if value is None else str(value)[:80]

@@ -45,7 +45,9 @@ RULES = {
   "position": _INDEX,
   "ranker_score": Rule("float32", np.isfinite, "must be finite"),
 }
-NUMBER = Rule("float64", np.isfinite, "must be finite")
+NUMBER = Rule("float64", lambda x: np.abs(x) <= 1e30, "must be finite, within -1e30 and 1e30")
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_TIMES = (-62_135_596_800, 253_402_300_799)  # seconds, the years 1 to 9999
 
 
 def rule(name: str) -> Rule:
@@ -124,8 +126,9 @@ class CheckedColumns:
     raw = self.chunk.table[column]
     values = as_times(raw) if are_dates else as_numbers(raw)[0]
     remedy = "write ISO 8601 such as 2024-05-01T12:00:00Z in all rows, or seconds in all"
-    self.require(np.isfinite(values), column, "must be a time", remedy)
-    return values
+    valid = np.abs(values) <= 1e30
+    self.require(valid, column, "must be a time", remedy)
+    return np.where(valid, values, 0)
 
   def good_rows(self, columns: dict[str, Any]) -> Chunk:
     """The chunk with converted columns, without its bad rows."""
@@ -169,33 +172,56 @@ def _join(value: Any, separator: str) -> str:
 
 
 def as_numbers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-  """Values as float64, missing ones as NaN; and which of them are numbers or missing, [k] bool."""
-  kind = column.type
+  """Values as float64, missing ones as NaN; and which of them are numbers or missing, [k] bool.
+
+  The words true and false are 1 and 0, in any case.
+  """
+  kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
   if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
     values = pc.cast(column, pa.float64(), safe=False).to_numpy()
     return values, np.ones(len(values), bool)
   if pa.types.is_decimal(kind):
     return pc.cast(column, pa.float64()).to_numpy(), np.ones(len(column), bool)
-  if not (pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind)):
+  if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or pa.types.is_null(kind):
     return np.full(len(column), np.nan), np.zeros(len(column), bool)
   cells = as_text(column)[0]
   try:
     values = pc.cast(cells, pa.float64()).to_numpy(zero_copy_only=False)
     return values, np.ones(len(values), bool)
   except pa.ArrowInvalid:  # some cell is no number, or has blanks around it
-    trimmed = pc.utf8_trim_whitespace(cells).to_pandas()
-    values = pd.to_numeric(trimmed, errors="coerce").to_numpy(np.float64)
-    return values, ~np.isnan(values) | (trimmed.str.lower() == "nan").to_numpy(bool)
+    trimmed = pc.utf8_lower(pc.utf8_trim_whitespace(cells)).to_pandas()
+    plain = trimmed.replace({"true": "1", "false": "0"})
+    values = pd.to_numeric(plain, errors="coerce").to_numpy(np.float64)
+    return values, ~np.isnan(values) | (trimmed == "nan").to_numpy(bool)
 
 
 def as_times(column: pa.ChunkedArray) -> np.ndarray:
   """Dates or ISO 8601 text as seconds since 1970, in UTC unless an offset is given; else NaN."""
-  values = column if pa.types.is_temporal(column.type) else as_text(column)[0]
-  moments = pd.to_datetime(values.to_pandas(), format="ISO8601", utc=True, errors="coerce")
+  if pa.types.is_temporal(column.type):
+    return _moments(column)
+  text = pc.replace_substring_regex(as_text(column)[0], r"\s*UTC$", "Z")  # as BigQuery writes
+  moments = pd.to_datetime(text.to_pandas(), format="ISO8601", utc=True, errors="coerce")
   seconds = moments.dt.as_unit("us").astype("int64").to_numpy() / 1e6
   return np.where(moments.isna(), np.nan, seconds)
 
 
+def _moments(column: pa.ChunkedArray) -> np.ndarray:
+  """Dates and timestamps as seconds since 1970; NaN for others, and beyond the year 9999."""
+  kind = column.type
+  if not (pa.types.is_date(kind) or pa.types.is_timestamp(kind)):
+    return np.full(len(column), np.nan)
+  is_day = pa.types.is_date32(kind)
+  count = pc.fill_null(pc.cast(column, pa.int32() if is_day else pa.int64()), 0).to_numpy()
+  seconds = count * 86400.0 if is_day else count / _PER_SECOND[getattr(kind, "unit", "ms")]
+  known = _mask(column.is_valid()) & (seconds >= _TIMES[0]) & (seconds <= _TIMES[1])
+  return np.where(known, seconds, np.nan)
+
+
 def are_dates(column: pa.ChunkedArray) -> bool:
-  """Whether most of the first values are dates rather than numbers."""
-  return bool(as_numbers(column[:_DECIDING])[1].mean() < 0.5)
+  """Whether most of the first values are dates; numbers are if all read as 20240501 does."""
+  first = column[:_DECIDING]
+  values, is_number = as_numbers(first)
+  if is_number.mean() < 0.5:
+    return True
+  compact = (values % 1 == 0) & (values >= 1900_01_01) & (values <= 2100_12_31)
+  return bool(compact.all() and np.isfinite(as_times(first)).all())

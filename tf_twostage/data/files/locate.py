@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tf_twostage.data.files import csv_format, parquet_format, tfrecord_format
 from tf_twostage.data.files.bad_rows import Chunk
@@ -34,10 +34,14 @@ _CSV, _PARQUET, _TFRECORD = (
 _FORMATS = {
   ".csv": _CSV,
   ".csv.gz": _CSV,
+  ".tsv": _CSV,
+  ".tsv.gz": _CSV,
   ".parquet": _PARQUET,
   ".tfrecord": _TFRECORD,
   ".tfrecord.gz": _TFRECORD,
 }
+# Read where they are named; in a directory they may be something else, such as a README.txt.
+_NAMED = {end: _CSV for end in (".txt", ".txt.gz", ".inter", ".user", ".item")}
 _SUFFIXES = ", ".join(_FORMATS)
 
 
@@ -86,7 +90,7 @@ def _in_directory(directory: pathlib.Path) -> LogFiles:
   files = [path for path in sorted(directory.rglob("*")) if _is_data(path.relative_to(directory))]
   shards = tuple(path for path in files if _NATIVE_SHARD.fullmatch(path.name))
   # The other files of a native log hold the same rows as its shards.
-  paths = shards or tuple(path for path in files if _suffix(path))
+  paths = shards or tuple(path for path in files if _ending(path, _FORMATS))
   if not paths:
     raise InputError(
       f"{directory}: no log in it, neither shards such as log-00000-of-00004.tfrecord nor"
@@ -101,21 +105,22 @@ def _is_data(path: pathlib.Path) -> bool:
   return not any(part.startswith((".", "_")) for part in path.parts)  # such as Spark's _SUCCESS
 
 
-def _suffix(path: pathlib.Path) -> str:
-  """The key of a file in `_FORMATS`, or ""."""
-  return next((known for known in _FORMATS if path.name.lower().endswith(known)), "")
+def _ending(path: pathlib.Path, known: Iterable[str]) -> str:
+  """The one of the known endings that a file has, or ""."""
+  return next((end for end in known if path.name.lower().endswith(end)), "")
 
 
 def _one_format(place: str, paths: Sequence[pathlib.Path]) -> Format:
-  kinds = {_suffix(path): path for path in reversed(paths)}
+  formats = _FORMATS | _NAMED
+  kinds = {_ending(path, formats): path for path in reversed(paths)}
   if "" in kinds:
     raise InputError(f"{kinds['']}: no bandit log; give {_SUFFIXES} files or a directory of them")
-  if len({_FORMATS[kind] for kind in kinds}) > 1:
+  if len({formats[kind] for kind in kinds}) > 1:
     raise InputError(
       f"{place}: files of several formats lie together ({', '.join(sorted(kinds))}); choose one"
       f" with a pattern, such as {place}/*{min(kinds)}"
     )
-  return _FORMATS[next(iter(kinds))]
+  return formats[next(iter(kinds))]
 
 
 def _check_parts(directory: pathlib.Path, names: Sequence[str]) -> None:

@@ -116,6 +116,9 @@ def _parse(path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], s
   # TensorFlow quotes a record that it cannot parse, and may fail to decode its bytes.
   except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
     problems = [_problem(record, wanted) for record in records]
+    unnamed = np.flatnonzero([problem is None for problem in problems])
+    for i in unnamed[~_can_parse(records[unnamed], spec)]:
+      problems[i] = _no_example(records[i])
     found = zip(rows.tolist(), problems, strict=True)
     broken = [Broken(row, *problem) for row, problem in found if problem]
     whole = np.array([problem is None for problem in problems])
@@ -135,6 +138,19 @@ def _parse(path: pathlib.Path, records: np.ndarray, wanted: Mapping[str, str], s
   return Chunk(path, pa.table(arrays), rows[single], broken)
 
 
+def _can_parse(records: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+  """Which records TensorFlow can parse, [k] bool; halves that it cannot are divided again."""
+  import tensorflow as tf
+
+  try:
+    tf.io.parse_example(tf.constant(records, tf.string), spec)
+  except (tf.errors.InvalidArgumentError, UnicodeDecodeError):
+    if len(records) == 1:
+      return np.zeros(1, bool)
+    return np.concatenate([_can_parse(half, spec) for half in np.array_split(records, 2)])
+  return np.ones(len(records), bool)
+
+
 def _array(
   values: np.ndarray, lengths: np.ndarray, rows: np.ndarray, kind: pa.DataType
 ) -> pa.Array:
@@ -144,11 +160,15 @@ def _array(
   return pa.array(values, kind).take(index)
 
 
+def _no_example(record: bytes) -> tuple[Any, str, str]:
+  return None, "records must be tf.train.Example", f"{len(record)} bytes"
+
+
 def _problem(record: bytes, wanted: Mapping[str, str]) -> tuple[Any, str, str] | None:
   """Why a record cannot be parsed: column, rule and value."""
   found = _features(record)
   if found is None:
-    return None, "records must be tf.train.Example", f"{len(record)} bytes"
+    return _no_example(record)
   for name, kind in wanted.items():
     if name in found and found[name] != kind:
       return name, f"must be a {kind}, as in the first row, not a {found[name]}", found[name]
