@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tests.serving import small
 from tf_twostage import serving
-from tf_twostage.serving import check
+from tf_twostage.serving import check, local_server
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +41,10 @@ def replayed(export_and_replay):
 def signatures(exported):
   """Signatures of the SavedModel."""
   return tf.saved_model.load(str(exported)).signatures
+
+
+@pytest.fixture(scope="session")
+def server(exported):
+  """The address of a local server of that version."""
+  with local_server.serve(exported.parent) as address:
+    yield address

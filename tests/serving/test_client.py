@@ -24,12 +24,6 @@ from tf_twostage.serving.client import (
 K = 4
 
 
-@pytest.fixture(scope="module")
-def server(exported):
-  with local_server.serve(exported.parent) as address:
-    yield address
-
-
 @pytest.fixture
 def client(server):
   with RecommenderClient(server, "movies", timeout=60) as client:

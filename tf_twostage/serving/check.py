@@ -97,13 +97,16 @@ def read(version: pathlib.Path) -> list[Call]:
   if not path.is_file():
     raise InputError(f"{path}: no such file; export again, with the extra [serving] installed")
   calls = []
-  for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-    log = prediction_log_pb2.PredictionLog.FromString(record).predict_log
-    inputs, answer = (
-      {name: tf.make_ndarray(value) for name, value in tensors.items()}
-      for tensors in (log.request.inputs, log.response.outputs)
-    )
-    calls.append(Call(log.request.model_spec.signature_name, inputs, answer))
+  try:
+    for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+      log = prediction_log_pb2.PredictionLog.FromString(record).predict_log
+      inputs, answer = (
+        {name: tf.make_ndarray(value) for name, value in tensors.items()}
+        for tensors in (log.request.inputs, log.response.outputs)
+      )
+      calls.append(Call(log.request.model_spec.signature_name, inputs, answer))
+  except tf.errors.DataLossError:
+    raise InputError(f"{path}: damaged; export again") from None
   return calls
 
 

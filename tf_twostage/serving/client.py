@@ -88,6 +88,13 @@ _ERRORS = {
   grpc.StatusCode.FAILED_PRECONDITION: Unavailable,  # no such signature
 }
 
+# What TensorFlow adds to the message of an operation.
+_GRAPH = re.compile(
+  r"^(Graph execution error:|Detected at node.*|<stack traces unavailable>|\s*\[\[\{\{node.*)$"
+  r"|\[Op:\S*\]( name:)?",
+  re.MULTILINE,
+)
+
 
 class RecommenderClient:
   """One model of one server; usable from several threads, and as a context manager."""
@@ -99,7 +106,9 @@ class RecommenderClient:
     timeout: seconds that a call may take, connecting included.
     """
     self._server, self._model, self._timeout = server, model, timeout
-    self._channel = grpc.insecure_channel(server)
+    # An answer of many items exceeds gRPC's limit of 4 MiB.
+    options = [("grpc.max_receive_message_length", -1)]
+    self._channel = grpc.insecure_channel(server, options)
     self._stub = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
 
   def __enter__(self) -> RecommenderClient:
@@ -203,18 +212,19 @@ class RecommenderClient:
     except grpc.RpcError as error:
       code = error.code()
       late = code == grpc.StatusCode.DEADLINE_EXCEEDED
-      reason = f"no answer within {self._timeout:g} s" if late else _reason(error.details())
+      reason = f"no answer within {self._timeout:g} s" if late else reason_in(error.details())
       message = f"{self._model}.{signature} at {self._server}: {reason}"
       raise _ERRORS.get(code, ServingError)(message, code) from error
     return {name: tf.make_ndarray(value) for name, value in response.outputs.items()}
 
 
-def _reason(details: str | None) -> str:
-  """The message of a check in the graph without the graph's names; else all details."""
+def reason_in(details: str | None) -> str:
+  """What TensorFlow says without the names of the graph; of a failed check, its message alone."""
   found = re.search(r"assertion failed: ((?:\[.*?\] ?)+)", details or "")
-  if not found:
-    return details or "no reason given"
-  return " ".join(part.strip("[] ") for part in found[1].split("] ["))
+  if found:
+    return " ".join(part.strip("[] ") for part in found[1].split("] ["))
+  lines = [line for line in _GRAPH.sub("", details or "").splitlines() if line.strip()]
+  return " ".join(map(str.strip, lines)) or "no reason given"
 
 
 def _setting(name: str, value: Any, dtype: type, rows: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import pathlib
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 from absl import logging as absl_logging
@@ -43,6 +43,8 @@ EXTRA = "assets.extra"  # of a version; servers ignore unknown files in it
 _RECORD = f"{EXTRA}/digests.json"
 SERVER_FILES = ("models.config", "batching_parameters.txt", "docker-compose.yml")
 _TEMPLATES = pathlib.Path(__file__).with_name("templates")
+
+_Read = TypeVar("_Read")
 
 
 def export(
@@ -136,29 +138,41 @@ def versions(directory: pathlib.Path) -> list[pathlib.Path]:
 
 def latest(path: pathlib.Path) -> pathlib.Path:
   """A version itself, or the newest undamaged one in a directory of versions."""
+  return _newest(path, lambda version: version)
+
+
+def load_latest(path: pathlib.Path) -> tuple[pathlib.Path, Any]:
+  """A version itself, or the newest one in a directory that loads; and its SavedModel."""
+  return _newest(path, lambda version: (version, load(version)))
+
+
+def _newest(path: pathlib.Path, read: Callable[[pathlib.Path], _Read]) -> _Read:
+  """What `read` makes of the newest version that is not damaged; the log names damaged ones."""
   if (path / "saved_model.pb").is_file():
     found = [path]
   else:
     found = versions(path)[::-1] if path.is_dir() else []
   for version in found:
-    if (damage := _damage(version)) is None:
-      return version
-    _log.warning("%s; version %s is not used", damage, version.name)
+    try:
+      _check_files(version)
+      return read(version)
+    except Damaged as error:
+      reason = str(error)
+    except Exception as error:  # TensorFlow raises many kinds for a damaged SavedModel
+      said = " ".join(str(error).split())
+      reason = f"{version} does not load ({type(error).__name__}: {said[:200]})"
+    _log.warning("%s; version %s is not used", reason, version.name)
   if found:
     raise InputError(f"{path}: no undamaged version of a SavedModel; export it again")
   raise InputError(f"{path}: no version of a SavedModel; launch.export writes one")
 
 
-def _damage(version: pathlib.Path) -> str | None:
-  """What is wrong with a version; None: nothing, or it was written without digests."""
+def _check_files(version: pathlib.Path) -> None:
+  """Raises Damaged. A version that was written without digests needs a SavedModel only."""
   if not (version / "saved_model.pb").is_file():
-    return f"{version / 'saved_model.pb'} is missing"
-  try:
-    if (version / _RECORD).exists():
-      unseal(version, _RECORD)
-    return None
-  except Damaged as error:
-    return str(error)
+    raise Damaged(f"{version / 'saved_model.pb'} is missing")
+  if (version / _RECORD).exists():
+    unseal(version, _RECORD)
 
 
 def publish(

@@ -16,7 +16,7 @@ from tf_twostage.data.feature_tables import from_parquet, to_parquet
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema
 from tf_twostage.errors import InputError
-from tf_twostage.serving.exporting import EXTRA, latest, load
+from tf_twostage.serving.exporting import EXTRA, load_latest
 from tf_twostage.serving.servable import ServableRecommender
 from tf_twostage.workspace import read_numbers, to_json
 
@@ -68,11 +68,10 @@ class Served:
   @classmethod
   def load(cls, path: pathlib.Path) -> Served:
     """The newest version in a directory of exports, or one version."""
-    version = latest(path)
+    version, model = load_latest(path)
     file = version / EXTRA / SETTINGS
     if not file.is_file():
       raise InputError(f"{version}: no {EXTRA}/{SETTINGS}; export the model again")
-    model = load(version)
     signature = model.signatures["recommend"]
     inputs = dict(
       sorted(signature.structured_input_signature[1].items())
