@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -83,6 +84,45 @@ def test_a_log_can_stay_on_disk(tmp_path):
   assert mended.returncode == 0, mended.stderr
   assert re.search(rf"{path}.*; it is set aside and built again", mended.stderr)
   assert "streamed_log reused" not in mended.stdout
+
+
+def test_a_log_of_two_policies_goes_the_whole_way(tmp_path):
+  world, rng = user_logs.make(900), np.random.default_rng(1)
+  user, item = (world.log[f"{side}_id"].str[1:].astype(int) for side in ("user", "item"))
+  by = np.where(user < 40, "old", "new")
+  item = np.where(by == "old", item, rng.integers(user_logs.ITEMS, size=len(user)))
+  part = rng.choice(["train", "validation", "test"], len(user), p=[0.6, 0.2, 0.2])
+  world.log = world.log.assign(
+    item_id=np.char.add("i", item.astype(str)),
+    reward=rng.binomial(1, world.reward[user, item]),
+    by=by,
+    p_old=world.logging[user, item],
+    p_new=1 / user_logs.ITEMS,
+    part=part,
+  )
+  world.schema |= {"policy": "by", "propensity": {"old": "p_old", "new": "p_new"}, "split": "part"}
+  written = files(world.write(tmp_path / "log"))
+
+  report = run(*written, name="validate_log")
+  assert report.returncode == 0, report.stderr
+  assert re.search(rf"rows of old +{(by == 'old').sum()} ", report.stdout)
+  work, export = directories(tmp_path)
+  arguments = (FLAGS, *SHORT, "--loss=ips", *written, work)
+  done = run(*arguments, export, export=False)
+  assert done.returncode == 0, done.stderr
+  metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+  tested = world.log[part == "test"]
+  share = (tested["by"] == "old").mean()
+  mixture = share * tested["p_old"] + (1 - share) * tested["p_new"]
+  value = (tested["reward"] / user_logs.ITEMS / mixture).mean()
+  random = metrics["baselines"]["random"]["test"]["one_stage"]
+  assert random["ips"] == pytest.approx(value, rel=1e-5)
+  uniform = world.items.assign(probability=1 / user_logs.ITEMS)
+  uniform.to_csv(tmp_path / "uniform.csv", columns=["item_id", "probability"], index=False)
+  more = (f"--policy_file={tmp_path / 'uniform.csv'}", "--estimators=ips")
+  evaluated = run(*arguments, *more, name="evaluate")
+  assert evaluated.returncode == 0, evaluated.stderr
+  assert re.search(rf"uniform\.csv.*\n.*\nips +{value:.3f} ", evaluated.stdout), evaluated.stdout
 
 
 @pytest.mark.parametrize(

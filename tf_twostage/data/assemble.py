@@ -17,7 +17,7 @@ from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.files.columns import IdSet
 from tf_twostage.data.files.locate import LogFiles, locate
-from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema
+from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema, propensity_of
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id, Schema, unit_range
 from tf_twostage.errors import InputError
@@ -95,6 +95,7 @@ def read(
   of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
   found = locate(log)
   context = [feature.name for feature in schema.context_features]
+  policies = pa.array(schema.policies, pa.string())
 
   def parts() -> Iterator[dict[str, np.ndarray]]:
     known = catalogue.known | people.known
@@ -118,12 +119,21 @@ def read(
       columns = {"user_index": user, "action": catalogue.encode(table["item_id"])}
       numbers = [name for name in (*_NUMBERS, *context) if name in table.column_names]
       columns |= {name: table[name].to_numpy() for name in numbers}
+      if schema.policy:
+        columns["policy"] = np.asarray(pc.index_in(table["policy"], policies), np.int32)
+        several = [table[propensity_of(policy)].to_numpy() for policy in schema.policies]
+        columns["policy_propensities"] = np.stack(several, axis=1)
       if schema.split:
         columns["split_label"] = strings(table["split"].combine_chunks())
       yield {name: values[good] for name, values in columns.items()}
 
   columns = collect(parts())
   faults.settle(on_bad_rows)
+  if schema.policy and (idle := np.setdiff1d(np.arange(len(policies)), columns["policy"])).size:
+    raise InputError(
+      f"{found.place}: no row of policy {schema.policies[idle[0]]!r}, whose propensities are named;"
+      f" leave it out, or write its name as in column {schema.policy!r}"
+    )
   item_table, item_rank = catalogue.table({})
   user_table, user_rank = people.table({name: f.values() for name, f in of_users.items()})
   item_ids, user_ids = strings(item_table.ids), strings(user_table.ids)
@@ -151,6 +161,7 @@ def read(
     "titles": item_table.columns.get("title", item_ids),
     "notes": tuple(notes),
     "items_listed": items is not None,
+    "policies": schema.policies,
   }
   return RawLog(shared, columns, user_rank, item_rank)
 

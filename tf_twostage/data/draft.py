@@ -134,7 +134,7 @@ def draft(
     "# Check every line: the draft is a guess from names and values.",
     "# Each line names the column of a role; null: the log has no such column.",
   ]
-  for role in ROLES:
+  for role in (role for role in ROLES if role in _ROLES):
     if role in roles:
       lines.append(_line(role, roles[role][0].name, roles[role][1]))
     elif _ROLES[role].missing:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
   from tf_twostage.data.check.report import LogReport
   from tf_twostage.data.policy_table import PolicyTable
 
-_BESIDE = ("time", "ranker_score", "split_label")  # columns beside those of `LogRows`
+# Columns beside those of `LogRows`.
+_BESIDE = ("time", "ranker_score", "split_label", "policy", "policy_propensities")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,6 +46,11 @@ class BanditLog:
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
     items_listed: whether the catalogue is a table of items, not just what was logged.
+    policies: names of the logging policies, J of them, if there are several; else empty.
+    policy: the policy that logged each row, [n] int32 index of `policies`, or None.
+    policy_propensities: the probability with which each policy shows the row's item, [n, J]
+      float32, or None. The propensities of the rows are then balanced: those of the mixture of the
+      policies in the shares that they have in these very rows, also after `split` and `select`.
 
   Raises:
     InputError: tables, log and columns do not fit each other.
@@ -62,6 +68,9 @@ class BanditLog:
   notes: tuple[str, ...] = ()
   estimated_propensities: bool = False
   items_listed: bool = True
+  policies: tuple[str, ...] = ()
+  policy: np.ndarray | None = None
+  policy_propensities: np.ndarray | None = None
 
   def __post_init__(self):
     if not len(self.rows):
@@ -77,6 +86,10 @@ class BanditLog:
     wrong = {name: size for name, size in sizes.items() if size[0] != size[1]}
     if wrong:
       raise InputError(f"{self.name}: found and expected sizes differ: {wrong}")
+    if self.policy is not None and self.policy_propensities is not None:
+      shares = np.bincount(self.policy, minlength=len(self.policies)) / len(self)
+      balanced = (self.policy_propensities @ shares).astype(np.float32)
+      object.__setattr__(self, "rows", dataclasses.replace(self.rows, propensity=balanced))
 
   def _columns(self) -> dict[str, np.ndarray]:
     """The columns beside the log's own, [n] each."""
@@ -90,7 +103,8 @@ class BanditLog:
     user: str | None,
     item: str,
     reward: str,
-    propensity: str | None = None,
+    propensity: str | Mapping[str, str] | None = None,
+    policy: str | None = None,
     time: str | None = None,
     position: str | None = None,
     ranker_score: str | None = None,
@@ -116,7 +130,9 @@ class BanditLog:
       item: column of the ids of the items shown, text or numbers.
       reward: column of rewards, >= 0.
       propensity: column of the probability of showing the row's item, in (0, 1]. None: they are
-        estimated before training.
+        estimated before training. In a log of several policies: the name of each policy -> the
+        column of its probability of the row's item, in [0, 1], also in rows that others logged.
+      policy: column of the name of the policy that logged the row, in a log of several.
       time: column of dates, ISO 8601 text or numbers.
       position: column of 0-based slots.
       ranker_score: column of the production ranker's scores.
@@ -147,7 +163,10 @@ class BanditLog:
         f"{name}: context must be a list of numeric columns, got {context!r}; encode other columns"
         " as numbers, or make them user features"
       )
-    for column in (user, item, reward, propensity, time, position, ranker_score, split, title):
+    of_policies = propensity if isinstance(propensity, Mapping) else {}
+    single = None if of_policies else propensity
+    roles = (user, item, reward, single, policy, time, position, ranker_score, split, title)
+    for column in (*roles, *of_policies.values()):
       if not isinstance(column, str | None):
         raise InputError(
           f"{name}: column names must be text, got {column!r}; rename the columns:"
@@ -165,6 +184,7 @@ class BanditLog:
     schema = LogSchema(
       user_id=user,
       item_id=item,
+      policy=policy,
       propensity=propensity,
       reward=reward,
       position=position,
@@ -179,7 +199,7 @@ class BanditLog:
         for column in context
       ),
     )
-    ids = [column for column in (user, item) if column is not None]
+    ids = [column for column in (user, item, policy) if column is not None]
     raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
       item_table,
@@ -351,7 +371,8 @@ class BanditLog:
   def with_propensities(self, propensity: np.ndarray) -> BanditLog:
     """The same data with these propensities, [n] in (0, 1], which are an estimate."""
     log = dataclasses.replace(self.rows, propensity=propensity)
-    return dataclasses.replace(self, rows=log, estimated_propensities=True)
+    one = dataclasses.replace(self, policies=(), policy=None, policy_propensities=None)
+    return dataclasses.replace(one, rows=log, estimated_propensities=True)
 
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""

@@ -25,6 +25,7 @@ SIDES = ("user_features", "item_features", "context_features")
 ROLES = (
   "user_id",
   "item_id",
+  "policy",
   "propensity",
   "reward",
   "position",
@@ -35,6 +36,11 @@ ROLES = (
 RESERVED = {*ROLES, "user_index", "action", "title"}
 _DEEPEST = 8  # mappings within mappings; a schema needs three
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
+
+
+def propensity_of(policy: str) -> str:
+  """The native name of the propensities of one of several policies; no feature can have it."""
+  return f"propensity of {policy}"
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -80,7 +86,9 @@ class LogSchema:
   Attributes:
     user_id: id of the user. None: distinct combinations of the user features are the users.
     item_id: id of the item that was shown.
-    propensity: the probability of showing the row's item. None: not logged.
+    policy: which policy logged the row, in a log of several. None: a log of one policy.
+    propensity: the probability of showing the row's item. None: not logged. In a log of several
+      policies: the column of each policy's probability, by the policy's name.
     reward: the reward, >= 0.
     position: the draw or slot. The native column `position` may be missing.
     time: numbers or ISO 8601 text. None: not logged, as for the next two.
@@ -96,7 +104,8 @@ class LogSchema:
 
   user_id: str | None = "user_id"
   item_id: str = "item_id"
-  propensity: str | None = "propensity"
+  policy: str | None = None
+  propensity: str | Mapping[str, str] | None = "propensity"
   reward: str = "reward"
   position: str | None = "position"
   time: str | None = None
@@ -120,7 +129,8 @@ class LogSchema:
         "user_id: null means that combinations of user features are the users; list user_features,"
         " or name the column of the user ids"
       )
-    twice = repeated(column for role in ROLES if (column := getattr(self, role)))
+    self._check_policies()
+    twice = repeated(self._role_columns().values())
     if twice:
       raise InputError(f"column {twice[0]!r} has two roles; give each role its own column")
     twice = repeated(f.name for side in SIDES for f in getattr(self, side))
@@ -135,9 +145,42 @@ class LogSchema:
           " it as numbers, or make it a user feature"
         )
 
+  @property
+  def policies(self) -> tuple[str, ...]:
+    """The names of the logging policies, if there are several."""
+    return tuple(self.propensity) if isinstance(self.propensity, Mapping) else ()
+
+  def _check_policies(self) -> None:
+    if bool(self.policy) != isinstance(self.propensity, Mapping):
+      raise InputError(
+        "policy and propensity: a log of several policies has `policy: COLUMN`, which policy logged"
+        " a row, and `propensity: {policy: COLUMN, ...}`, each policy's probability of the row's"
+        " item; a log of one policy has `propensity: COLUMN` alone"
+      )
+    if not isinstance(self.propensity, Mapping):
+      return
+    odd = [word for pair in self.propensity.items() for word in pair if not _is_name(word)]
+    if odd:
+      raise InputError(
+        f"propensity: names of policies and columns must be text, got {_shown(odd[0])}; quote it"
+      )
+    if len(self.propensity) < 2:
+      raise InputError(
+        "propensity: a mapping is for several policies; with one, name its column and leave"
+        " `policy` out"
+      )
+
+  def _role_columns(self) -> dict[str, str]:
+    """Native name -> name in the file, of columns that are no features."""
+    roles = {role: column for role in ROLES if (column := getattr(self, role))}
+    if isinstance(self.propensity, Mapping):
+      del roles["propensity"]
+      roles |= {propensity_of(policy): column for policy, column in self.propensity.items()}
+    return roles
+
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
     """The columns to read of the log: native name -> name in the file."""
-    roles = {role: column for role in ROLES if (column := getattr(self, role))}
+    roles = self._role_columns()
     sides = (self.user_features if user_features else ()) + self.context_features
     return roles | {feature.name: feature.column for feature in sides}
 
@@ -145,6 +188,8 @@ class LogSchema:
     """The schema of the same log once it is written with native names; see `columns`."""
     columns = self.columns(user_features=user_features)
     named: dict[str, Any] = {role: role for role in ROLES if role in columns}
+    if self.policies:
+      named["propensity"] = {policy: propensity_of(policy) for policy in self.policies}
     sides: dict[str, Any] = {
       side: tuple(
         dataclasses.replace(f, column=f.name if f.name in columns else f.column)
@@ -198,7 +243,7 @@ class LogSchema:
         )
       if key in SIDES:
         values[key] = tuple(_features(key, value))
-      elif value is None or (isinstance(value, str) and value):
+      elif value is None or _is_name(value) or (key == "propensity" and isinstance(value, Mapping)):
         values[key] = value
       else:
         raise InputError(
@@ -220,7 +265,7 @@ class LogSchema:
       ):
         continue
       elif value is not None or field.default is not None:
-        content[field.name] = value
+        content[field.name] = dict(value) if isinstance(value, Mapping) else value
     return content
 
   def to_file(self, path: str | os.PathLike) -> None:
@@ -302,6 +347,10 @@ def _features(side: str, content: Any) -> Iterator[FeatureColumn]:
       yield FeatureColumn(name, **given)
     except InputError as error:
       raise InputError(f"{side}: {error}") from None
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
 
 
 def _is_setting(key: Any, value: Any) -> bool:

@@ -202,6 +202,9 @@ def _stacked(train: BanditLog, validation: BanditLog) -> BanditLog:
   return dataclasses.replace(
     train,
     rows=joined([train.rows, validation.rows]),
+    policies=(),  # either part keeps the propensities that it has
+    policy=None,
+    policy_propensities=None,
     time=None,
     split_label=None,
     ranker_score=np.concatenate(scores) if len(scores) == 2 else None,

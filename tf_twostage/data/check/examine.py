@@ -53,6 +53,7 @@ def check(
     *_sizes(log, bad_rows),
     *_rewards(log),
     *_propensities(log),
+    *_policies(log),
     *_overlap(log, policy),
     *_times(log),
     *_splits(log, split, shares or {}, seed),
@@ -221,6 +222,28 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
       " that. Either the policy changed, and its version is a context feature that is missing, or"
       " these are not the probabilities of a single draw",
     )
+
+
+def _policies(log: BanditLog) -> Iterator[Fact | Finding]:
+  """E[β_j/β] is 1 for each of the policies whose mixture is β."""
+  if log.policy is None or log.policy_propensities is None:
+    return
+  section, n = "Logging policies", len(log)
+  counts = np.bincount(log.policy, minlength=len(log.policies))
+  ratios = log.policy_propensities / np.asarray(log.rows.propensity, np.float64)[:, None]
+  for name, rows, ratio in zip(log.policies, counts, ratios.T, strict=True):
+    mean = float(ratio.mean())
+    # A policy may have users of its own: their rows depend on each other.
+    error = float(np.linalg.norm(np.bincount(log.rows.user_index, ratio - mean))) / n
+    yield Fact(section, f"rows of {name}", int(rows), f"{rows / n:.2%}")
+    meaning = f"± {error:.2g}; 1 if the propensities are right"
+    yield Fact(section, f"mean weight of {name}", mean, meaning)
+    if abs(mean - 1) > max(_ERRORS * error, _ROUNDING):
+      yield _warning(
+        f"policy {name} has a mean weight of {mean:.4g} ± {error:.2g} on the rows of all policies,"
+        " but it should be 1: check that the column of its propensities is the right one, and that"
+        " users and contexts are alike under all policies",
+      )
 
 
 def _overlap(log: BanditLog, policy: PolicyTable | None) -> Iterator[Fact | Finding]:

@@ -50,6 +50,16 @@ _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIMES = (-62_135_596_800, 253_402_300_799)  # seconds, the years 1 to 9999
 
 
+def propensity_rule(own: np.ndarray) -> Rule:
+  """The rule of the propensities of one of several policies, which logged the rows `own`, [k]."""
+  return Rule(
+    "float32",
+    lambda x: _PROPENSITY.valid(x) | (~own & (x >= 0) & (x <= 1)),
+    "must lie in [0, 1], above 0 where its policy logged the row",
+    "write the probability with which this policy shows the row's item, or drop these rows",
+  )
+
+
 def rule(name: str) -> Rule:
   """The rule of a column by its native name; by default any finite number."""
   return RULES.get(name, NUMBER)

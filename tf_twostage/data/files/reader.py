@@ -10,9 +10,9 @@ from typing import Any
 
 from tf_twostage.data import splits
 from tf_twostage.data.files.bad_rows import BadRows, Chunk
-from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates
+from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates, propensity_rule
 from tf_twostage.data.files.locate import LogFiles
-from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.log_schema import LogSchema, propensity_of
 from tf_twostage.errors import InputError
 
 _NUMBERS = ("propensity", "reward", "position", "ranker_score")
@@ -29,12 +29,13 @@ def read(
   """Yields the good rows of a log chunk by chunk, and records the bad ones.
 
   Columns have their native or feature names, and no nulls: ids, split labels, categories and bags
-  are strings; propensity, reward and ranker_score float32; position int32; time, context and
-  numeric features float64.
+  and policies are strings; propensities, reward and ranker_score float32; position int32; time,
+  context and numeric features float64.
   """
   wanted = schema.columns(user_features=user_features)
   optional = ["position"] if schema.position == "position" else []  # as in a native log
   features = {f.name: f for f in (*schema.user_features, *schema.context_features)}
+  loggers = {propensity_of(policy): policy for policy in schema.policies}
   numeric = {*_NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
   dates: bool | None = None
   for chunk in chunks(files, wanted, optional):
@@ -49,6 +50,14 @@ def read(
         checked[name] = columns.times(name, bool(dates))
       elif name in numeric:
         checked[name] = columns.numbers(name)
+      elif name == "policy":
+        checked[name] = columns.text(name)
+        rule = f"must be one of {', '.join(schema.policies[:9])}, whose propensities are named"
+        remedy = "name the propensities of that policy, too, or drop these rows"
+        columns.require(checked[name].to_pandas().isin(schema.policies), name, rule, remedy)
+      elif name in loggers:
+        own = (checked["policy"].to_pandas() == loggers[name]).to_numpy()
+        checked[name] = columns.numbers(name, propensity_rule(own))
       elif name in ("user_id", "item_id"):
         checked[name] = columns.ids(name, (known or {}).get(name))
       elif name == "split":
