@@ -74,10 +74,11 @@ def test_a_request_may_have_so_many_bytes(client):
 
 
 def test_a_request_may_score_so_many_pairs(client, monkeypatch):
+  monkeypatch.setattr(local_server, "_LARGE", 15)
   monkeypatch.setattr(local_server, "_PAIRS", 3 * 15)
   assert "4 users and 15 items are 60 pairs, of which a request may have 45" in refused(client, 4)
   assert len(client.recommend(everything(3), k=1)) == 3
-  assert len(client.rank(everything(4), [["item_1"]] * 4)) == 4  # scores 4 pairs
+  assert len(client.rank(everything(4), [["item_1"]] * 4)) == 4  # 8 pairs, with padding
 
 
 class Slow:
@@ -124,12 +125,12 @@ def start(client, rows, count):
 
 def test_large_requests_leave_room_for_small_ones(slow, monkeypatch):
   model, client = slow
-  monkeypatch.setattr(local_server, "_PAIRS", 3 * 15)
+  monkeypatch.setattr(local_server, "_LARGE", 2 * 15)
   threads = start(client, 3, 2)
   for _ in threads:
     assert model.started.acquire(timeout=60)
-  assert "too many large requests are running" in refused(client, 2)
-  assert len(client.recommend(everything(1), k=1)) == 1  # one user is always answered
+  assert "too many large requests are running" in refused(client, 3)
+  assert len(client.recommend(everything(2), k=1)) == 2
   model.released.set()
   for thread in threads:
     thread.join()

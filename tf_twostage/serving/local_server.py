@@ -32,7 +32,8 @@ _GRACE = 1.0  # seconds that running calls may take when the server stops
 _CALLS = 128  # running and waiting
 _BYTES = 2**22  # of a request
 _CELLS = 2**21  # of a request: as many texts as its bytes can hold
-_PAIRS = 2**23  # of a user and an item that a request scores; all running ones score twice as many
+_PAIRS = 2**22  # of a user and an item that a request scores
+_LARGE = 2**18  # pairs; requests with more use half of the threads
 _CHARACTERS = 1000  # of a reason; gRPC sends it in a header, whose size is limited
 _Code = grpc.StatusCode
 
@@ -68,7 +69,7 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
   def __init__(self, version: pathlib.Path, model: Any):
     self._name, self._version = version.parent.name, int(version.name)
     self._model, self._num_items = model, int(model._ids.shape[0])
-    self._lock, self._running = threading.Lock(), 0  # pairs of running requests
+    self._large = threading.Semaphore(_THREADS // 2)
 
   def Predict(self, request: Any, context: grpc.ServicerContext) -> Any:
     """Answers a request. `context.abort` raises."""
@@ -107,25 +108,25 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
 
   @contextlib.contextmanager
   def _room_for(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Bounds the work of a request, and of all that run: small ones find a free thread."""
+    """Bounds a request, and how many large ones run, so that small ones find a free thread."""
     rows = max(shape[0] for shape in shapes.values() if shape)
     # `rank` scores the candidates only.
     pairs = math.prod(shapes.get("candidates", (rows, self._num_items)))
-    if rows > 1 and pairs > _PAIRS:
+    if rows == 1 or pairs <= _LARGE:
+      yield
+      return
+    if pairs > _PAIRS:
       raise _Refused(
         _Code.RESOURCE_EXHAUSTED,
         f"{rows} users and {self._num_items} items are {pairs} pairs, of which a request may have"
         f" {_PAIRS}; send fewer users at once",
       )
-    with self._lock:
-      if rows > 1 and self._running + pairs > 2 * _PAIRS:
-        raise _Refused(_Code.RESOURCE_EXHAUSTED, "too many large requests are running; try later")
-      self._running += pairs
+    if not self._large.acquire(blocking=False):
+      raise _Refused(_Code.RESOURCE_EXHAUSTED, "too many large requests are running; try later")
     try:
       yield
     finally:
-      with self._lock:
-        self._running -= pairs
+      self._large.release()
 
 
 def _shapes(
