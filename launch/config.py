@@ -6,7 +6,6 @@ Names, defaults and help texts are those of `tf_twostage.config` and of the loss
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import itertools
 import logging
@@ -34,7 +33,7 @@ from tf_twostage.config import (
 )
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.training import signals
-from tf_twostage.workspace import make_directory
+from tf_twostage.workspace import CANNOT_WRITE, make_directory
 
 _PRESETS = pathlib.Path(__file__).parent
 _RUN, _OBJECTIVE = "The run", "Objective of the generator"
@@ -49,7 +48,6 @@ _DEFINERS: dict[type, Callable[..., Any]] = {
   float: flags.DEFINE_float,
   str: flags.DEFINE_string,
 }
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class _Setting(NamedTuple):
@@ -277,7 +275,7 @@ def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
   except BrokenPipeError:
     raise
   except OSError as error:
-    if error.errno not in _CANNOT_WRITE:
+    if error.errno not in CANNOT_WRITE:
       raise
     return 1, (
       f"error: {error.filename or 'cannot write'}: {error.strerror}; finished work is kept;"

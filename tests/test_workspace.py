@@ -1,9 +1,11 @@
 """Stages are built once, and writes are complete or absent."""
 
 import concurrent.futures
+import errno
 import json
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 import tf_twostage
-from tf_twostage.errors import RunError
+from tf_twostage.errors import InputError, RunError
 from tf_twostage.workspace import (
   Damaged,
   Workspace,
@@ -226,3 +228,27 @@ def test_nothing_appears_before_it_is_on_the_disk(tmp_path, monkeypatch):
   with atomic_directory(tmp_path / "log") as directory:
     (directory / "rows").touch()
   assert calls == [("rows", False), (".log.partial", False), (tmp_path.name, True)]
+
+
+@pytest.mark.parametrize(
+  ("message", "code"),
+  [
+    ("part.index; No space left on device [Op:SaveV2]", errno.ENOSPC),
+    ("20000 requested and 8192 written", errno.ENOSPC),
+    ("saved_model.pb; Disk quota exceeded", errno.EDQUOT),
+  ],
+)
+def test_a_full_disk_is_one_error_whoever_meets_it(tmp_path, message, code):
+  with (
+    pytest.raises(OSError, match=re.escape(os.strerror(code))) as error,
+    atomic_directory(tmp_path / "log"),
+  ):
+    raise RuntimeError(message)
+  assert (error.value.errno, error.value.filename) == (code, str(tmp_path / "log"))
+
+
+@pytest.mark.parametrize("error", [InputError("No space left on device"), KeyError("x")])
+def test_other_errors_pass(tmp_path, error):
+  with pytest.raises(type(error)) as raised, atomic_directory(tmp_path / "log"):
+    raise error
+  assert raised.value is error

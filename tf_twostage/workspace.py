@@ -7,6 +7,7 @@ damaged file is noticed before it is used.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,6 +33,8 @@ _FILES, _DIGEST = "files", "sha256"  # in a record: the digest of each file, and
 _PARTIAL = "partial"
 _DAMAGED, LOCK = ".damaged", ".lock"
 _BYTES_PER_CHUNK = 2**20
+# why the system may refuse to write
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _VISIBLE_AFTER = 60.0  # seconds; network file systems cache for so long that a file is missing
 
 
@@ -297,6 +300,9 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   The name is the same at each attempt, so that a killed process's remains are removed by the next.
   A directory that exists at `path` is renamed before it is deleted. If the block raises, `path`
   stays as it was.
+
+  Raises:
+    OSError: also where TensorFlow or NumPy name the system's error in another type.
   """
   path = pathlib.Path(path)
   temporary = path.with_name(f".{path.name}.{_PARTIAL}")
@@ -310,8 +316,22 @@ def atomic_directory(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     remove_directory(path)
     temporary.rename(path)
     _sync(path.parent)
+  except (InputError, RunError):
+    raise
+  except Exception as error:
+    code = None if getattr(error, "errno", None) else _refused(str(error))
+    if code is None:
+      raise
+    raise OSError(code, os.strerror(code), str(path)) from None
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refused(message: str) -> int | None:
+  """The code of `CANNOT_WRITE` that a message tells of."""
+  if "requested and" in message and "written" in message:  # NumPy does not say why
+    return errno.ENOSPC
+  return next((code for code in CANNOT_WRITE if os.strerror(code) in message), None)
 
 
 def make_directory(path: pathlib.Path, what: str) -> pathlib.Path:

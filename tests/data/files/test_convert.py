@@ -1,5 +1,9 @@
 """Any log -> native shards: complete or not there, in order, bad rows left out only on demand."""
 
+import concurrent.futures
+import errno
+import resource
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -110,3 +114,43 @@ def test_whole_numbers_and_missing_features_of_foreign_records_are_read(tmp_path
   assert rows["user_id"].tolist() == ["0", "1", "2", "3"]
   assert rows["reward"].tolist() == [1.0] * 4
   assert rows["city"].tolist() == ["Graz"] * 3 + [""]
+
+
+@pytest.fixture
+def small_files():
+  """No file may become longer than 2,000 bytes."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+  yield
+  resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_file_system_that_refuses_the_shards_is_named(tmp_path, small_files, compress):
+  rng = np.random.default_rng(0)
+  (tmp_path / "log").mkdir()
+  head, rows = "user_id,item_id,propensity,reward", rng.uniform(0.1, 1, 800)
+  for part in range(20):
+    some = "".join(f"u{i},i{i},{x},0\n" for i, x in enumerate(rows[40 * part : 40 * (part + 1)]))
+    (tmp_path / "log" / f"{part:02d}.csv").write_text(f"{head}\n{some}")
+  with pytest.raises(OSError, match="new'") as error:
+    convert(tmp_path / "log", tmp_path / "new", "native", compress=compress)
+  assert error.value.errno == errno.EFBIG
+  assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_conversions_to_one_directory_wait_for_each_other(tmp_path):
+  path, _, schema = small_log.write(tmp_path / "log", small_log.frame(60))
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    runs = [pool.submit(convert, path, tmp_path / "new", schema) for _ in range(4)]
+    assert [run.result()[0] for run in runs] == [60] * 4
+  assert len(rows_of(tmp_path / "new", LogSchema.from_file(tmp_path / "new/schema.yaml"))) == 60
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "new"]
+
+
+def test_the_remains_of_a_killed_conversion_are_removed(tmp_path):
+  path, _, schema = small_log.write(tmp_path / "log")
+  (tmp_path / ".new.partial").mkdir()
+  (tmp_path / ".new.partial" / "log-00000-of-00009.tfrecord").touch()
+  convert(path, tmp_path / "new", schema, num_shards=1)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "new"]

@@ -18,7 +18,7 @@ from tf_twostage.data.files.locate import DESCRIPTION, locate
 from tf_twostage.data.files.reader import read
 from tf_twostage.data.log_schema import LogSchema, load_schema
 from tf_twostage.errors import InputError
-from tf_twostage.workspace import atomic_directory
+from tf_twostage.workspace import LOCK, atomic_directory, locked
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -146,7 +146,10 @@ def serialize(columns: Mapping[str, np.ndarray]) -> tf.Tensor:
 
 @contextlib.contextmanager
 def new_log(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields an empty directory that replaces `directory` once the block has filled it."""
+  """Yields an empty directory that replaces `directory` once the block has filled it.
+
+  Other processes that write the same log wait.
+  """
   directory = pathlib.Path(directory).resolve()
   with contextlib.ExitStack() as stack:
     try:
@@ -154,6 +157,7 @@ def new_log(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise InputError(
           f"{directory}: holds something other than a bandit log; name a new directory"
         )
+      stack.enter_context(locked(directory.with_name(f".{directory.name}{LOCK}")))
       aside = stack.enter_context(atomic_directory(directory))
     except OSError as error:
       raise InputError(
