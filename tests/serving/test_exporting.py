@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import sys
 
@@ -16,7 +17,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from tests import commands
 from tests.serving import small
 from tf_twostage import serving
-from tf_twostage.errors import RunError
+from tf_twostage.errors import InputError, RunError
 from tf_twostage.serving import check
 
 SIGNATURES = {"recommend", "retrieve", "rank", "sample"}
@@ -172,8 +173,19 @@ def test_a_killed_export_leaves_no_version_and_the_next_one_cleans_up(tmp_path):
 def test_what_does_not_load_says_so(tmp_path):
   (tmp_path / "1").mkdir()
   (tmp_path / "1" / "saved_model.pb").write_bytes(b"damaged")
-  with pytest.raises(RunError, match="does not answer in a fresh process"):
+  with pytest.raises(
+    RunError, match="does not answer in a fresh process: RuntimeError: C"
+  ) as error:
     check.replay(tmp_path / "1", [])
+  assert "Traceback" not in str(error.value)
+
+
+def test_damaged_warm_up_requests_are_named(exported, tmp_path):
+  shutil.copytree(exported, tmp_path / "1")
+  file = tmp_path / "1" / check.WARM_UP
+  file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(InputError, match=f"{check.WARM_UP}: damaged; export again"):
+    check.read(tmp_path / "1")
 
 
 def test_warm_up_requests_are_those_of_the_server(exported, signatures):

@@ -12,6 +12,7 @@ import logging
 import os
 import pathlib
 import pickle  # nosec B403 # arrays of bytes, which NumPy's own format does not hold
+import re
 import subprocess  # nosec B404 # only Python, in `replay`
 import sys
 import tempfile
@@ -127,7 +128,9 @@ def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) ->
       [*map(str, command)], capture_output=True, text=True, env=environment
     )
     if done.returncode:
-      raise RunError(f"{version} does not answer in a fresh process:\n{done.stderr}")
+      errors = re.findall(r"^[\w.]+(?:Error|Exception): .*", done.stderr, re.MULTILINE)
+      reason = errors[-1] if errors else f"exit code {done.returncode}: {done.stderr[-1000:]}"
+      raise RunError(f"{version} does not answer in a fresh process: {reason}")
     return pickle.loads(received.read_bytes())  # nosec B301 # our process, a directory of our own
 
 
