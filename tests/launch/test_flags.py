@@ -119,7 +119,7 @@ def test_published_settings_of_movielens():
 def test_losses_and_sweeps_plan_all_combinations():
   own = "ips:policy=two_stage:l2=0"
   variants = plan(
-    f"--losses=cross_entropy, {own}, bold=ips:l2=1", "--sweep=baseline=1,2,id_width=3,baseline=4"
+    f"--losses=top_k, {own}, bold=ips:l2=1", "--sweep=baseline=-1,-2,id_width=3,baseline=-4"
   )
   assert [
     (label, family, c.loss, c.loss_options, c.generator.l2, c.encoder.id_width)
@@ -127,11 +127,11 @@ def test_losses_and_sweeps_plan_all_combinations():
   ] == [
     (f"{family}:baseline={b}:id_width=3", family, loss, {**options, "baseline": float(b)}, l2, 3)
     for family, loss, options, l2 in [
-      ("cross_entropy", "cross_entropy", {}, 1e-4),
+      ("top_k", "top_k", {}, 1e-4),
       (own, "ips", {"policy": "two_stage"}, 0.0),
       ("bold", "ips", {}, 1.0),
     ]
-    for b in (1, 2, 4)
+    for b in (-1, -2, -4)
   ]
 
 

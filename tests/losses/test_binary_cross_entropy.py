@@ -41,6 +41,16 @@ def test_a_scale_that_is_no_reward_is_refused(scale):
     BinaryCrossEntropy(reward_scale=scale)
 
 
+@pytest.mark.parametrize("logit", [np.nan, np.inf])
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_an_invalid_logit_of_the_logged_item_alone_makes_the_row_nan(logit, reward):
+  x = {**batch(rows=2), "actions": np.array([1, 1]), "rewards": np.full(2, reward)}
+  x["logits"][0, 1] = x["logits"][1, 2] = logit
+  value, gradient = value_and_gradient(BinaryCrossEntropy(dtype="float64"), x)
+  np.testing.assert_array_equal(np.isnan(value), [True, False])
+  np.testing.assert_array_equal(np.isnan(gradient).any(axis=1), [True, False])
+
+
 def test_other_items_logits_neither_count_nor_learn():
   x = batch()
   logged = np.eye(x["logits"].shape[1])[x["actions"]]

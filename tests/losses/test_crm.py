@@ -97,8 +97,8 @@ def test_gradient_of_snips_is_that_of_the_ratio(policy):
   x = batch()
   options = {"policy": policy, "slate_size": 3, "dtype": "float64"}
   value, gradient = value_and_gradient(SNIPS(RAW, **options), x)
-  normalised = ImportanceWeights(cap=np.inf, floor=0.0)
-  ips = IPS(normalised, baseline=-value.mean(), **options)
+  ips = IPS(ImportanceWeights(cap=np.inf, floor=0.0), **options)
+  x["rewards"] += value.mean()  # minus the value, since the loss is
   np.testing.assert_allclose(gradient, value_and_gradient(ips, x)[1], rtol=1e-9, atol=1e-12)
 
 
@@ -108,6 +108,13 @@ def test_rewarded_rows_alone_teach_snips_nothing(policy):
   value, gradient = value_and_gradient(SNIPS(policy=policy, slate_size=3, dtype="float64"), x)
   np.testing.assert_allclose(value.mean(), -1.0, rtol=1e-12)
   np.testing.assert_allclose(gradient, np.zeros((6, 5)), atol=1e-12)
+
+
+def test_a_baseline_of_normalised_poem_is_refused():
+  with pytest.raises(
+    InputError, match="POEM: with self-normalised weights a baseline changes noth"
+  ):
+    POEM(ImportanceWeights(), baseline=-0.5)
 
 
 def test_poem_needs_all_rows_for_its_penalty_or_its_divisor():

@@ -1,6 +1,5 @@
 """What holds for every loss in the registry, and for every estimator on either policy."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tests import oracle
+from tests.losses.formulas import draw_slates, exactness, formula
 from tests.losses.helpers import (
   RAW,
+  UNIT,
   VARIANTS,
   batch,
   clipped_batch,
@@ -17,19 +18,8 @@ from tests.losses.helpers import (
   make,
   value_and_gradient,
 )
-from tests.policy_oracle import ranker_probability
 from tf_twostage import losses
 from tf_twostage.errors import InputError
-from tf_twostage.losses.slates import sample_slates
-
-# The quadrature's relative error is documented as 6e-4; everything else is exact in float64.
-EXACT = {"rtol": 1e-6, "atol": 1e-8}
-QUADRATURE = {"rtol": 2e-3, "atol": 1e-3}
-
-
-def exactness(variant):
-  quadrature = variant.endswith("two_stage") or "exact" in variant
-  return QUADRATURE if quadrature else EXACT
 
 
 def reseed(loss):
@@ -39,134 +29,28 @@ def reseed(loss):
     loss.generator.reset_from_seed(3)
 
 
-def formula(variant, x):
-  """The loss of a batch as a NumPy function of its logits; what stops the gradient is held at
-  the batch's own logits.
-  """
-  tf.random.set_seed(0)
-  loss = make(variant)
-  name = VARIANTS[variant][0]
-  held, rewards, actions = x["logits"], x["rewards"], x["actions"]
-  rows = np.arange(len(actions))
-  if name == "two_stage_ips" and loss.sampling == "exact":
-
-    def expected(alpha):
-      drawn = oracle.softmax(held / loss.sampling_temperature)
-      return np.stack(
-        [
-          oracle.expected_slate_coefficients(
-            p, a, g, alpha, loss.slate_size, oracle.multiset_coefficients
-          )
-          for p, a, g in zip(drawn, actions, x["ranker_logits"], strict=True)
-        ]
-      )
-
-    counts, q = expected(loss.alpha), expected(0.0)[rows, actions]
-  elif name == "two_stage_ips":
-    slates = sample_slates(
-      tf.constant(held),
-      num_slates=loss.num_slates,
-      slate_size=loss.slate_size,
-      temperature=loss.sampling_temperature,
-      sampling=loss.sampling,
-      seed=loss.seed,
-      stateless_seed=loss.generator.make_seeds()[:, 0] if loss.generator else None,
-    ).numpy()
-    counts = [
-      np.mean([oracle.slate_coefficients(s, a, g, loss.alpha) for s in row], axis=0)
-      for row, a, g in zip(slates, actions, x["ranker_logits"], strict=True)
-    ]
-    q = np.stack(counts)[rows, actions]
-
-  def shares(logits):
-    rows = zip(oracle.softmax(logits), x["ranker_logits"], strict=True)
-    every = np.arange(logits.shape[1])
-    return np.stack([ranker_probability(p, g, every, loss.slate_size) for p, g in rows])
-
-  def probabilities(logits):
-    p = oracle.softmax(logits)
-    two_stage = getattr(loss, "policy", None) == "two_stage"
-    return loss.slate_size * p * shares(logits) if two_stage else p
-
-  def log_prob(logits):
-    return np.log(probabilities(logits)[rows, actions])
-
-  def weights(logits, **changes):
-    ratio = np.exp(log_prob(logits)) / x["propensities"]
-    importance = {**dataclasses.asdict(loss.importance), **changes}
-    if not getattr(loss, "normalize_shares", False):
-      return oracle.importance_weights(ratio, **importance)
-    raw = oracle.importance_weights(ratio, **{**importance, "self_normalize": False})
-    return raw / (np.mean(raw * q) or 1.0)
-
-  def binary(logits):
-    z, labels = logits[rows, actions], np.minimum(rewards / loss.reward_scale, 1)
-    taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
-    return np.logaddexp(0, z) - oracle.times(labels + loss.distillation * (taught - labels), z)
-
-  def logarithmic(logits):
-    gains = (
-      np.exp(log_prob(logits)) / x["propensities"] * np.minimum(rewards / loss.reward_scale, 1)
-    )
-    return -np.log(1 + loss.log_smoothing * gains) / loss.log_smoothing
-
-  def poem(logits):
-    if loss.importance.self_normalize:
-      raw = weights(logits, self_normalize=False)
-      return oracle.normalised_poem(raw, rewards, loss.variance_penalty)
-    return oracle.poem(weights(logits), rewards, loss.variance_penalty)
-
-  def doubly_robust(logits):
-    linear = loss.reward_model is tf.keras.activations.linear
-    logistic = loss.reward_scale / (1 + np.exp(-x["ranker_logits"]))
-    predicted = x["ranker_logits"] if linear else logistic
-    residuals = rewards - predicted[rows, actions]
-    correction = oracle.times(weights(held) * residuals, log_prob(logits))
-    return -(probabilities(logits) * predicted).sum(axis=1) - correction
-
-  def top_k(logits):
-    multiplier = oracle.top_k_multiplier(np.exp(log_prob(held)), loss.slate_size)
-    return -oracle.times(rewards * weights(held) * multiplier, log_prob(logits))
-
-  def two_stage_ips(logits):
-    credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))
-    return -credits.sum(axis=1)
-
-  return {
-    "cross_entropy": lambda logits: -oracle.times(rewards, log_prob(logits)),
-    "binary_cross_entropy": binary,
-    "ips": lambda logits: -oracle.times(rewards * weights(held), log_prob(logits)),
-    "snips": lambda logits: -rewards * weights(logits, self_normalize=True),
-    "poem": poem,
-    "doubly_robust": doubly_robust,
-    "top_k": top_k,
-    "two_stage_ips": two_stage_ips,
-    "weighted_log_likelihood": lambda logits: (
-      -oracle.times(
-        rewards / np.maximum(x["propensities"], loss.propensity_floor), log_prob(logits)
-      )
-    ),
-    "exponential_smoothing": lambda logits: (
-      -rewards * np.exp(log_prob(logits)) / x["propensities"] ** loss.propensity_exponent
-    ),
-    "logarithmic_smoothing": logarithmic,
-  }[name]
+def same_draws(loss, x):
+  """The formula of the loss with the slates that it draws after `reseed`."""
+  reseed(loss)
+  return formula(loss, x, draw_slates(loss, x["logits"]))
 
 
 @every_variant()
 def test_value_agrees_with_the_formula(variant):
   x = clipped_batch()
-  tf.random.set_seed(0)
-  value = make(variant, dtype="float64")(**x)
-  np.testing.assert_allclose(value, formula(variant, x)(x["logits"]), **exactness(variant))
+  loss = make(variant, dtype="float64")
+  reseed(loss)
+  value = loss(**x)
+  np.testing.assert_allclose(value, same_draws(loss, x)(x["logits"]), **exactness(variant))
 
 
 @every_variant()
 def test_gradient_agrees_with_finite_differences(variant):
   x = clipped_batch()
-  tf.random.set_seed(0)
-  _, gradient = value_and_gradient(make(variant, dtype="float64"), x)
-  f = formula(variant, x)
+  loss = make(variant, dtype="float64")
+  reseed(loss)
+  _, gradient = value_and_gradient(loss, x)
+  f = same_draws(loss, x)
   expected = oracle.finite_differences(lambda logits: np.sum(f(logits)), x["logits"])
   np.testing.assert_allclose(gradient, expected, **exactness(variant))
 
@@ -279,20 +163,50 @@ def test_says_whether_rows_without_reward_change_more_than_the_step_size(variant
   assert same_direction == (not loss.needs_all_rows)
 
 
-@every_variant(having="baseline")
+having_a_baseline = every_variant(having="baseline", without=("poem",))
+
+
+@having_a_baseline
 def test_a_baseline_needs_all_rows(variant):
-  assert make(variant, baseline=0.1).needs_all_rows
+  assert make(variant, importance=RAW, baseline=0.1).needs_all_rows
 
 
 @every_variant(having="baseline")
 def test_a_baseline_is_taken_off_the_rewards(variant):
   x = batch()
-  tf.random.set_seed(0)
-  shifted = make(variant, baseline=0.3, dtype="float64")(**x)
-  tf.random.set_seed(0)
-  expected = make(variant, dtype="float64")(**{**x, "rewards": x["rewards"] - 0.3})
-  np.testing.assert_allclose(shifted, expected, rtol=1e-9)
-  assert (shifted.numpy() != make(variant, dtype="float64")(**x).numpy()).any()
+  loss, shifted = (make(variant, importance=RAW, baseline=b, dtype="float64") for b in (0.0, 0.3))
+  reseed(shifted)
+  value = shifted(**x)
+  reseed(loss)
+  expected = loss(**{**x, "rewards": x["rewards"] - 0.3})
+  np.testing.assert_allclose(value, expected, rtol=1e-9)
+  reseed(loss)
+  assert (value.numpy() != loss(**x).numpy()).any()
+
+
+# A row below the baseline, whose item becomes ever less likely.
+@having_a_baseline
+@pytest.mark.parametrize("importance", [RAW, losses.ImportanceWeights(10.0, 0.0, False, "shrink")])
+def test_a_baseline_leaves_the_loss_bounded_below(variant, importance):
+  x = {**batch(rows=1), "rewards": np.zeros(1)}
+  loss = make(variant, importance=importance, baseline=0.3, dtype="float64")
+  x["logits"][0, x["actions"]] = -300.0
+  assert abs(loss(**x)[0]) < 1e-9
+
+
+@having_a_baseline
+@pytest.mark.parametrize(
+  "importance",
+  [
+    losses.ImportanceWeights(floor=0.01, self_normalize=False),
+    losses.ImportanceWeights(floor=0.0, self_normalize=True),
+    UNIT,
+  ],
+)
+def test_a_baseline_with_weights_that_do_not_vanish_is_refused(variant, importance):
+  with pytest.raises(InputError, match=r"with baseline=0\.3 the loss is unbounded below"):
+    make(variant, importance=importance, baseline=0.3)
+  make(variant, importance=importance, baseline=-0.3)  # every row then raises its item
 
 
 @every_variant(having="baseline")

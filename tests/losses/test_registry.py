@@ -44,7 +44,7 @@ def test_an_unknown_name_lists_the_known():
 
 
 def test_an_unknown_option_lists_the_options_of_that_loss():
-  message = "'cross_entropy' has no option alpha, so it would change nothing; it has: policy, base"
+  message = "'cross_entropy' has no option alpha, so it would change nothing; it has: policy"
   for look_up in (losses.get, lambda name, **given: losses.resolve(name, given)):
     with pytest.raises(InputError, match=re.escape(message)):
       look_up("cross_entropy", alpha=0.1)

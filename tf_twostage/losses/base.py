@@ -64,8 +64,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     Likelihoods of rewarded items of probability zero are infinite.
   * A row is NaN, in loss and gradient, if its logits hold NaN or +inf, or if the loss reads ranker
     logits and those are not all finite. So is the whole batch where a loss sums over it (weights
-    normalised, variance penalised). `BinaryCrossEntropy` reads the logged item's logits alone, and
-    its slope stays finite at an infinite one.
+    normalised, variance penalised). `BinaryCrossEntropy` reads the logged item's logits alone.
 
   Training stops at a loss that is not finite (`training.loop`).
   """
@@ -155,29 +154,6 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     if log_q is not None:
       cast["logits"] -= cast["log_q"]
     return LossInputs(**cast)
-
-
-class RewardLoss(OffPolicyLoss):
-  """A loss with the reward, measured from a baseline, as a factor of each row."""
-
-  needs_all_rows = ""
-
-  def __init__(self, baseline: float = 0.0, **kwargs):
-    """Args:
-    baseline: b, subtracted from every reward, so that rows with less push their item down.
-    """
-    super().__init__(**kwargs)
-    if not np.isfinite(baseline):
-      raise InputError(f"{type(self).__name__}: baseline must be finite, got {baseline}")
-    self.baseline = baseline
-    if baseline:
-      self.needs_all_rows = "a baseline makes it learn from rows without a reward"
-
-  def terms(
-    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
-  ) -> LossTerms:
-    x = self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
-    return self.evaluate(x._replace(rewards=x.rewards - self.baseline))
 
 
 class ScaledLoss(OffPolicyLoss):

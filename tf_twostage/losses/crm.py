@@ -13,11 +13,12 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms, RewardLoss
+from tf_twostage.losses.base import EstimatorLoss, LossInputs, LossTerms
 from tf_twostage.losses.importance import (
   CAPPED_WEIGHTS,
   DEFAULT_WEIGHTS,
   ImportanceWeights,
+  RewardLoss,
   WeightedLoss,
 )
 from tf_twostage.losses.replicas import batch_sum
@@ -116,6 +117,13 @@ class POEM(RiskLoss, RewardLoss):
       self.needs_all_rows = SNIPS.needs_all_rows
     elif variance_penalty:
       self.needs_all_rows = "its variance is that of ω r over all rows, most of which may be 0"
+
+  def _check_baseline(self) -> None:
+    if self.importance.self_normalize:
+      raise InputError(
+        "POEM: with self-normalised weights a baseline changes nothing but the value: give"
+        " self_normalize=false, or no baseline"
+      )
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)

@@ -10,15 +10,19 @@ from tf_twostage.losses.base import (
   EstimatorLoss,
   LossInputs,
   LossTerms,
-  RewardLoss,
   ScaledLoss,
   weighted_log_prob,
 )
 from tf_twostage.rewards import to_labels
 
 
-class CrossEntropy(EstimatorLoss, RewardLoss):
-  """Reward-weighted negative log-likelihood, -r_i log π(a_i)."""
+class CrossEntropy(EstimatorLoss):
+  """Reward-weighted negative log-likelihood, -r_i log π(a_i).
+
+  There is no baseline: rows with less reward would push their item down for ever.
+  """
+
+  needs_all_rows = ""
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     log_prob, share = self.logged(x)
@@ -56,8 +60,10 @@ class BinaryCrossEntropy(ScaledLoss):
   def evaluate(self, x: LossInputs) -> LossTerms:
     labels = to_labels(x.rewards, self.reward_scale)
     if self.needs_ranker:
-      soft = tf.sigmoid(tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1))
+      ranker_logits = tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1)
+      soft = tf.where(tf.math.is_finite(ranker_logits), tf.sigmoid(ranker_logits), np.nan)
       labels += self.distillation * (soft - labels)
     logits = tf.gather(x.logits, x.actions, batch_dims=1)
+    logits *= tf.where(logits == np.inf, tf.constant(np.nan, logits.dtype), 1.0)
     loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
     return LossTerms(tf.where((labels != 0) | (logits != -np.inf), loss, 0.0))

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.replicas import batch_sum
 
 # exp of this is finite in float32, and so is the sum over a batch.
@@ -61,6 +61,12 @@ class ImportanceWeights:
       raise InputError(
         f"importance weights: shrinkage must be positive and finite, got {self.shrinkage}"
       )
+
+  @property
+  def vanish(self) -> bool:
+    """Whether a weight goes to 0 with π(a_i)."""
+    floored = self.method == "none" or (self.method == "clip" and self.floor > 0)
+    return not (floored or self.self_normalize)
 
   def __call__(
     self,
@@ -126,3 +132,40 @@ class WeightedLoss(OffPolicyLoss):
   @classmethod
   def from_config(cls, config):
     return cls(**{**config, "importance": ImportanceWeights(**config["importance"])})
+
+
+class RewardLoss(WeightedLoss):
+  """A weighted loss with the reward, measured from a baseline, as a factor of each row."""
+
+  needs_all_rows = ""
+
+  def __init__(
+    self, importance: ImportanceWeights = DEFAULT_WEIGHTS, baseline: float = 0.0, **kwargs
+  ):
+    """Args:
+    importance: how weights are made.
+    baseline: b, subtracted from every reward, so that rows with less push their item down. Above 0
+      it needs weights that vanish with π: weight_floor=0 and self_normalize=false.
+    """
+    super().__init__(importance, **kwargs)
+    name = type(self).__name__
+    if not math.isfinite(baseline):
+      raise InputError(f"{name}: baseline must be finite, got {baseline}")
+    self.baseline = baseline
+    if baseline:
+      self._check_baseline()
+      self.needs_all_rows = "a baseline makes it learn from rows without a reward"
+
+  def _check_baseline(self) -> None:
+    if self.baseline > 0 and not self.importance.vanish:
+      raise InputError(
+        f"{type(self).__name__}: with baseline={self.baseline} the loss is unbounded below, since a"
+        " row with less reward pushes its item down for ever: give weight_floor=0 and"
+        " self_normalize=false (weight_method clip or shrink), or no baseline"
+      )
+
+  def terms(
+    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
+  ) -> LossTerms:
+    x = self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
+    return self.evaluate(x._replace(rewards=x.rewards - self.baseline))

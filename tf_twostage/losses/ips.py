@@ -8,10 +8,9 @@ from tf_twostage.losses.base import (
   EstimatorLoss,
   LossInputs,
   LossTerms,
-  RewardLoss,
   weighted_log_prob,
 )
-from tf_twostage.losses.importance import WeightedLoss
+from tf_twostage.losses.importance import RewardLoss
 
 
 def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> tf.Tensor:
@@ -31,7 +30,7 @@ def ips(log_prob_actions: tf.Tensor, weights: tf.Tensor, rewards: tf.Tensor) -> 
   return -weighted_log_prob(weights * rewards, log_prob_actions)
 
 
-class IPS(WeightedLoss, EstimatorLoss, RewardLoss):
+class IPS(RewardLoss, EstimatorLoss):
   """-ω_i r_i log π(a_i), ω_i from sg(π(a_i)) / β_i, clipped and normalised.
 
   A row at the cap still learns, with the cap as its weight; compare the risks in `crm`.

@@ -43,7 +43,8 @@ def sample_slates(
     temperature: above 1 explores more, below 1 less.
     sampling: "categorical" or "systematic".
     seed: operation seed, see `tf.random.set_seed`.
-    stateless_seed: [2] integer, which then determines systematic slates. Categorical ones depend
+    stateless_seed: [2] integer, which then determines systematic slates; XLA draws others than
+      eager mode and graphs. Categorical ones depend
       on the number of calls of tf.random.categorical in this process, which no checkpoint saves.
     log_q: [N], if the items are a `Support`: draws are from softmax(logits / temperature - log_q).
 

@@ -7,8 +7,8 @@ import math
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import LossInputs, LossTerms, RewardLoss
-from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
+from tf_twostage.losses.base import LossInputs, LossTerms
+from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, RewardLoss
 from tf_twostage.losses.ips import ips
 from tf_twostage.policies import SoftmaxPolicy
 
@@ -41,7 +41,7 @@ def top_k_multiplier(log_prob_actions: tf.Tensor, k: int) -> tf.Tensor:
   return tf.exp(math.log(k) + (k - 1) * log_others)
 
 
-class TopK(WeightedLoss, RewardLoss):
+class TopK(RewardLoss):
   """-ω_i λ_K(a_i) r_i log p(a_i), p = softmax(logits), ω_i from sg(p(a_i)) / β_i."""
 
   def __init__(

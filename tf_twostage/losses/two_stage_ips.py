@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import LossInputs, LossTerms, RewardLoss, weighted_log_prob
-from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, WeightedLoss
+from tf_twostage.losses.base import LossInputs, LossTerms, weighted_log_prob
+from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, RewardLoss
 from tf_twostage.losses.slates import SAMPLING, expected_counts, sample_slates, slate_counts
 
 
-class TwoStageIPS(WeightedLoss, RewardLoss):
+class TwoStageIPS(RewardLoss):
   """-r_i ω_i (1/τ) Σ_t q_t (log p(a_i) + α Σ_{a in A_t, a != a_i} log p(a)).
 
   A_t holds the distinct items of {a_i} and K - 1 draws from softmax(logits / temperature); q_t is

@@ -1,0 +1,139 @@
+"""The formula of every loss, in NumPy."""
+
+import dataclasses
+
+import numpy as np
+
+from tests import oracle
+from tests.policy_oracle import ranker_probability
+from tf_twostage import losses
+from tf_twostage.losses.slates import sample_slates
+
+import tensorflow as tf  # isort: skip
+
+# The quadrature's relative error is documented as 6e-4; everything else is exact in float64.
+EXACT = {"rtol": 1e-6, "atol": 1e-8}
+QUADRATURE = {"rtol": 2e-3, "atol": 1e-3}
+
+
+def exactness(variant):
+  quadrature = variant.endswith("two_stage") or "exact" in variant
+  return QUADRATURE if quadrature else EXACT
+
+
+def draw_slates(loss, logits):
+  """The slates that `loss` would draw next; None if it draws none."""
+  if not isinstance(loss, losses.TwoStageIPS) or loss.sampling == "exact":
+    return None
+  return sample_slates(
+    tf.constant(logits),
+    num_slates=loss.num_slates,
+    slate_size=loss.slate_size,
+    temperature=loss.sampling_temperature,
+    sampling=loss.sampling,
+    seed=loss.seed,
+    stateless_seed=loss.generator.make_seeds()[:, 0] if loss.generator else None,
+  ).numpy()
+
+
+def formula(loss, x, slates=None):
+  """The loss of a batch as a NumPy function of its logits; what stops the gradient is held at
+  the batch's own logits. Losses that draw need their slates [B, τ, K-1].
+  """
+  name = next(name for name, kind in losses.LOSSES.items() if kind is type(loss))
+  held, rewards, actions = x["logits"], x["rewards"], x["actions"]
+  rows = np.arange(len(actions))
+  if name == "two_stage_ips" and loss.sampling == "exact":
+
+    def expected(alpha):
+      drawn = oracle.softmax(held / loss.sampling_temperature)
+      return np.stack(
+        [
+          oracle.expected_slate_coefficients(
+            p, a, g, alpha, loss.slate_size, oracle.multiset_coefficients
+          )
+          for p, a, g in zip(drawn, actions, x["ranker_logits"], strict=True)
+        ]
+      )
+
+    counts, q = expected(loss.alpha), expected(0.0)[rows, actions]
+  elif name == "two_stage_ips":
+    counts = [
+      np.mean([oracle.slate_coefficients(s, a, g, loss.alpha) for s in row], axis=0)
+      for row, a, g in zip(slates, actions, x["ranker_logits"], strict=True)
+    ]
+    q = np.stack(counts)[rows, actions]
+
+  def shares(logits):
+    rows = zip(oracle.softmax(logits), x["ranker_logits"], strict=True)
+    every = np.arange(logits.shape[1])
+    return np.stack([ranker_probability(p, g, every, loss.slate_size) for p, g in rows])
+
+  def probabilities(logits):
+    p = oracle.softmax(logits)
+    two_stage = getattr(loss, "policy", None) == "two_stage"
+    return loss.slate_size * p * shares(logits) if two_stage else p
+
+  def log_prob(logits):
+    return np.log(probabilities(logits)[rows, actions])
+
+  def weights(logits, **changes):
+    ratio = np.exp(log_prob(logits)) / x["propensities"]
+    importance = {**dataclasses.asdict(loss.importance), **changes}
+    if not getattr(loss, "normalize_shares", False):
+      return oracle.importance_weights(ratio, **importance)
+    raw = oracle.importance_weights(ratio, **{**importance, "self_normalize": False})
+    return raw / (np.mean(raw * q) or 1.0)
+
+  def binary(logits):
+    z, labels = logits[rows, actions], np.minimum(rewards / loss.reward_scale, 1)
+    taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
+    return np.logaddexp(0, z) - oracle.times(labels + loss.distillation * (taught - labels), z)
+
+  def logarithmic(logits):
+    gains = (
+      np.exp(log_prob(logits)) / x["propensities"] * np.minimum(rewards / loss.reward_scale, 1)
+    )
+    return -np.log(1 + loss.log_smoothing * gains) / loss.log_smoothing
+
+  def poem(logits):
+    if loss.importance.self_normalize:
+      raw = weights(logits, self_normalize=False)
+      return oracle.normalised_poem(raw, rewards, loss.variance_penalty)
+    return oracle.poem(weights(logits), rewards, loss.variance_penalty)
+
+  def doubly_robust(logits):
+    linear = loss.reward_model is tf.keras.activations.linear
+    logistic = loss.reward_scale / (1 + np.exp(-x["ranker_logits"]))
+    predicted = x["ranker_logits"] if linear else logistic
+    residuals = rewards - predicted[rows, actions]
+    correction = oracle.times(weights(held) * residuals, log_prob(logits))
+    return -(probabilities(logits) * predicted).sum(axis=1) - correction
+
+  def top_k(logits):
+    multiplier = oracle.top_k_multiplier(np.exp(log_prob(held)), loss.slate_size)
+    return -oracle.times(rewards * weights(held) * multiplier, log_prob(logits))
+
+  def two_stage_ips(logits):
+    credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))
+    return -credits.sum(axis=1)
+
+  return {
+    "cross_entropy": lambda logits: -oracle.times(rewards, log_prob(logits)),
+    "binary_cross_entropy": binary,
+    "ips": lambda logits: -oracle.times(rewards * weights(held), log_prob(logits)),
+    "snips": lambda logits: -rewards * weights(logits, self_normalize=True),
+    "poem": poem,
+    "doubly_robust": doubly_robust,
+    "top_k": top_k,
+    "two_stage_ips": two_stage_ips,
+    "weighted_log_likelihood": lambda logits: (
+      -oracle.times(
+        rewards / np.maximum(x["propensities"], loss.propensity_floor), log_prob(logits)
+      )
+    ),
+    "exponential_smoothing": lambda logits: (
+      -rewards * np.exp(log_prob(logits)) / x["propensities"] ** loss.propensity_exponent
+    ),
+    "logarithmic_smoothing": logarithmic,
+  }[name]
