@@ -113,8 +113,16 @@ def test_it_is_found_again(model, stages, monkeypatch):
   np.testing.assert_array_equal(again(np.arange(ROWS)), model(np.arange(ROWS)))
 
 
-def test_fewer_users_than_folds_are_refused(stages):
+def test_there_are_as_many_folds_as_users_where_these_are_few(stages):
   evaluation = evaluation_log("few")
   log = evaluation.rows.select(evaluation.rows.user_index < FOLDS - 1)
-  with pytest.raises(InputError, match="num_folds must be"):
+  model = fitted(dataclasses.replace(evaluation, rows=log), stages)
+  assert len(np.unique(model.folds)) == FOLDS - 1
+  assert np.isfinite(model(np.arange(len(log)))).all()
+
+
+def test_one_user_is_refused(stages):
+  evaluation = evaluation_log("one")
+  log = evaluation.rows.select(evaluation.rows.user_index < 1)
+  with pytest.raises(InputError, match=r"rows of 1 user: .* log more users"):
     fitted(dataclasses.replace(evaluation, rows=log), stages)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.rows import LogRows
+from tf_twostage.errors import InputError
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs
 from tf_twostage.models.encoders import EncodedTables, TwoTower
@@ -77,16 +78,23 @@ def fit_reward_model(
 ) -> RewardModel:
   """Fits a pointwise ranker for each fold on all other rows, or loads the finished ones.
 
-  Folds keep users together where rows of a user depend on each other. Models do not see user ids.
+  Folds keep users together where rows of a user depend on each other. There are fewer folds where
+  there are fewer users. Models do not see user ids.
 
   Raises:
-    InputError: the log has fewer users, or rows, than folds.
+    InputError: the log has fewer than two users, or rows.
   """
   log, name = evaluation.rows, tables.schema.user_id.name
   # Ids carry no information about users that a fold has not seen.
   users = {n: tf.zeros_like(v) if n == name else v for n, v in tables.users.items()}
   scale = log.rewards().scale
-  folds = assign_folds(len(log), _FOLDS, groups=evaluation.groups, seed=seed)
+  units = len(log) if evaluation.groups is None else len(np.unique(evaluation.groups))
+  if units < 2:
+    raise InputError(
+      f"the evaluation log has rows of {units} user: its values need at least two; log more users"
+    )
+  num_folds = min(_FOLDS, units)
+  folds = assign_folds(len(log), num_folds, groups=evaluation.groups, seed=seed)
   encoder = dataclasses.replace(encoder, embedding_stddev=_EMBEDDING_STDDEV)
   config = dataclasses.replace(config, l2=_L2)
 
@@ -97,7 +105,7 @@ def fit_reward_model(
     prior = usual_logit(seen.rewards().total / scale, len(seen))
     ranker = Ranker(towers, tables.context_lookup, prior, scale)
     batches = seen.batches(users, batch_size=config.batch_size, seed=seed)
-    name = f"reward model {fold + 1} of {_FOLDS}"
+    name = f"reward model {fold + 1} of {num_folds}"
     fit(ranker, batches, config, rows=len(seen), name=name)
     return ranker, prior
 
@@ -118,7 +126,7 @@ def fit_reward_model(
       "log": evaluation.stage,
       "encoder": dataclasses.asdict(encoder),
       "fit": dataclasses.asdict(config),
-      "folds": _FOLDS,
+      "folds": num_folds,
       "seed": seed,
     },
     fitted,

@@ -72,7 +72,10 @@ def check(
 def unusable(log: BanditLog) -> list[str]:
   """What makes the log unusable for training and evaluation, with remedies."""
   lines = () if log.rows.propensity is None else _support(log, 1 / log.rows.propensity)
-  return [f.text for f in lines if isinstance(f, Finding) and f.severity == "problem"]
+  found = [f.text for f in lines if isinstance(f, Finding) and f.severity == "problem"]
+  if log.num_users == 1 and log.schema.user_id.embedded:
+    found.append("all rows are of one user: policies cannot be evaluated; log more users")
+  return found
 
 
 def refused(name: str, bad_rows: BadRows) -> LogReport:
