@@ -47,6 +47,16 @@ def test_malformed_requests_are_refused_or_have_finite_answers(server):
     assert malformed.problem(channel, valid) is None
 
 
+def test_ids_that_are_no_text_are_refused_with_the_reason(server):
+  request = malformed.valid("rank")
+  request.inputs["candidates"].CopyFrom(tf.make_tensor_proto([[b"\xff"], [b"item_1"]]))
+  predict = local_server.prediction_service_pb2_grpc.PredictionServiceStub
+  with grpc.insecure_channel(server) as channel, pytest.raises(grpc.RpcError) as caught:
+    predict(channel).Predict(request)
+  assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+  assert caught.value.details() == "candidates must be ids of the catalogue, got \ufffd"
+
+
 def test_a_malformed_request_is_noticed(server, monkeypatch):
   monkeypatch.setattr(malformed, "REFUSALS", set())
   with grpc.insecure_channel(server) as channel:

@@ -79,6 +79,8 @@ class _Service(prediction_service_pb2_grpc.PredictionServiceServicer):
       code, reason = error.code, str(error)
     except tf.errors.InvalidArgumentError as error:
       code, reason = _Code.INVALID_ARGUMENT, reason_in(error.message)
+    except UnicodeDecodeError as error:  # the message of a check, with ids that are not UTF-8
+      code, reason = _Code.INVALID_ARGUMENT, reason_in(error.object.decode(errors="replace"))
     except tf.errors.ResourceExhaustedError as error:
       code, reason = _Code.RESOURCE_EXHAUSTED, reason_in(error.message)
     except Exception as error:  # gRPC would answer UNKNOWN
