@@ -103,13 +103,14 @@ def _require_columns(path: pathlib.Path, names: list[str], columns: Mapping[str,
   found = collections.Counter(names)
   missing = {role: column for role, column in columns.items() if column not in found}
   if missing:
-    shown = ", ".join(map(repr, names[:20])) + (", ..." if len(names) > 20 else "")
+    shown = ", ".join(repr(name[:80]) for name in names[:20]) + (", ..." if len(names) > 20 else "")
     # The ids of a users or items file have no role but these two.
     roles = ", ".join(role or "the id (item_key or user_key)" for role in [*missing][:9])
     null = " (`propensity: null` if there are none)" if "propensity" in missing else ""
+    lacking = [column[:80] for column in dict.fromkeys(missing.values())]
     raise InputError(
-      f"{path}: missing column(s) {list(dict.fromkeys(missing.values()))[:9]}; found {shown}; mend"
-      f" the header, or say in the schema which column is {roles}{null}"
+      f"{path}: missing column(s) {lacking[:9]}; found {shown}; mend the header, or"
+      f" say in the schema which column is {roles}{null}"
     )
   twice = [column for column in columns.values() if found[column] > 1]
   if twice:
