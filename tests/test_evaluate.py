@@ -45,7 +45,7 @@ CONFIG = Config(
   generator=GeneratorConfig(epochs=2, item_bias=False),
   loss="two_stage_ips:num_slates=50",
 )
-LOSSES = ("cross_entropy", "ips:baseline=0.2")
+LOSSES = ("cross_entropy", "ips:baseline=-0.2")
 GENERATORS = [(loss, dataclasses.replace(CONFIG, loss=loss, loss_options={})) for loss in LOSSES]
 ITEMS, USERS, ROWS = 300, 400, 8000
 
@@ -152,7 +152,7 @@ def evaluated(environment, workdir, given):
   done = commands.run(
     *FLAGS,
     f"--workdir={workdir}",
-    "--losses=cross_entropy,ips:baseline=0.2",
+    "--losses=cross_entropy,ips:baseline=-0.2",
     f"--policy_file={given / 'logging.npy'}",
     f"--policy_file={given / 'anything.csv'}",
     "--select",
@@ -170,7 +170,7 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
     "Generator alone\n",
     "Generator + ranker\n",
     "As served, top 1\n",
-    "ips:baseline=0.2, seed 0 ",
+    "ips:baseline=-0.2, seed 0 ",
     "anything.csv ",
     "Generators with the ranker, by dr less the burden of thin support",
     *ESTIMATORS,

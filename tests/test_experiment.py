@@ -264,8 +264,8 @@ def test_a_log_of_ones_own_is_not_repeated(tmp_path):
     (["ips", "ips"], [{}, {}], "needs different variants"),
     (["ips", "ips:policy=softmax"], [{}, {"policy": "softmax"}], "ips and ips:policy=softmax are"),
     (
-      ["ips:baseline=1", "ips:baseline=1.0"],
-      [{"baseline": 1}, {"baseline": 1.0}],
+      ["ips:baseline=-1", "ips:baseline=-1.0"],
+      [{"baseline": -1}, {"baseline": -1.0}],
       "the same settings",
     ),
   ],
@@ -350,15 +350,15 @@ def test_validation_users_choose_of_a_sweep_whatever_the_test_users_say(config, 
   family = {"family": "ips"}
   variants = [
     finish(variant(config, "cross_entropy"), [0.2, 0.2]),
-    finish(variant(config, "ips:baseline=1", baseline=1.0, **family), [0.9, 0.9], [0.3, 0.3]),
-    finish(variant(config, "ips:baseline=2", baseline=2.0, **family), [0.5, 0.5], [0.4, 0.6]),
-    finish(variant(config, "ips:baseline=3", baseline=3.0, **family), [0.1, 0.1], [0.6, 0.1]),
+    finish(variant(config, "ips:baseline=-1", baseline=-1.0, **family), [0.9, 0.9], [0.3, 0.3]),
+    finish(variant(config, "ips:baseline=-2", baseline=-2.0, **family), [0.5, 0.5], [0.4, 0.6]),
+    finish(variant(config, "ips:baseline=-3", baseline=-3.0, **family), [0.1, 0.1], [0.6, 0.1]),
   ]
   told = run(config, variants, tmp_path)
   for name in ("table.md", "table.tex", "significance.csv"):
     text = read(tmp_path, name)
-    assert "ips:baseline=2" in text
-    assert not any(other in text for other in ("ips:baseline=1", "ips:baseline=3"))
+    assert "ips:baseline=-2" in text
+    assert not any(other in text for other in ("ips:baseline=-1", "ips:baseline=-3"))
   assert "90.0" not in read(tmp_path, "table.md")
 
   sweep = pd.read_csv(tmp_path / "experiment" / "sweep.csv", keep_default_na=False)

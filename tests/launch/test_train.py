@@ -428,7 +428,7 @@ def is_alive(process_id):
     (["--sweep=alpha"], "write setting=value"),
     (["--sweep=nonsense=1,2"], "'nonsense' is no option"),
     (["--sweep=ranker_epochs=1,2"], "'ranker_epochs' is no option"),
-    (["--sweep=baseline=1,high"], "baseline must be of type float, got 'high'"),
+    (["--losses=ips", "--sweep=baseline=-1,high"], "baseline must be of type float, got 'high'"),
     (["--seeds=0"], "--seeds=0"),
     (["--processes=-1"], "--processes=-1"),
     (["--export_dir=x"], "Unknown command line flag 'export_dir'"),
