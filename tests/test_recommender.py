@@ -240,6 +240,13 @@ def test_unknown_users_are_recommended_for_by_their_features(model):
     model.recommend(["u1"], k=0)
 
 
+def test_ids_must_be_known_where_they_are_all_that_the_model_reads(tmp_path):
+  model = TwoStageRecommender(**QUICK).fit(make_log(users=None), progress=False)
+  with pytest.raises(InputError, match=r"1 of 2 users are not known .first: 'new'"):
+    model.recommend(["u1", "new"], k=1)
+  assert list(model.recommend(pd.DataFrame({"user_id": ["new"]}), k=1)["user"]) == ["new"]
+
+
 def test_context_is_a_column(tmp_path):
   log = make_log(context=["hour"])
   model = TwoStageRecommender(**QUICK).fit(log, workdir=tmp_path, progress=False)

@@ -166,6 +166,16 @@ def test_plots_take_any_number_of_estimators_and_show_known_truths(estimates, kn
   assert figure._repr_png_().startswith(b"\x89PNG")
 
 
+def test_an_arrow_marks_each_interval_that_is_longer_than_the_axis(estimates):
+  frame = estimates.assign(unreliable=False)
+  frame.loc[1, ["bootstrap_interval_high", "unreliable"]] = 1e6, True
+  axes = plots.policy_values(frame).axes
+  (right,) = {axis.get_xlim()[1] for axis in axes}
+  assert right < 1e6
+  at = [x for axis in axes for c in axis.collections for x, _ in np.asarray(c.get_offsets())]
+  assert at.count(right) == 1
+
+
 def test_rare_rewards_are_printed_to_two_digits_of_their_error(estimates, evaluation):
   rare = estimates.copy()
   rare.loc[0, ["value", "standard_error", "truth"]] = 0.003812, 0.000218, 0.0039

@@ -187,6 +187,13 @@ def policy_values(estimates: pd.DataFrame) -> Figure:
   kinds = targets.groupby("kind", sort=False)
   figure = plotting.figure(3 + 4 * len(kinds), 2 + 0.7 * kinds["policy"].nunique().max())
   axes = figure.subplots(1, len(kinds), squeeze=False, sharex=True)[0]
+  # Intervals of unreliable estimates may be so wide that they would hide all others.
+  bounds = ["bootstrap_interval_low", "bootstrap_interval_high"]
+  inside = [estimates[["value", "truth"]], estimates.loc[~estimates["unreliable"], bounds]]
+  numbers = np.concatenate([frame.to_numpy(float).ravel() for frame in inside])
+  low, high = np.nanmin(numbers), np.nanmax(numbers)
+  margin = 0.05 * (high - low) or 0.1
+  axes[0].set_xlim(low - margin, high + margin)
   beside: list[str] = []
   for axis, (kind, group) in zip(axes, kinds, strict=True):
     policies = list(group["policy"].unique())
@@ -195,16 +202,10 @@ def policy_values(estimates: pd.DataFrame) -> Figure:
     if policies == beside:  # the panel to the left has the same names
       axis.set_yticklabels([])
     beside = policies
-  # Intervals of unreliable estimates may be so wide that they would hide all others.
-  bounds = ["bootstrap_interval_low", "bootstrap_interval_high"]
-  inside = [estimates[["value", "truth"]], estimates.loc[~estimates["unreliable"], bounds]]
-  numbers = np.concatenate([frame.to_numpy(float).ravel() for frame in inside])
-  low, high = np.nanmin(numbers), np.nanmax(numbers)
-  margin = 0.05 * (high - low) or 0.1
-  axes[0].set_xlim(low - margin, high + margin)
   plotting.legend_below(figure, axes[0])
   figure.suptitle(
-    f"Estimated values, {100 * logging['confidence']:g}% bootstrap intervals; hollow: unreliable"
+    f"Estimated values, {100 * logging['confidence']:g}% bootstrap intervals\n"
+    "hollow: unreliable; arrow: the interval goes on beyond the axis"
   )
   return figure
 
@@ -217,6 +218,10 @@ def _policy_values(axis, estimates: pd.DataFrame, policies: list[str], logging: 
     y = own["policy"].map(policies.index) + _ROW_HEIGHT * ((i + 0.5) / len(groups) - 0.5)
     low, high = own["bootstrap_interval_low"], own["bootstrap_interval_high"]
     axis.hlines(y, low, high, color=look["color"], linewidth=1.3)
+    left, right = axis.get_xlim()
+    for edge, marker, cut in ((left, "<", low < left), (right, ">", high > right)):
+      arrows = {"marker": marker, "color": look["color"], "s": 30, "clip_on": False, "zorder": 4}
+      axis.scatter(np.full(cut.sum(), edge), y[cut], **arrows)
     for hollow, label in ((False, name), (True, None)):
       part = own["unreliable"] == hollow
       axis.scatter(

@@ -197,7 +197,8 @@ def _differences(frame: pd.DataFrame, number: Number) -> str:
   }
   pairs = own["policy"] + ", " + own["kind"] + " - " + own["versus"] + ", " + own["versus_kind"]
   table = pd.DataFrame(columns).set_axis(pairs).rename_axis(None)
-  return f"Differences by {own['estimator'].iloc[0]}, paired\n{table.to_string()}"
+  legend = "; !: one of the two estimates is unreliable" if own["unreliable"].any() else ""
+  return f"Differences by {own['estimator'].iloc[0]}, paired{legend}\n{table.to_string()}"
 
 
 def _whole(value: float) -> str:

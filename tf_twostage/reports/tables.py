@@ -282,8 +282,12 @@ def tests_to_text(tests: pd.DataFrame, repeated: str, metrics: Metrics) -> str:
     **dict.fromkeys(("change_%", "change_low", "change_high"), "{:+.1f}".format),
     **dict.fromkeys(("p_t", "p_wilcoxon", "p_holm"), "{:.2g}".format),
   }
-  shown = tests.to_string(index=False, formatters=formats)
-  return f"Paired over {repeated}, {metrics.headline}\n{shown}"
+  title = f"Paired over {repeated}, {metrics.headline}"
+  if tests["p_t"].isna().all():
+    title = f"Differences of {metrics.headline}; errors and tests need several {repeated}"
+  shown = tests.dropna(axis="columns", how="all")
+  used = {name: formats[name] for name in shown if name in formats}
+  return f"{title}\n{shown.to_string(index=False, formatters=used, na_rep='-')}"
 
 
 def to_text(

@@ -105,13 +105,15 @@ class Served:
     if not isinstance(k, int | np.integer) or k < 1:
       raise InputError(f"recommend: k must be a whole number of at least 1, got {k!r}")
     user_id = self.settings["user_id"]
+    by_id = not isinstance(users, pd.DataFrame)
     if not isinstance(users, pd.DataFrame):
       ids = [users] if isinstance(users, str) else [*map(_id, users)]
       users = pd.DataFrame({user_id: np.array(ids, dtype=object)})
     if users.empty:
       raise InputError("recommend: there are no users; pass at least one")
     names = np.asarray(users.get(user_id, users.index))
-    features, excluded = self._features(users.reset_index(drop=True)), _excluded(exclude, names)
+    features = self._features(users.reset_index(drop=True), by_id)
+    excluded = _excluded(exclude, names)
     parts = []
     size = max(1, _PAIRS_PER_CALL // len(self.items))
     for start in range(0, len(users), size):
@@ -182,12 +184,15 @@ class Served:
       tensors[name] = tf.constant(values, tf.string) if text else tf.cast(values, dtype)
     return tensors
 
-  def _features(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Raw values of all inputs; user features that are not columns come from the known users."""
+  def _features(self, frame: pd.DataFrame, by_id: bool) -> dict[str, np.ndarray]:
+    """Raw values of all inputs; user features that are not columns come from the known users.
+
+    All users must be known if they are given `by_id` alone.
+    """
     user_id = self.settings["user_id"]
     missing = [name for name in self.inputs if name not in frame]
     known: dict[str, np.ndarray] = {}
-    if missing and self.users is not None and user_id in frame:
+    if (missing or by_id) and self.users is not None and user_id in frame:
       ids = frame[user_id].astype(str)
       known_ids = pd.Index(np.asarray(self.users[user_id], object))
       place = known_ids.get_indexer(ids.to_numpy(object))

@@ -74,7 +74,9 @@ def test_propensities_that_are_too_small_make_a_log_unusable():
 def test_a_catalogue_of_logged_items_only_is_the_likelier_reason():
   found = report(dataclasses.replace(logged(scale=0.5), items_listed=False))
   assert found.usable
-  assert "only 5 items were logged: name the items file" in texts(found, "warning")
+  assert "only 5 items were logged: either items that were never shown are" in texts(
+    found, "warning"
+  )
 
 
 def test_one_item_with_wrong_propensities_is_named():

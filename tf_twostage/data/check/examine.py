@@ -168,8 +168,9 @@ def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
       )
     else:
       yield _warning(
-        f"{found}, but only {items} items were logged: name the items file, since items that were"
-        " never shown also belong to the catalogue",
+        f"{found}, but only {items} items were logged: either items that were never shown are"
+        " missing (name the items file), or propensities are too small (the smallest is"
+        f" {1 / inverse.max():.3g})",
       )
   elif mean - items > chance:
     yield _warning(

@@ -41,7 +41,12 @@ RULES = {
   "action": _INDEX,
   "propensity": _PROPENSITY,
   # Squares of weighted rewards, summed over millions of rows, fit into float32.
-  "reward": Rule("float32", lambda x: (x >= 0) & (x <= 1e15), "must be >= 0 and at most 1e15"),
+  "reward": Rule(
+    "float32",
+    lambda x: (x >= 0) & (x <= 1e15),
+    "must be >= 0 and at most 1e15",
+    "let the lowest reward be 0, such as that of a dislike, or drop these rows",
+  ),
   "position": _INDEX,
   "ranker_score": Rule("float32", np.isfinite, "must be finite"),
 }
