@@ -512,7 +512,7 @@ def test_a_generator_learns_from_the_rows_that_its_loss_needs_unless_asked(
     losses.SNIPS(),
     losses.POEM(),
     losses.DoublyRobust(),
-    losses.IPS(baseline=0.1),
+    losses.IPS(baseline=-0.1),
     losses.BinaryCrossEntropy(),
     Scaled(),
   ],
@@ -656,6 +656,6 @@ def test_an_objective_takes_its_settings(config):
 
 
 def test_a_loss_object_gets_the_slate_size_of_the_model():
-  loss = losses.IPS(policy="two_stage", baseline=0.1, slate_size=3)
+  loss = losses.IPS(policy="two_stage", baseline=-0.1, slate_size=3)
   objective = TwoStageRecommender(loss, slate_size=5).objective()
-  assert (objective.slate_size, objective.baseline, objective.policy) == (5, 0.1, "two_stage")
+  assert (objective.slate_size, objective.baseline, objective.policy) == (5, -0.1, "two_stage")
