@@ -199,7 +199,8 @@ def locked(path: pathlib.Path) -> Iterator[None]:
 
   A killed process leaves the file, but not the lock.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with contextlib.suppress(FileExistsError):  # opening says what is wrong: not a directory
+    path.parent.mkdir(parents=True, exist_ok=True)
   while True:
     file = path.open("a+", encoding="utf-8")
     try:
