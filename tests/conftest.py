@@ -35,6 +35,11 @@ LONGEST = (
 )
 
 
+def pytest_xdist_auto_num_workers():
+  """A process more than cores, since tests wait for servers and commands; each may need 3 GB."""
+  return min(4, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(items):
   place = {name: number for number, name in enumerate(LONGEST)}
   items.sort(
