@@ -21,7 +21,15 @@ POLICIES = {"old": np.array([0.7, 0.3, 0.0, 0.0]), "new": np.array([0.1, 0.2, 0.
 COLUMNS = {"user": "user", "item": "item", "reward": "click"}
 PROPENSITY = {"old": "p_old", "new": "p_new"}
 SEVERAL = {**COLUMNS, "policy": "logger", "propensity": PROPENSITY}
-SCHEMA = LogSchema("user", "item", "logger", PROPENSITY, "click", position=None, time="at")
+SCHEMA = LogSchema(
+  user_id="user",
+  item_id="item",
+  policy="logger",
+  propensity=PROPENSITY,
+  reward="click",
+  position=None,
+  time="at",
+)
 
 
 def frame(n=400, seed=0):
@@ -141,9 +149,7 @@ def test_bad_rows_are_named_and_can_be_left_out(tmp_path, change, message):
 @pytest.mark.parametrize(
   ("columns", "message"),
   [
-    ({"propensity": "p_old"}, "a log of several policies has `policy: COLUMN`"),
-    ({"policy": None}, "a log of several policies has `policy: COLUMN`"),
-    ({"propensity": None}, "a log of several policies has `policy: COLUMN`"),
+    ({"policy": None}, "needs `policy: COLUMN`, which policy logged a row"),
     ({"propensity": {"new": "p_new"}}, "a mapping is for several policies"),
     ({"propensity": {0: "p_old", 1: "p_new"}}, "must be text, got 0; quote it"),
     ({"propensity": {"old": "p_old", "new": 1}}, "column names must be text"),

@@ -24,7 +24,15 @@ from tf_twostage.errors import InputError
 
 File = str | os.PathLike | LogFiles
 Columns = Mapping[str, np.ndarray]
-_NUMBERS = ("propensity", "reward", "position", "time", "ranker_score")
+_NUMBERS = (
+  "propensity",
+  "cascade_propensity",
+  "examination",
+  "reward",
+  "position",
+  "time",
+  "ranker_score",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +103,8 @@ def read(
   of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
   found = locate(log)
   context = [feature.name for feature in schema.context_features]
-  policies = pa.array(schema.policies, pa.string())
+  policies, slates = _Vocabulary(), _Vocabulary()
+  policies.encode(pa.array(schema.policies, pa.string()))
 
   def parts() -> Iterator[dict[str, np.ndarray]]:
     known = catalogue.known | people.known
@@ -120,7 +129,10 @@ def read(
       numbers = [name for name in (*_NUMBERS, *context) if name in table.column_names]
       columns |= {name: table[name].to_numpy() for name in numbers}
       if schema.policy:
-        columns["policy"] = np.asarray(pc.index_in(table["policy"], policies), np.int32)
+        columns["policy"] = policies.encode(table["policy"])
+      if schema.slate_id:
+        columns["slate"] = slates.encode(table["slate_id"])
+      if schema.policies:
         several = [table[propensity_of(policy)].to_numpy() for policy in schema.policies]
         columns["policy_propensities"] = np.stack(several, axis=1)
       if schema.split:
@@ -129,7 +141,7 @@ def read(
 
   columns = collect(parts())
   faults.settle(on_bad_rows)
-  if schema.policy and (idle := np.setdiff1d(np.arange(len(policies)), columns["policy"])).size:
+  if schema.policies and (idle := np.setdiff1d(np.arange(len(policies)), columns["policy"])).size:
     raise InputError(
       f"{found.place}: no row of policy {schema.policies[idle[0]]!r}, whose propensities are named;"
       f" leave it out, or write its name as in column {schema.policy!r}"
@@ -161,7 +173,7 @@ def read(
     "titles": item_table.columns.get("title", item_ids),
     "notes": tuple(notes),
     "items_listed": items is not None,
-    "policies": schema.policies,
+    "policies": tuple(policies),
   }
   return RawLog(shared, columns, user_rank, item_rank)
 

@@ -17,6 +17,7 @@ from tf_twostage.data.check import examine
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema, check_table, fingerprint_arrays
+from tf_twostage.data.slates import Slates
 from tf_twostage.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,16 @@ if TYPE_CHECKING:
   from tf_twostage.data.policy_table import PolicyTable
 
 # Columns beside those of `LogRows`.
-_BESIDE = ("time", "ranker_score", "split_label", "policy", "policy_propensities")
+_BESIDE = (
+  "time",
+  "ranker_score",
+  "split_label",
+  "policy",
+  "policy_propensities",
+  "slate",
+  "cascade_propensity",
+  "examination",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,11 +56,16 @@ class BanditLog:
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
     items_listed: whether the catalogue is a table of items, not just what was logged.
-    policies: names of the logging policies, J of them, if there are several; else empty.
+    policies: names of the logging policies, J of them, if they were logged; else empty.
     policy: the policy that logged each row, [n] int32 index of `policies`, or None.
     policy_propensities: the probability with which each policy shows the row's item, [n, J]
       float32, or None. The propensities of the rows are then balanced: those of the mixture of the
       policies in the shares that they have in these very rows, also after `split` and `select`.
+    slate: number of the slate of which each row is a slot, [n] int32, or None; see `slates`.
+    cascade_propensity: the probability of each row's slot and all above it, as they were shown, [n]
+      float32 in (0, 1], or None.
+    examination: the probability that the user examined each row's slot, [n] float32 in (0, 1], or
+      None.
 
   Raises:
     InputError: tables, log and columns do not fit each other.
@@ -71,6 +86,9 @@ class BanditLog:
   policies: tuple[str, ...] = ()
   policy: np.ndarray | None = None
   policy_propensities: np.ndarray | None = None
+  slate: np.ndarray | None = None
+  cascade_propensity: np.ndarray | None = None
+  examination: np.ndarray | None = None
 
   def __post_init__(self):
     if not len(self.rows):
@@ -102,9 +120,12 @@ class BanditLog:
     *,
     user: str | None,
     item: str,
-    reward: str,
+    reward: str | Mapping[str, float],
     propensity: str | Mapping[str, str] | None = None,
     policy: str | None = None,
+    slate: str | None = None,
+    cascade_propensity: str | None = None,
+    examination: str | None = None,
     time: str | None = None,
     position: str | None = None,
     ranker_score: str | None = None,
@@ -128,13 +149,20 @@ class BanditLog:
       user: column of user ids, text or numbers. None: distinct combinations of the user features
         are the users.
       item: column of the ids of the items shown, text or numbers.
-      reward: column of rewards, >= 0.
-      propensity: column of the probability of showing the row's item, in (0, 1]. None: they are
-        estimated before training. In a log of several policies: the name of each policy -> the
-        column of its probability of the row's item, in [0, 1], also in rows that others logged.
-      policy: column of the name of the policy that logged the row, in a log of several.
+      reward: column of rewards, >= 0; or several columns -> weights, such as {"click": 1,
+        "purchase": 5}, whose weighted sum is the reward.
+      propensity: column of the probability of showing the row's item, in (0, 1]; in a slate, of
+        showing it in the row's slot. None: they are estimated before training. To balance several
+        policies: the name of each policy -> the column of its probability of the row's item, in
+        [0, 1], also in rows that others logged.
+      policy: column of the name of the policy that logged the row.
+      slate: column of the id of the slate of which the row is a slot. None: rows are shown one by
+        one.
+      cascade_propensity: column of the probability of the row's slot and all above it, as they were
+        shown, in (0, 1].
+      examination: column of the probability that the user examined the row's slot, in (0, 1].
       time: column of dates, ISO 8601 text or numbers.
-      position: column of 0-based slots.
+      position: column of 0-based slots; slates need it.
       ranker_score: column of the production ranker's scores.
       split: column of "train", "validation" or "test".
       items: a row for each item of the catalogue, with a column called as `item`. None: the
@@ -163,10 +191,11 @@ class BanditLog:
         f"{name}: context must be a list of numeric columns, got {context!r}; encode other columns"
         " as numbers, or make them user features"
       )
-    of_policies = propensity if isinstance(propensity, Mapping) else {}
-    single = None if of_policies else propensity
-    roles = (user, item, reward, single, policy, time, position, ranker_score, split, title)
-    for column in (*roles, *of_policies.values()):
+    several = [*propensity.values()] if isinstance(propensity, Mapping) else [propensity]
+    several += [*reward] if isinstance(reward, Mapping) else [reward]
+    of_slates = (slate, cascade_propensity, examination, position)
+    roles = (user, item, policy, time, ranker_score, split, title, *of_slates)
+    for column in (*roles, *several):
       if not isinstance(column, str | None):
         raise InputError(
           f"{name}: column names must be text, got {column!r}; rename the columns:"
@@ -184,8 +213,11 @@ class BanditLog:
     schema = LogSchema(
       user_id=user,
       item_id=item,
+      slate_id=slate,
       policy=policy,
       propensity=propensity,
+      cascade_propensity=cascade_propensity,
+      examination=examination,
       reward=reward,
       position=position,
       time=time,
@@ -199,7 +231,7 @@ class BanditLog:
         for column in context
       ),
     )
-    ids = [column for column in (user, item, policy) if column is not None]
+    ids = [column for column in (user, item, policy, slate) if column is not None]
     raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
       item_table,
@@ -291,6 +323,8 @@ class BanditLog:
   ) -> tuple[BanditLog, BanditLog, BanditLog]:
     """Training, validation and test rows; all three share the users and items.
 
+    The rows of a slate stay together, unless a split column parts them.
+
     Args:
       method: "time" (the latest rows validate and test), "user" (users at random, with all their
         rows), "random" (rows at random), "column" (by `split_label`), or "auto": the first of
@@ -318,6 +352,7 @@ class BanditLog:
       "user_index": self.rows.user_index,
       "time": self.time,
       "labels": self.split_label,
+      "slate": self.slate,
     }
     return splits.split(method, **columns, **settings)
 
@@ -371,8 +406,32 @@ class BanditLog:
   def with_propensities(self, propensity: np.ndarray) -> BanditLog:
     """The same data with these propensities, [n] in (0, 1], which are an estimate."""
     log = dataclasses.replace(self.rows, propensity=propensity)
-    one = dataclasses.replace(self, policies=(), policy=None, policy_propensities=None)
+    one = dataclasses.replace(self, policy_propensities=None)
     return dataclasses.replace(one, rows=log, estimated_propensities=True)
+
+  def slates(self) -> Slates:
+    """The rows by slate and slot.
+
+    Raises:
+      InputError: the log has no slates, two rows share a slot, or a slate has several users.
+    """
+    if self.slate is None or self.rows.position is None:
+      raise InputError(
+        f"{self.name}: the log has no slates; name the columns of their ids and positions, as"
+        " `slate_id` and `position` in a schema, or `slate` and `position` in from_pandas"
+      )
+    return Slates.of_rows(self.slate, self.rows.position, self.rows.user_index, self.name)
+
+  def exposure(self) -> LogRows:
+    """The rows with exposure propensities: of being shown and examined, [n].
+
+    These are the propensities times `examination`, if the log has it.
+    """
+    if self.examination is None or self.rows.propensity is None:
+      return self.rows
+    smallest = np.finfo(np.float32).tiny
+    exposed = np.maximum(self.rows.propensity * self.examination, smallest)
+    return dataclasses.replace(self.rows, propensity=exposed)
 
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""

@@ -25,8 +25,11 @@ SIDES = ("user_features", "item_features", "context_features")
 ROLES = (
   "user_id",
   "item_id",
+  "slate_id",
   "policy",
   "propensity",
+  "cascade_propensity",
+  "examination",
   "reward",
   "position",
   "time",
@@ -41,6 +44,11 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, wh
 def propensity_of(policy: str) -> str:
   """The native name of the propensities of one of several policies; no feature can have it."""
   return f"propensity of {policy}"
+
+
+def reward_of(column: str) -> str:
+  """The native name of one of several columns of rewards."""
+  return f"reward of {column}"
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -86,11 +94,16 @@ class LogSchema:
   Attributes:
     user_id: id of the user. None: distinct combinations of the user features are the users.
     item_id: id of the item that was shown.
-    policy: which policy logged the row, in a log of several. None: a log of one policy.
-    propensity: the probability of showing the row's item. None: not logged. In a log of several
-      policies: the column of each policy's probability, by the policy's name.
-    reward: the reward, >= 0.
-    position: the draw or slot. The native column `position` may be missing.
+    slate_id: id of the slate, of which a row is one slot. None: rows are shown one by one.
+    policy: which policy logged the row. None: not logged, or a log of one policy.
+    propensity: the probability of showing the row's item, in a slate: in the row's slot. None: not
+      logged. To balance several policies: the column of each policy's probability, by the policy's
+      name.
+    cascade_propensity: the probability of this slot and all above it, as they were shown.
+    examination: the probability that the user examined the row's slot.
+    reward: the reward, >= 0. Several columns: the weight of each, by the column's name; the reward
+      is their weighted sum.
+    position: the draw or slot. The native column `position` may be missing, except in slates.
     time: numbers or ISO 8601 text. None: not logged, as for the next two.
     ranker_score: score of the ranker in production.
     split: train, validation or test.
@@ -104,9 +117,12 @@ class LogSchema:
 
   user_id: str | None = "user_id"
   item_id: str = "item_id"
+  slate_id: str | None = None
   policy: str | None = None
   propensity: str | Mapping[str, str] | None = "propensity"
-  reward: str = "reward"
+  cascade_propensity: str | None = None
+  examination: str | None = None
+  reward: str | Mapping[str, float] = "reward"
   position: str | None = "position"
   time: str | None = None
   ranker_score: str | None = None
@@ -130,6 +146,8 @@ class LogSchema:
         " or name the column of the user ids"
       )
     self._check_policies()
+    self._check_slates()
+    self._check_rewards()
     twice = repeated(self._role_columns().values())
     if twice:
       raise InputError(f"column {twice[0]!r} has two roles; give each role its own column")
@@ -150,15 +168,19 @@ class LogSchema:
     """The names of the logging policies, if there are several."""
     return tuple(self.propensity) if isinstance(self.propensity, Mapping) else ()
 
+  @property
+  def rewards(self) -> dict[str, float]:
+    """Column -> weight, of all columns that the reward is made of."""
+    return dict(self.reward) if isinstance(self.reward, Mapping) else {self.reward: 1.0}
+
   def _check_policies(self) -> None:
-    if bool(self.policy) != isinstance(self.propensity, Mapping):
-      raise InputError(
-        "policy and propensity: a log of several policies has `policy: COLUMN`, which policy logged"
-        " a row, and `propensity: {policy: COLUMN, ...}`, each policy's probability of the row's"
-        " item; a log of one policy has `propensity: COLUMN` alone"
-      )
     if not isinstance(self.propensity, Mapping):
       return
+    if not self.policy:
+      raise InputError(
+        "propensity: a log with `propensity: {policy: COLUMN, ...}`, each policy's probability of"
+        " the row's item, needs `policy: COLUMN`, which policy logged a row"
+      )
     odd = [word for pair in self.propensity.items() for word in pair if not _is_name(word)]
     if odd:
       raise InputError(
@@ -170,12 +192,35 @@ class LogSchema:
         " `policy` out"
       )
 
+  def _check_slates(self) -> None:
+    if self.slate_id and not self.position:
+      raise InputError("slate_id: slates need the slot of each row; name its column as `position`")
+    if self.cascade_propensity and not (self.slate_id and self.propensity):
+      raise InputError(
+        "cascade_propensity: it belongs to slates whose propensities are logged; name their columns"
+        " as `slate_id` and `propensity`, or leave it out"
+      )
+    if self.examination and not self.position:
+      raise InputError("examination: it belongs to a slot; name its column as `position`")
+
+  def _check_rewards(self) -> None:
+    if not isinstance(self.reward, Mapping):
+      return
+    odd = [f"{c!r}: {w!r}" for c, w in self.reward.items() if not (_is_name(c) and _is_weight(w))]
+    if odd:
+      raise InputError(
+        f"reward: {odd[0]}; write `column: weight` lines, with weights above 0, such as `click: 1`"
+      )
+
   def _role_columns(self) -> dict[str, str]:
     """Native name -> name in the file, of columns that are no features."""
     roles = {role: column for role in ROLES if (column := getattr(self, role))}
     if isinstance(self.propensity, Mapping):
       del roles["propensity"]
       roles |= {propensity_of(policy): column for policy, column in self.propensity.items()}
+    if isinstance(self.reward, Mapping):
+      del roles["reward"]
+      roles |= {reward_of(column): column for column in self.reward}
     return roles
 
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
@@ -188,6 +233,7 @@ class LogSchema:
     """The schema of the same log once it is written with native names; see `columns`."""
     columns = self.columns(user_features=user_features)
     named: dict[str, Any] = {role: role for role in ROLES if role in columns}
+    named["reward"] = "reward"
     if self.policies:
       named["propensity"] = {policy: propensity_of(policy) for policy in self.policies}
     sides: dict[str, Any] = {
@@ -243,7 +289,11 @@ class LogSchema:
         )
       if key in SIDES:
         values[key] = tuple(_features(key, value))
-      elif value is None or _is_name(value) or (key == "propensity" and isinstance(value, Mapping)):
+      elif (
+        value is None
+        or _is_name(value)
+        or (key in ("propensity", "reward") and isinstance(value, Mapping))
+      ):
         values[key] = value
       else:
         raise InputError(
@@ -351,6 +401,10 @@ def _features(side: str, content: Any) -> Iterator[FeatureColumn]:
 
 def _is_name(value: Any) -> bool:
   return isinstance(value, str) and bool(value)
+
+
+def _is_weight(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e15
 
 
 def _is_setting(key: Any, value: Any) -> bool:

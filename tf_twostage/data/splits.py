@@ -38,6 +38,7 @@ def split(
   user_index: np.ndarray,
   time: np.ndarray | None = None,
   labels: np.ndarray | None = None,
+  slate: np.ndarray | None = None,
   validation: float = 0.15,
   test: float = 0.15,
   seed: int = 0,
@@ -45,6 +46,7 @@ def split(
   """Masks of the training, validation and test rows by name, [n] bool; each row is in one.
 
   Columns of the log are [n] or None where not logged. Shares are of users if `method` is "user".
+  Slates stay whole: they are drawn at random, and have the time of their first row.
   """
   name = method(method_name, time=time, labels=labels)
   if name == "column" and labels is not None:
@@ -58,10 +60,13 @@ def split(
         f" validation={validation} and test={test}"
       )
     if name == "time" and time is not None:
-      part = _latest(time, validation, test)
+      part = _latest(slate_time(time, slate), validation, test)
     elif name == "user":
       users, row_user = np.unique(user_index, return_inverse=True)
       part = _drawn(len(users), validation, test, seed)[row_user]
+    elif slate is not None:
+      slates, row_slate = np.unique(slate, return_inverse=True)
+      part = _drawn(len(slates), validation, test, seed)[row_slate]
     else:
       part = _drawn(len(user_index), validation, test, seed)
   masks = {name: part == place for place, name in enumerate(NAMES)}
@@ -71,6 +76,15 @@ def split(
       " smaller, or split at random"
     )
   return masks
+
+
+def slate_time(time: np.ndarray, slate: np.ndarray | None) -> np.ndarray:
+  """The time of the first row of each row's slate, [n]; without slates each row's own."""
+  if slate is None:
+    return time
+  first = np.full(int(slate.max()) + 1, np.inf)
+  np.minimum.at(first, slate, time)
+  return first[slate]
 
 
 def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> str:

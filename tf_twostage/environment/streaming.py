@@ -58,7 +58,12 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
       f"{settings.log}: propensities are estimated from all rows at once, which `stream` does not"
       " hold in memory; log propensities, or leave `stream` out"
     )
-  if schema.policy:
+  if schema.slate_id or schema.examination:
+    raise InputError(
+      f"{settings.log}: slates are read into memory; leave `stream` out, or leave `slate_id` and"
+      " `examination` out of the schema"
+    )
+  if schema.policies:
     raise InputError(
       f"{settings.log}: propensities of several policies are balanced in memory; leave `stream`"
       " out, or write one column of propensities with tf_twostage.balanced_propensities"

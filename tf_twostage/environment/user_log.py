@@ -198,16 +198,27 @@ def _external(ranker: RankerLike | None, data: BanditLog) -> ExternalRanker | No
 
 def _stacked(train: BanditLog, validation: BanditLog) -> BanditLog:
   """Training rows, then validation rows."""
-  scores = [log.ranker_score for log in (train, validation) if log.ranker_score is not None]
+
+  def both(name: str) -> np.ndarray | None:
+    parts = [getattr(log, name) for log in (train, validation)]
+    return None if any(part is None for part in parts) else np.concatenate(parts)
+
+  slate = both("slate")
+  if slate is not None:  # numbers of one part are not those of the other
+    slate[len(train) :] += slate[: len(train)].max() + 1
+  same = train.policies == validation.policies
   return dataclasses.replace(
     train,
     rows=joined([train.rows, validation.rows]),
-    policies=(),  # either part keeps the propensities that it has
-    policy=None,
-    policy_propensities=None,
+    policies=train.policies if same else (),
+    policy=both("policy") if same else None,
+    policy_propensities=None,  # either part keeps the propensities that it has
     time=None,
     split_label=None,
-    ranker_score=np.concatenate(scores) if len(scores) == 2 else None,
+    ranker_score=both("ranker_score"),
+    slate=slate,
+    examination=both("examination"),
+    cascade_propensity=both("cascade_propensity"),
   )
 
 

@@ -107,6 +107,7 @@ def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
     )
   keys = {"user": log.rows.user_index, "item": log.rows.action}
   keys |= {} if log.time is None else {"time": log.time}
+  keys |= {} if log.slate is None else {"slate": log.slate}
   keys |= {} if log.rows.position is None else {"position": log.rows.position}
   duplicates = int(pd.DataFrame(keys).duplicated().sum())
   what = f"rows with the {', '.join(keys)} of an earlier one"
@@ -319,7 +320,8 @@ def _splits(
     yield Fact(section, f"{name} rows", int(mask.sum()), shown)
   later = shared = None  # not known without times
   if log.time is not None:
-    later, shared = splits.find_leaks(masks, log.rows.user_index, log.rows.action, log.time)
+    time = splits.slate_time(log.time, log.slate)
+    later, shared = splits.find_leaks(masks, log.rows.user_index, log.rows.action, time)
   yield Fact(section, "training rows too late", later, "later than rows they predict")
   yield Fact(section, "rows in two splits", shared, "by user, item and time")
   if later:

@@ -40,6 +40,10 @@ RULES = {
   "user_index": _INDEX,
   "action": _INDEX,
   "propensity": _PROPENSITY,
+  "cascade_propensity": _PROPENSITY,
+  "examination": _PROPENSITY._replace(
+    remedy="write the probability that the row's slot is examined; mend or drop these rows"
+  ),
   # Squares of weighted rewards, summed over millions of rows, fit into float32.
   "reward": Rule(
     "float32",

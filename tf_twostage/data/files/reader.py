@@ -8,14 +8,23 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from tf_twostage.data import splits
 from tf_twostage.data.files.bad_rows import BadRows, Chunk
-from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates, propensity_rule
+from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates, propensity_rule, rule
 from tf_twostage.data.files.locate import LogFiles
-from tf_twostage.data.log_schema import LogSchema, propensity_of
+from tf_twostage.data.log_schema import LogSchema, propensity_of, reward_of
 from tf_twostage.errors import InputError
 
-_NUMBERS = ("propensity", "reward", "position", "ranker_score")
+_NUMBERS = (
+  "propensity",
+  "cascade_propensity",
+  "examination",
+  "reward",
+  "position",
+  "ranker_score",
+)
 
 
 def read(
@@ -28,14 +37,17 @@ def read(
 ) -> Iterator[Chunk]:
   """Yields the good rows of a log chunk by chunk, and records the bad ones.
 
-  Columns have their native or feature names, and no nulls: ids, split labels, categories and bags
-  and policies are strings; propensities, reward and ranker_score float32; position int32; time,
-  context and numeric features float64.
+  Columns have their native or feature names, and no nulls: ids, policies, split labels, categories
+  and bags are strings; propensities, examination, reward and ranker_score float32; position int32;
+  time, context and numeric features float64.
   """
   wanted = schema.columns(user_features=user_features)
-  optional = ["position"] if schema.position == "position" else []  # as in a native log
+  # As in a native log.
+  optional = ["position"] if schema.position == "position" and not schema.slate_id else []
   features = {f.name: f for f in (*schema.user_features, *schema.context_features)}
   loggers = {propensity_of(policy): policy for policy in schema.policies}
+  parts = {} if isinstance(schema.reward, str) else schema.rewards
+  weights = {reward_of(column): weight for column, weight in parts.items()}
   numeric = {*_NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
   dates: bool | None = None
   for chunk in chunks(files, wanted, optional):
@@ -50,24 +62,31 @@ def read(
         checked[name] = columns.times(name, bool(dates))
       elif name in numeric:
         checked[name] = columns.numbers(name)
-      elif name == "policy":
+      elif name in weights:
+        weighted = weights[name] * columns.numbers(name, rule("reward")).astype(np.float64)
+        total = checked.get("reward", 0) + weighted
+        columns.require(rule("reward").valid(total), name, "must make a reward of at most 1e15")
+        checked["reward"] = total
+      elif name == "policy" and schema.policies:
         checked[name] = columns.text(name)
-        rule = f"must be one of {', '.join(schema.policies[:9])}, whose propensities are named"
+        expected = f"must be one of {', '.join(schema.policies[:9])}, whose propensities are named"
         remedy = "name the propensities of that policy, too, or drop these rows"
-        columns.require(checked[name].to_pandas().isin(schema.policies), name, rule, remedy)
+        columns.require(checked[name].to_pandas().isin(schema.policies), name, expected, remedy)
       elif name in loggers:
         own = (checked["policy"].to_pandas() == loggers[name]).to_numpy()
         checked[name] = columns.numbers(name, propensity_rule(own))
-      elif name in ("user_id", "item_id"):
+      elif name in ("user_id", "item_id", "slate_id", "policy"):
         checked[name] = columns.ids(name, (known or {}).get(name))
       elif name == "split":
         checked[name] = columns.text(name)
-        rule = f"must be {', '.join(splits.NAMES)}"
+        expected = f"must be {', '.join(splits.NAMES)}"
         remedy = "write one of these, or leave `split` out of the schema"
-        columns.require(splits.is_label(checked[name].to_pandas()), name, rule, remedy)
+        columns.require(splits.is_label(checked[name].to_pandas()), name, expected, remedy)
       else:
         is_bag = features[name].kind == "bag"
         checked[name] = columns.text(name, features[name].separator if is_bag else None)
+    if weights:
+      checked["reward"] = checked["reward"].astype(np.float32)
     yield columns.good_rows(checked)
   files.check_rows(bad_rows.rows)
   if not bad_rows.rows:

@@ -1,0 +1,172 @@
+"""Logs of slates: from files and frames to rows by slate and slot."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tf_twostage.data.files.bad_rows import BadRowsError
+from tf_twostage.data.files.shards import convert
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.slates import Slates
+from tf_twostage.errors import InputError
+
+SCHEMA = LogSchema.from_dict(
+  {
+    "user_id": "user",
+    "item_id": "item",
+    "slate_id": "request",
+    "policy": "arm",
+    "propensity": "p",
+    "cascade_propensity": "path",
+    "examination": "seen",
+    "reward": {"click": 1, "purchase": 5},
+    "position": "slot",
+    "time": "at",
+  }
+)
+COLUMNS = {
+  "user": "user",
+  "item": "item",
+  "slate": "request",
+  "policy": "arm",
+  "propensity": "p",
+  "cascade_propensity": "path",
+  "examination": "seen",
+  "reward": {"click": 1, "purchase": 5},
+  "position": "slot",
+  "time": "at",
+}
+
+
+def frame(num_slates=30, seed=0):
+  """Slates of 1 to 3 slots, in the order of a shuffled log."""
+  rng = np.random.default_rng(seed)
+  size = rng.integers(1, 4, num_slates)
+  request = np.repeat(np.arange(num_slates), size)
+  slot = np.arange(len(request)) - np.repeat(np.cumsum(size) - size, size)
+  rows = pd.DataFrame(
+    {
+      "user": request % 7,
+      "item": [f"i{i}" for i in rng.integers(9, size=len(request))],
+      "request": [f"r{r}" for r in request],
+      "arm": np.where(request % 2, "old", "new"),
+      "p": rng.uniform(0.1, 1, len(request)),
+      "path": rng.uniform(0.1, 1, len(request)),
+      "seen": 1 / (1 + slot),
+      "click": rng.integers(2, size=len(request)),
+      "purchase": rng.integers(2, size=len(request)),
+      "slot": slot,
+      "at": 10 * request + slot,
+    }
+  )
+  return rows.sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def test_frames_files_and_shards_hold_the_same_slates(tmp_path):
+  rows = frame()
+  memory = BanditLog.from_pandas(rows, **COLUMNS)
+  rows.to_csv(tmp_path / "log.csv", index=False)
+  SCHEMA.to_file(tmp_path / "schema.yaml")
+  files = BanditLog.from_files(tmp_path / "log.csv", schema=tmp_path / "schema.yaml")
+  convert(tmp_path / "log.csv", tmp_path / "shards", SCHEMA)
+  shards = BanditLog.from_files(tmp_path / "shards", schema=tmp_path / "shards" / "schema.yaml")
+  assert memory.fingerprint() == files.fingerprint() == shards.fingerprint()
+  np.testing.assert_allclose(memory.rows.reward, rows["click"] + 5 * rows["purchase"])
+  np.testing.assert_allclose(memory.examination, rows["seen"], rtol=1e-6)
+  np.testing.assert_allclose(memory.cascade_propensity, rows["path"], rtol=1e-6)
+  assert [memory.policies[code] for code in memory.policy] == rows["arm"].tolist()
+
+
+def test_rows_are_found_by_slate_and_slot():
+  rows = frame()
+  log = BanditLog.from_pandas(rows, **COLUMNS)
+  slates = log.slates()
+  assert slates.mask.sum() == len(rows)
+  found = slates.rows[slates.mask]
+  s, k = np.nonzero(slates.mask)
+  np.testing.assert_array_equal(rows["slot"].to_numpy()[found], k)
+  assert pd.Series(rows["request"].to_numpy()[found]).groupby(s).nunique().eq(1).all()
+  np.testing.assert_array_equal(slates.user_index[s], log.rows.user_index[found])
+  rewards = slates.of(log.rows.reward)
+  by_request = rows.assign(r=log.rows.reward).groupby("request", sort=False)["r"].sum()
+  np.testing.assert_allclose(sorted(rewards.sum(axis=1)), sorted(by_request))
+
+
+@given(seed=st.integers(0, 50), method=st.sampled_from(["time", "random", "user"]))
+def test_splits_keep_slates_whole(seed, method):
+  log = BanditLog.from_pandas(frame(seed=seed), **COLUMNS)
+  parts = [set(part.slate.tolist()) for part in log.split(method, seed=seed)]
+  assert sum(map(len, parts)) == len(set.union(*parts)) == 30
+
+
+def test_exposure_is_propensity_times_examination():
+  rows = frame()
+  log = BanditLog.from_pandas(rows, **COLUMNS)
+  np.testing.assert_allclose(log.exposure().propensity, rows["p"] * rows["seen"], rtol=1e-6)
+  plain = BanditLog.from_pandas(rows, **{**COLUMNS, "examination": None})
+  assert plain.exposure() is plain.rows
+
+
+@pytest.mark.parametrize(
+  ("slate", "position", "user", "message"),
+  [
+    ([0, 0, 1], [0, 0, 0], [0, 0, 0], "2 rows, the first of them row 0, have the slate and posit"),
+    ([0, 0, 1], [0, 1, 0], [0, 1, 0], "1 rows, the first of them row 1, have a slate id that ano"),
+    ([0, 0, 1], [0, 5000, 0], [0, 0, 0], "positions reach 5000"),
+  ],
+)
+def test_slates_that_cannot_be_are_refused(slate, position, user, message):
+  with pytest.raises(InputError, match=message):
+    Slates.of_rows(np.array(slate), np.array(position), np.array(user))
+
+
+def test_a_log_without_slates_says_what_to_name():
+  log = BanditLog.from_pandas(frame(), **{**COLUMNS, "slate": None, "cascade_propensity": None})
+  with pytest.raises(InputError, match="the log has no slates; name the columns"):
+    log.slates()
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"position": None}, "slates need the slot of each row"),
+    ({"slate_id": None}, "cascade_propensity: it belongs to slates"),
+    ({"propensity": None}, "cascade_propensity: it belongs to slates"),
+    ({"reward": {}}, "every log needs it"),
+    ({"reward": {"click": 0}}, "'click': 0; write `column: weight` lines"),
+    ({"reward": {"click": "1"}}, "'click': '1'; write `column: weight` lines"),
+    ({"reward": {"click": 1, "slot": 2}}, "column 'slot' has two roles"),
+  ],
+)
+def test_schemas_that_contradict_themselves_are_refused(change, message):
+  with pytest.raises(InputError, match=message):
+    LogSchema.from_dict(SCHEMA.to_dict() | change)
+
+
+def test_a_schema_of_slates_survives_its_file(tmp_path):
+  for name in ("schema.yaml", "schema.json"):
+    SCHEMA.to_file(tmp_path / name)
+    assert LogSchema.from_file(tmp_path / name) == SCHEMA
+
+
+@pytest.mark.parametrize(
+  ("column", "value", "message"),
+  [
+    ("purchase", -1, "purchase"),
+    ("purchase", 1e15, "must make a reward of at most 1e15"),
+    ("request", "", "must not be blank"),
+    ("arm", None, "must not be blank"),
+    ("seen", 0.0, "'seen' must lie in .* that the row's slot is examined"),
+    ("path", 1.5, "'path' must lie in"),
+    ("slot", 0.5, "'slot' must be a whole number"),
+  ],
+)
+def test_bad_cells_are_named(column, value, message):
+  rows = frame()
+  rows[column] = rows[column].astype(object)
+  rows.loc[3, column] = value
+  with pytest.raises(BadRowsError, match=message):
+    BanditLog.from_pandas(rows, **COLUMNS)
