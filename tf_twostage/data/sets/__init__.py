@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
+from tf_twostage.data.sets.slates_synthetic import SlateWorld, make_slates
 from tf_twostage.data.sets.synthetic import make_synthetic
 from tf_twostage.data.sets.xmc import XmcData, load_xmc
 from tf_twostage.data.sets.xmc_synthetic import make_xmc
@@ -20,10 +21,12 @@ from tf_twostage.errors import InputError
 __all__ = [
   "DATASETS",
   "RatingsData",
+  "SlateWorld",
   "XmcData",
   "load",
   "load_movielens_1m",
   "load_xmc",
+  "make_slates",
   "make_synthetic",
   "make_xmc",
 ]
