@@ -112,3 +112,13 @@ def test_sizes_that_do_not_fit_are_refused():
     make_slates(**SMALL, examination=np.ones(2))
   with pytest.raises(InputError, match=r"shares must have shape \(2,\)"):
     make_slates(**SMALL, shares=(1.0,))
+
+
+def test_the_log_has_the_rows_of_the_frame():
+  world = make_slates(**SMALL)
+  frame, log = world.frame(50, seed=1), world.log(50, seed=1)
+  assert log.slates().mask.shape == (50, 3)
+  np.testing.assert_allclose(log.rows.propensity, frame["propensity"], rtol=1e-6)
+  np.testing.assert_array_equal(log.rows.reward, frame["click"])
+  assert [log.policies[code] for code in log.policy] == frame["policy"].tolist()
+  assert world.log(50, propensity=None, cascade_propensity=None).rows.propensity is None

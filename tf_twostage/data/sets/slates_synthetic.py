@@ -14,8 +14,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tf_twostage.data.log import BanditLog
 from tf_twostage.errors import InputError
 
+# Arguments of `BanditLog.from_pandas` for a `SlateWorld.frame`.
+COLUMNS = {
+  "user": "user_id",
+  "item": "item_id",
+  "slate": "request_id",
+  "position": "slot",
+  "policy": "policy",
+  "propensity": "propensity",
+  "cascade_propensity": "cascade_propensity",
+  "reward": "click",
+  "time": "shown_at",
+}
 _AGES = np.array(["Under 18", "18-34", "35-54", "55+"])
 _REGIONS = np.array(["North", "East", "South", "West", "Overseas"])
 _GENRES = np.array(["Comedy", "Crime", "Drama", "Fantasy", "Music", "Romance", "Science"])
@@ -97,21 +110,26 @@ class SlateWorld:
       propensity[served] = slots[users[served, None], items[served], np.arange(self.slate_size)]
     seconds = np.sort(rng.uniform(high=_DAYS * 86400, size=num_slates)).astype("timedelta64[s]")
     request = {
-      "request_id": _names("request", num_slates),
-      "shown_at": _START.to_datetime64() + seconds,
-      "user_id": self.users["user_id"].to_numpy(str)[users],
-      "policy": np.array(list(self.policies))[policy],
+      "request_id": pd.Series(_names("request", num_slates)),
+      "shown_at": pd.Series(_START + pd.to_timedelta(seconds)),
+      "user_id": self.users["user_id"].take(users),
+      "policy": pd.Series(list(self.policies)).take(policy),
     }
     return pd.DataFrame(
-      {name: np.repeat(values, self.slate_size) for name, values in request.items()}
+      {name: column.repeat(self.slate_size).array for name, column in request.items()}
       | {
         "slot": np.tile(np.arange(self.slate_size), num_slates),
-        "item_id": self.items["item_id"].to_numpy(str)[items.ravel()],
+        "item_id": self.items["item_id"].take(items.ravel()).array,
         "propensity": propensity.ravel(),
         "cascade_propensity": cascade.ravel(),
         "click": self.clicks(users, items, rng).ravel().astype(int),
       }
     )
+
+  def log(self, num_slates: int, seed: int = 0, **columns: Any) -> BanditLog:
+    """The `frame` as a log; `columns` replace those of `COLUMNS`, such as `propensity=None`."""
+    tables: dict[str, Any] = {"users": self.users, "items": self.items, "name": "synthetic slates"}
+    return BanditLog.from_pandas(self.frame(num_slates, seed), **tables, **{**COLUMNS, **columns})
 
   def draw(
     self, logits: np.ndarray, users: np.ndarray, rng: np.random.Generator
