@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
-from tf_twostage.data.schema import Bag, Categorical, Id, Numeric, Schema
+from tf_twostage.data.schema import Bag, Categorical, Embedding, Id, Numeric, Schema, embedding
 from tf_twostage.models.encoders import EncodedTables, FeatureEncoder, FeatureLookup, TwoTower
 
 SCHEMA = Schema(
@@ -52,6 +52,24 @@ def test_scores_of_any_finite_number_are_finite(tables, time):
   context = tables.context_lookup({"time": np.full(3, time)})
   np.testing.assert_array_equal(context["time"], np.full(3, np.sign(time) * 1e12, np.float32))
   assert np.isfinite(towers({**tables.users, **context})).all()
+
+
+def test_a_vector_is_scaled_and_multiplied_by_a_matrix():
+  feature = Embedding("text", 3, scale=2.0)
+  vectors = np.array([[2.0, 0.0, -4.0], [0.0, 0.0, 0.0]])
+  encoder = FeatureEncoder([feature], WIDTHS, l2=0.0)
+  (matrix,) = (weights.numpy() for weights in encoder.trainable_variables)
+  assert matrix.shape == (3, WIDTHS.id_width) == (3, encoder.width)
+  encoded = encoder(FeatureLookup([feature])({"text": vectors}))
+  np.testing.assert_allclose(encoded, [matrix[0] - 2 * matrix[2], np.zeros(4)], rtol=1e-6)
+
+
+def test_products_of_vectors_start_from_the_distribution_of_embeddings():
+  vectors = 7 * np.random.default_rng(0).normal(size=(400, 50))
+  feature = embedding("text", vectors)
+  config = EncoderConfig(id_width=400, embedding_stddev=0.3)
+  encoded = FeatureEncoder([feature], config, l2=0.0)(FeatureLookup([feature])({"text": vectors}))
+  assert np.std(encoded) == pytest.approx(0.3, rel=0.02)
 
 
 def test_bag_is_the_mean_of_its_embeddings(tables):

@@ -98,6 +98,12 @@ def read(
       "the schema has item features or a title, which are columns of an items file; name the file,"
       " or leave them out"
     )
+  vectors = [feature.name for feature in schema.user_features if feature.kind == "embedding"]
+  if users is None and vectors:
+    raise InputError(
+      f"user_features: {vectors[0]!r} is an embedding, a column of a users file with one vector a"
+      " user; name the file, or leave the feature out"
+    )
   catalogue = _Ids("item", items, schema.item_key, schema.item_features, schema.title)
   people = _Ids("user", users, schema.user_key, schema.user_features)
   of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import yaml
 
 from tf_twostage.data import kinds, splits
-from tf_twostage.data.files.columns import are_dates, as_numbers, as_text, as_times
+from tf_twostage.data.files.columns import are_dates, as_numbers, as_text, as_times, is_list
 from tf_twostage.data.files.locate import locate
 from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import RESERVED, ROLES
@@ -33,7 +33,7 @@ class _Column:
   text: pd.Series
   numbers: np.ndarray | None
   dated: bool = False  # whether all cells are dates
-  lists: bool = False  # whether cells are lists; `text` then joins their values with "|"
+  lists: str = ""  # of cells that are lists: bag or embedding; `text` joins their values with "|"
 
   @property
   def distinct(self) -> int:
@@ -188,7 +188,8 @@ def _column(name: str, raw: pa.ChunkedArray) -> _Column:
   dated = are_dates(raw) and bool(np.isfinite(as_times(raw)).all())
   if is_number.all() and not np.isnan(values).any() and not dated:
     return _Column(name, text, values)
-  return _Column(name, text, None, dated, pa.types.is_list(raw.type))
+  lists = kinds.infer(raw.to_pandas())[0] if is_list(raw.type) else ""
+  return _Column(name, text, None, dated, lists)
 
 
 def _roles(columns: Sequence[_Column]) -> dict[str, tuple[_Column, str]]:
@@ -237,7 +238,7 @@ def _sort_out(
       seen_again = user.text.duplicated(keep=False)
       values = column.text[seen_again].groupby(user.text[seen_again]).nunique()
       describes_user = len(values) > 0 and bool((values <= 1).all())
-    if column.distinct == 1 or column.name in RESERVED:
+    if column.distinct == 1 or column.name in RESERVED or column.lists == "embedding":
       unread.append(column)
     elif describes_user and not elsewhere and not column.dated:
       user_features.append(column)
@@ -281,7 +282,7 @@ def _section(
 def _kind(column: _Column) -> tuple[str, str]:
   """Kind and, of a bag, separator; "" for a column that is not read."""
   if column.lists:
-    return "bag", "|"
+    return column.lists, "|" if column.lists == "bag" else ""
   if (typed := _TYPE.search(column.name)) and typed[1] == "token":
     return ("bag", " ") if typed[2] else ("categorical", "")
   if column.dated:

@@ -16,8 +16,10 @@ from tf_twostage.data.files.columns import NUMBER, CheckedColumns
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import FeatureColumn
-from tf_twostage.data.schema import Bag, Categorical, Feature, FeatureTable, unit_range
-from tf_twostage.errors import InputError
+from tf_twostage.data.schema import Bag, Categorical, Feature, FeatureTable, embedding, unit_range
+from tf_twostage.errors import InputError, require
+
+VECTORS = ".npy"  # ends the name of a file of vectors, which stands for a column
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,7 +27,8 @@ class RawTable:
   """Rows of a users or items file, in its order."""
 
   ids: pa.Array  # [rows] string, distinct and not blank
-  columns: Mapping[str, np.ndarray]  # features and the title by name, [rows] str or float64
+  # features and the title by name, [rows] str or float64; vectors [rows, width] float32
+  columns: Mapping[str, np.ndarray]
 
 
 def read(
@@ -36,15 +39,16 @@ def read(
 ) -> RawTable:
   """Reads a users or items file: CSV or Parquet, or whatever a log may be."""
   found = locate(path)
-  wanted = {"": key} | {feature.name: feature.column for feature in features}
+  beside = {f.name: f.column for f in features if f.column.endswith(VECTORS)}
+  wanted = {"": key} | {f.name: f.column for f in features if f.name not in beside}
   if title is not None:
     wanted["title"] = title
   bad_rows = BadRows()
   ids: list[pa.Array] = []
   parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted if name}
   seen: set[str] = set()
-  numeric = {feature.name for feature in features if feature.kind == "numeric"}
-  separators = {feature.name: feature.separator for feature in features if feature.kind == "bag"}
+  of_kind = {feature.name: feature.kind for feature in features}
+  separators = {feature.name: feature.separator for feature in features}
   for chunk in chunks(found, wanted):
     columns = CheckedColumns(chunk, bad_rows)
     ids.append(columns.ids(""))
@@ -53,18 +57,42 @@ def read(
     columns.require(~repeated, "", "must not repeat", "keep one row of each")
     seen.update(named)
     for name, values in parts.items():
-      values.append(
-        columns.numbers(name, NUMBER)
-        if name in numeric
-        else strings(columns.text(name, separators.get(name)))
-      )
+      if of_kind.get(name) == "numeric":
+        values.append(columns.numbers(name, NUMBER))
+      elif of_kind.get(name) == "embedding":
+        width = values[0].shape[1] if values else 0
+        values.append(columns.vectors(name, separators[name], width))
+      else:
+        is_bag = of_kind.get(name) == "bag"
+        values.append(strings(columns.text(name, separators[name] if is_bag else None)))
   bad_rows.settle("fail")
   if not bad_rows.rows:
     raise InputError(f"{found.place}: the file has no rows; write one for each {key}")
-  return RawTable(
-    pa.chunked_array(ids).combine_chunks(),
-    {name: np.concatenate(values) for name, values in parts.items()},
-  )
+  tables = {name: np.concatenate(values) for name, values in parts.items()}
+  for name, file in beside.items():
+    tables[name] = _vectors(found.paths[0].parent / file, found.place, bad_rows.rows)
+  return RawTable(pa.chunked_array(ids).combine_chunks(), tables)
+
+
+def _vectors(path: pathlib.Path, table: str, rows: int) -> np.ndarray:
+  """The vectors in a NumPy file, [rows, width] float32."""
+  try:
+    values = np.load(path)
+  except (OSError, ValueError, EOFError) as error:
+    raise InputError(
+      f"{path}: not a readable .npy ({error}); write it with numpy.save, a row for each row of"
+      f" {table}"
+    ) from None
+  if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "iuf":
+    raise InputError(f"{path}: holds no array of numbers with two axes; save one, [rows, width]")
+  if len(values) != rows or not values.shape[1]:
+    raise InputError(
+      f"{path}: the array is {values.shape}, but {table} has {rows} rows; save a vector for each,"
+      " in the same order"
+    )
+  valid = NUMBER.valid(values.astype(np.float64)).all(axis=1)
+  require(valid, str(path), NUMBER.text, "write zeros where there is no vector")
+  return values.astype(np.float32)
 
 
 def strings(values: pa.Array | Sequence[str]) -> np.ndarray:
@@ -82,6 +110,8 @@ def build(
     values = columns[spec.name]
     if spec.kind == "numeric":
       built.append(unit_range(spec.name, values))
+    elif spec.kind == "embedding":
+      built.append(embedding(spec.name, values))
     elif spec.kind == "categorical":
       built.append(Categorical(spec.name, _distinct(spec, values)))
     else:

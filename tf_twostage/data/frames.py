@@ -138,9 +138,9 @@ def from_dataset(dataset: tf.data.Dataset, item: str) -> pd.DataFrame:
 
 
 def _cells(values: Any) -> Any:
-  """A column of a batch: text decoded, vectors as lists without padding."""
+  """A column of a batch: text decoded, vectors as lists, and those of text without padding."""
   cells = values.to_list() if hasattr(values, "to_list") else values.numpy().tolist()
-  if cells and isinstance(cells[0], list):
+  if cells and isinstance(cells[0], list) and not values.dtype.is_floating:
     return [[v for v in map(_text, cell) if v] for cell in cells]
   return [_text(v) if isinstance(v, bytes) else v for v in cells]
 

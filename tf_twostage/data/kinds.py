@@ -12,7 +12,8 @@ def infer(values: pd.Series) -> tuple[str, str]:
   """Kind and, of a bag of text, separator; "" for dates and for text that never repeats.
 
   Whole numbers with at most `FEW` values that recur are categorical, as codes are; other numbers
-  are numeric. Text is a bag where "|" or ";" separates values, or "," separates values that recur:
+  are numeric. Lists are bags, or embeddings if they hold floats and have one length. Text is a bag
+  where "|" or ";" separates values, or "," separates values that recur:
   those of prose do not.
   """
   cells = values.dropna()
@@ -24,7 +25,7 @@ def infer(values: pd.Series) -> tuple[str, str]:
     is_code = not (cells % 1).any() and cells.nunique() <= min(FEW, len(cells) // 2)
     return "categorical" if is_code else "numeric", ""
   if holds_lists(values):
-    return "bag", ""
+    return "embedding" if _holds_vectors(cells) else "bag", ""
   text = cells.astype(str)
   if not isinstance(values.dtype, pd.CategoricalDtype) and (separator := separates(text)):
     return "bag", separator
@@ -39,6 +40,11 @@ def separates(text: pd.Series) -> str:
       if separator != "," or parts.nunique() <= len(parts) / 4:
         return separator
   return ""
+
+
+def _holds_vectors(cells: pd.Series) -> bool:
+  floats = np.asarray(cells.iloc[0]).dtype.kind == "f"
+  return floats and len(cells.iloc[0]) > 1 and cells.map(len).nunique() == 1
 
 
 def holds_lists(values: pd.Series) -> bool:

@@ -19,7 +19,7 @@ import yaml
 
 from tf_twostage.errors import InputError
 
-KINDS = ("categorical", "numeric", "bag")
+KINDS = ("categorical", "numeric", "bag", "embedding")
 SIDES = ("user_features", "item_features", "context_features")
 # Names in a native log. Features cannot have them, or two columns would share a name.
 ROLES = (
@@ -62,9 +62,11 @@ class FeatureColumn:
 
   Attributes:
     name: the feature's name in models and requests.
-    kind: "categorical" (one string), "numeric", or "bag" (several strings in one cell).
-    column: its column; by default its name.
-    separator: separates the values of a bag.
+    kind: "categorical" (one string), "numeric", "bag" (several strings in one cell) or "embedding"
+      (a list of numbers, as many in each row).
+    column: its column; by default its name. The vectors of a users or items file may also be in a
+      NumPy file beside it, NAME.npy, a row for each of its rows.
+    separator: separates values that are text in one cell.
   """
 
   name: str
@@ -415,7 +417,7 @@ def _spec(feature: FeatureColumn) -> str | dict[str, str]:
   extra = {}
   if feature.column != feature.name:
     extra["column"] = feature.column
-  if feature.kind == "bag":
+  if feature.kind == "bag" or feature.separator != "|":
     extra["separator"] = feature.separator
   return {"kind": feature.kind, **extra} if extra else feature.kind
 

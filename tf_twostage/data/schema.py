@@ -102,8 +102,27 @@ class SparseVector:
     return f"{self.name}_weights"
 
 
-Feature = Categorical | Numeric | SparseVector
-_KINDS = {kind.__name__: kind for kind in (Id, Categorical, Bag, Numeric, SparseVector)}
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+  """A vector of another model, such as of a text or an image, read through a linear layer.
+
+  Raw values are [rows, width] float32 and divided by `scale`; zeros stand for an unknown vector.
+  """
+
+  name: str
+  width: int
+  scale: float = 1.0
+
+  def __post_init__(self):
+    if self.width < 1 or not self.scale > 0:
+      raise InputError(
+        f"feature {self.name!r}: width must be at least 1 and scale positive, got {self.width} and"
+        f" {self.scale}"
+      )
+
+
+Feature = Categorical | Numeric | SparseVector | Embedding
+_KINDS = {kind.__name__: kind for kind in (Id, Categorical, Bag, Numeric, SparseVector, Embedding)}
 
 
 def columns(feature: Feature) -> tuple[str, ...]:
@@ -198,6 +217,12 @@ def unit_range(name: str, values: np.ndarray) -> Numeric:
   return Numeric(name, offset=low, scale=high - low or 1.0)
 
 
+def embedding(name: str, values: np.ndarray) -> Embedding:
+  """Returns the feature that reads the numbers of vectors [rows, width] with a mean square of 1."""
+  scale = float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+  return Embedding(name, values.shape[1], scale or 1.0)
+
+
 def fingerprint_arrays(header: str, arrays: Mapping[str, np.ndarray]) -> str:
   """Returns the SHA-256 of a text and of named arrays, as 64 hex digits."""
   digest = hashlib.sha256(header.encode())
@@ -229,11 +254,16 @@ def check_table(features: Sequence[Feature], table: FeatureTable, what: str) -> 
     raise InputError(f"{what}: columns differ in length: {rows}")
   for name, f in names.items():
     values = np.asarray(table[name])
-    rank = 2 if isinstance(f, Bag | SparseVector) else 1
+    rank = 2 if isinstance(f, Bag | SparseVector | Embedding) else 1
     if values.ndim != rank:
       raise InputError(f"{what}: column {name!r} must have rank {rank}, got shape {values.shape}")
-    if isinstance(f, Numeric):
-      finite = np.isfinite(values.astype(np.float64))
+    if isinstance(f, Embedding) and values.shape[1] != f.width:
+      raise InputError(
+        f"{what}: vectors in column {name!r} have {values.shape[1]} numbers, those of the model"
+        f" {f.width}; make them by the same model"
+      )
+    if isinstance(f, Numeric | Embedding):
+      finite = np.isfinite(values.astype(np.float64)).reshape(len(values), -1).all(axis=1)
       require(finite, f"{what}: column {name!r}", "must be finite", "fill or drop them", values)
   for f in features:
     if isinstance(f, SparseVector):

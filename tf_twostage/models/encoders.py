@@ -18,6 +18,7 @@ from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
+  Embedding,
   Feature,
   FeatureTable,
   Id,
@@ -69,7 +70,8 @@ class FeatureLookup(tf.Module):
   def __call__(self, raw: FeatureTable) -> dict[str, tf.Tensor]:
     """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B].
 
-    A sparse vector has ids int32 and weights float32, [B, max_length] each.
+    An embedding is float32 [B, width]. A sparse vector has ids int32 and weights float32,
+    [B, max_length] each.
     """
     codes = {}
     for f in self._features:
@@ -77,6 +79,9 @@ class FeatureLookup(tf.Module):
         value = tf.cast(raw[f.name], tf.float64)  # seconds since 1970 need more than 24 bits
         value = tf.clip_by_value((value - f.offset) / f.scale, -_LARGEST, _LARGEST)
         codes[f.name] = tf.cast(value, tf.float32)
+      elif isinstance(f, Embedding):
+        value = tf.cast(raw[f.name], tf.float32) / f.scale
+        codes[f.name] = tf.clip_by_value(value, -_LARGEST, _LARGEST)
       elif isinstance(f, SparseVector):
         ids, weights = tf.convert_to_tensor(raw[f.ids]), tf.cast(raw[f.weights], tf.float32)
         known = (ids >= 0) & (ids < f.size)
@@ -114,7 +119,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   A bag is the mean of its values' embeddings, which is a normalised multi-hot vector times a
   matrix; a sparse vector is the weighted sum of its positions'. Every embedding starts from the
   same normal distribution, except out-of-vocabulary and padding rows, which start (and, untrained,
-  stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1.
+  stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1, and
+  so does the product of a given vector and a matrix, since the mean square of its numbers is 1.
 
   With `EncoderConfig.id_buckets`, ids whose places in the vocabulary differ by a multiple of it
   share an embedding. Buckets have equal sizes, and the first ids do not share with each other.
@@ -148,12 +154,28 @@ class FeatureEncoder(tf.keras.layers.Layer):
         name=f.name,
       )
       for f in features
-      if not isinstance(f, Numeric)
+      if not isinstance(f, Numeric | Embedding)
     }
     for layer in self._embeddings.values():
       layer.build(None)  # variables exist from here on: checkpoints restore before the first call
-    self.width = sum(layer.output_dim for layer in self._embeddings.values()) + sum(
-      isinstance(f, Numeric) for f in features
+    self._projections = {
+      f.name: dense(
+        f.width,
+        config.id_width,
+        l2,
+        use_bias=False,  # a vector of zeros tells nothing
+        kernel_initializer=tf.keras.initializers.RandomNormal(
+          stddev=config.embedding_stddev / f.width**0.5
+        ),
+        name=f.name,
+      )
+      for f in features
+      if isinstance(f, Embedding)
+    }
+    self.width = (
+      sum(layer.output_dim for layer in self._embeddings.values())
+      + sum(layer.units for layer in self._projections.values())
+      + sum(isinstance(f, Numeric) for f in features)
     )
 
   def call(self, codes: Codes) -> tf.Tensor:
@@ -166,7 +188,7 @@ class FeatureEncoder(tf.keras.layers.Layer):
     if not self._touched_l2:
       return penalty
     for f in self._features:
-      if isinstance(f, Numeric):
+      if isinstance(f, Numeric | Embedding):
         continue
       if isinstance(f, SparseVector):
         read = tf.boolean_mask(codes[f.ids], codes[f.weights] != 0)
@@ -189,6 +211,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   def _encode(self, feature: Feature, codes: Codes) -> tf.Tensor:
     if isinstance(feature, Numeric):
       return codes[feature.name][..., tf.newaxis]
+    if isinstance(feature, Embedding):
+      return self._projections[feature.name](codes[feature.name])
     embedding = self._embeddings[feature.name]
     if isinstance(feature, SparseVector):
       return _weighted_sum(codes[feature.ids], codes[feature.weights], embedding.embeddings)
@@ -372,12 +396,12 @@ def _vectors(tower: tf.keras.layers.Layer, codes: Codes, training: bool) -> tf.T
 
 def dense(inputs: int, units: int, l2: float, **kwargs) -> tf.keras.layers.Dense:
   """A built linear layer: U(-1/sqrt(inputs), 1/sqrt(inputs)) at first, L2 on its weights."""
+  uniform = tf.keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")
   layer = tf.keras.layers.Dense(
     units,
-    kernel_initializer=tf.keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform"),
     kernel_regularizer=l2_regularizer(l2),
     bias_regularizer=l2_regularizer(l2),
-    **kwargs,
+    **{"kernel_initializer": uniform, **kwargs},
   )
   layer.build((None, inputs))
   return layer

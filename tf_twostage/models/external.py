@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.data.schema import Bag, Feature, FeatureTable, Numeric, Schema
+from tf_twostage.data.schema import Bag, Embedding, Feature, FeatureTable, Numeric, Schema
 from tf_twostage.errors import InputError, require
 from tf_twostage.models.encoders import Codes
 
@@ -102,8 +102,8 @@ class ExternalRanker(tf.Module):
     names = {side: [feature.name for feature in of_side] for side, of_side in features.items()}
     specs = {
       f.name: tf.TensorSpec(
-        [None, None] if isinstance(f, Bag) else [None],
-        tf.float32 if isinstance(f, Numeric) else tf.string,
+        [None, *_own_shape(f)],
+        tf.float32 if isinstance(f, Numeric | Embedding) else tf.string,
         f.name,
       )
       for f in (*features["user"], *features["item"])
@@ -248,24 +248,26 @@ def _only_output(place: str, outputs: list[str]) -> str:
 
 
 def _check_spec(place: str, name: str, spec: tf.TensorSpec, feature: Feature) -> None:
-  is_number = isinstance(feature, Numeric)
-  kind = "a number" if is_number else "text"
+  is_number = isinstance(feature, Numeric | Embedding)
+  kind = "a vector" if isinstance(feature, Embedding) else "a number" if is_number else "text"
   if is_number == (spec.dtype == tf.string):
     raise InputError(
       f"{place}: input {name!r} is {spec.dtype.name}, but the feature is {kind}; declare it"
       f" {'numeric' if not is_number else 'categorical'} in the schema, or convert inside the model"
     )
-  own = 2 if isinstance(feature, Bag) else 1
-  shape = spec.shape
-  fits = (
-    shape.rank is None or shape.rank == own or (own == 1 and shape.is_compatible_with([None, 1]))
-  )
+  own, shape = _own_shape(feature), spec.shape
+  fits = shape.is_compatible_with([None, *own]) or (not own and shape.is_compatible_with([None, 1]))
   if not fits or (shape.rank and shape[0] is not None):
-    wanted = "[n, length]" if own == 2 else "[n] or [n, 1]"
+    wanted = f"[n, {own[0] or 'length'}]" if own else "[n] or [n, 1]"
     raise InputError(
       f"{place}: input {name!r} has shape {shape}, expected {wanted} for any n; save a signature"
       " that takes a batch of pairs"
     )
+
+
+def _own_shape(feature: Feature) -> list[int | None]:
+  """The shape of one value of a feature."""
+  return [feature.width] if isinstance(feature, Embedding) else [None] * isinstance(feature, Bag)
 
 
 def _raw(values: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from tf_twostage.data.log_schema import FeatureColumn
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
+  Embedding,
   FeatureTable,
   Numeric,
   Schema,
@@ -143,13 +144,13 @@ class _ReducedRanker(tf.Module):
 def read_new(path: pathlib.Path, schema: Schema) -> NewItems:
   """Reads items to add: CSV or Parquet with the schema's item features and "title".
 
-  Bags separate their values by "|".
+  Bags and embeddings are lists, or text with "|" between the values.
   """
   features = [f for f in schema.item if f is not schema.item_id]
   vectors = [f.name for f in features if isinstance(f, SparseVector)]
   if vectors:
     raise InputError(f"{path}: {', '.join(vectors)}: sparse vectors do not fit into a table")
-  kinds = {Bag: "bag", Numeric: "numeric", Categorical: "categorical"}
+  kinds = {Bag: "bag", Numeric: "numeric", Categorical: "categorical", Embedding: "embedding"}
   columns = [FeatureColumn(f.name, kinds[type(f)]) for f in features]
   table = feature_tables.read(path, schema.item_id.name, columns, "title")
   raw = {schema.item_id.name: feature_tables.strings(table.ids)}

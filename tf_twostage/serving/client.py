@@ -19,8 +19,8 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from tf_twostage.errors import InputError
 
 # Raw features by name, a value for each user. Text and Python numbers are converted; a NumPy array
-# keeps its type. Bags are [users, n], padded with ""; sparse vectors are int64 and float32 arrays
-# [users, n], padded with -1 and 0.
+# keeps its type. Bags are [users, n], padded with ""; embeddings float32 [users, width]; sparse
+# vectors int64 and float32 arrays [users, n], padded with -1 and 0.
 Users = Mapping[str, Any]
 Ids = Sequence[Sequence[str]]  # any number of item ids for each user
 Each = float | Sequence[float] | np.ndarray  # one value for all users, or one for each
@@ -191,7 +191,7 @@ class RecommenderClient:
       raise InputError(
         f"users must be a dict of features, see the signature's inputs; got {users!r}"
       )
-    inputs = {name: _feature(name, values) for name, values in users.items()}
+    inputs = {name: _feature(name, values, users) for name, values in users.items()}
     sizes = {name: len(values) for name, values in inputs.items()}
     rows = next(iter(sizes.values()))
     if set(sizes.values()) != {rows}:
@@ -239,10 +239,13 @@ def _setting(name: str, value: Any, dtype: type, rows: int) -> np.ndarray:
   return np.broadcast_to(values.astype(dtype), [rows])
 
 
-def _feature(name: str, values: Any) -> np.ndarray:
+def _feature(name: str, values: Any, users: Users) -> np.ndarray:
   array = np.asarray(values)
   if array.ndim not in (1, 2):
     raise InputError(f"users: {name!r} must hold a value or a list for each user, got {values!r}")
+  is_sparse = f"{name.removesuffix('_weights')}_ids" in users
+  if array.ndim == 2 and array.dtype.kind == "f" and not is_sparse:
+    return array.astype(np.float32)  # an embedding, which is never padded
   if array.ndim == 2:
     return _padding_first(array)
   if array.dtype.kind in "iuf" and not isinstance(values, np.ndarray):

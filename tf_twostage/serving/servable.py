@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.data.schema import Bag, Feature, Numeric, Schema, SparseVector, columns
+from tf_twostage.data.schema import (
+  Bag,
+  Embedding,
+  Feature,
+  Numeric,
+  Schema,
+  SparseVector,
+  columns,
+)
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
@@ -205,7 +213,7 @@ class ServableRecommender(tf.Module):
     }
     for f in (*self._user, *self._context):
       name = f.weights if isinstance(f, SparseVector) else f.name
-      if isinstance(f, Numeric | SparseVector) and name in inputs:
+      if isinstance(f, Numeric | SparseVector | Embedding) and name in inputs:
         finite = tf.math.is_finite(inputs[name])
         inputs[name] = _require_each(finite, f"{name} must be finite", inputs[name])
     (item_ids,) = (inputs.pop(name) for name in items)
@@ -322,8 +330,10 @@ def _specs(features: Sequence[Feature]) -> dict[str, tf.TensorSpec]:
   for f in features:
     for name in columns(f):
       dtype = tf.float64 if isinstance(f, Numeric) else tf.string
+      shape: list[int | None] = [None, None] if isinstance(f, Bag | SparseVector) else [None]
       if isinstance(f, SparseVector):
         dtype = tf.int64 if name == f.ids else tf.float32
-      shape = [None, None] if isinstance(f, Bag | SparseVector) else [None]
+      if isinstance(f, Embedding):
+        dtype, shape = tf.float32, [None, f.width]
       specs[name] = tf.TensorSpec(shape, dtype, name)
   return specs

@@ -229,6 +229,13 @@ def _column(name: str, values: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
   if rank == 1:
     return values.astype(str).to_numpy(object) if text else values.to_numpy(np.float64)
   cells = [cell.split("|") if isinstance(cell, str) else list(cell) for cell in values]
+  width = spec.shape[1]
+  wrong = [i for i, cell in enumerate(cells) if width is not None and len(cell) != width]
+  if wrong:
+    raise InputError(
+      f"recommend: column {name!r} must hold vectors of {width} numbers; {len(wrong)} of"
+      f" {len(cells)} rows do not (first: row {wrong[0]}, {len(cells[wrong[0]])} values)"
+    )
   padding = {tf.string: "", tf.int64: -1}.get(spec.dtype, 0.0)
   return _padded(cells, padding, np.dtype(object if text else spec.dtype.as_numpy_dtype))
 

@@ -116,6 +116,28 @@ class CheckedColumns:
     """Values as strings, missing ones as ""; without a separator to join them lists are bad."""
     return self._text(column, separator)[0]
 
+  def vectors(self, column: str, separator: str, width: int = 0) -> np.ndarray:
+    """Lists of numbers, [k, width] float32; by default as wide as the first that is not empty.
+
+    Cells of text hold numbers with the separator between them, perhaps in square brackets.
+    """
+    lists = self.chunk.table[column].combine_chunks()
+    if not pa.types.is_nested(lists.type):
+      text = pc.utf8_trim(as_text(self.chunk.table[column])[0], "[] ")
+      lists = pc.split_pattern(text, separator)
+    if not is_list(lists.type):
+      lists = pa.nulls(len(lists), pa.list_(pa.float64()))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    width = width or int(next(filter(None, lengths), 0))
+    fits = (lengths == width) & (width > 0)
+    flat = pa.chunked_array([lists.filter(pa.array(fits)).flatten()])
+    values = np.zeros((len(lists), width), np.float64)
+    values[fits] = as_numbers(flat)[0].reshape(-1, width)
+    remedy = "write a vector of one length in each row, zeros where there is none"
+    self.require(fits, column, f"must hold {width or 'some'} numbers, as other rows do", remedy)
+    self.require(NUMBER.valid(values).all(axis=1), column, NUMBER.text, remedy)
+    return np.nan_to_num(values).astype(np.float32)
+
   def ids(self, column: str, known: IdSet | None = None) -> pa.Array:
     """Values as strings, [k], none blank, and all of them in `known` if given."""
     ids, valid = self._text(column)
@@ -154,6 +176,11 @@ class CheckedColumns:
     table = pa.table(columns)
     table = table if self._good.all() else table.filter(pa.array(self._good))
     return dataclasses.replace(self.chunk, table=table, rows=self.chunk.rows[self._good], broken=())
+
+
+def is_list(kind: pa.DataType) -> bool:
+  """Whether cells of this type are lists, of any or of one length."""
+  return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _mask(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
