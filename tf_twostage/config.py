@@ -63,11 +63,13 @@ class DataConfig(Section):
 
   dataset: str = _option(
     "user_log",
-    "user_log (the file in the setting log), synthetic, movielens_1m, wiki10, delicious, or"
-    " wiki10_shape (random data of that size)",
+    "user_log (the file in the setting log), ratings (files of ratings or orders in data_dir, or in"
+    " log, items and users), synthetic, movielens_1m, wiki10, delicious, or wiki10_shape (random"
+    " data of that size)",
   )
   data_dir: str | None = _option(
-    None, "directory of the raw files or of their zip; unset: tensorflow-datasets"
+    None,
+    "directory of the raw files; movielens_1m: or of their zip, unset: tensorflow-datasets",
   )
   environment: str | None = _option(
     None,

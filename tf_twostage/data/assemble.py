@@ -15,7 +15,7 @@ from tf_twostage.data import feature_tables
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.columns import IdSet, combinations
+from tf_twostage.data.files.columns import IdSet
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema, propensity_of
 from tf_twostage.data.rows import LogRows
@@ -117,7 +117,7 @@ def read(
     for part in reader.read(found, schema, faults, user_features=users is None, known=known):
       table = part.table
       user = people.encode(
-        table["user_id"] if schema.user_id else combinations([table[name] for name in of_users])
+        table["user_id"] if schema.user_id else _combinations([table[name] for name in of_users])
       )
       good = np.ones(len(user), bool)
       for name, first in of_users.items():
@@ -162,7 +162,7 @@ def read(
     notes.append(f"{faults.bad} of {faults.rows} rows are bad and were left out")
   if items is None:
     notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
-  if schema.propensity is None:
+  if schema.propensity is None and schema.reward is not None:
     notes.append("the log has no propensities; they have to be estimated")
   # Combinations of features have no identity beyond them.
   user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
@@ -179,6 +179,7 @@ def read(
     "titles": item_table.columns.get("title", item_ids),
     "notes": tuple(notes),
     "items_listed": items is not None,
+    "impressions": schema.reward is not None or schema.propensity is not None,
     "policies": tuple(policies),
   }
   return RawLog(shared, columns, user_rank, item_rank)
@@ -249,6 +250,15 @@ class _FirstValues:
 
 def _place(file: File) -> str:
   return file.place if isinstance(file, LogFiles) else str(file)
+
+
+def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+  """Values side by side as one string, such that different values make different strings."""
+  escaped = []
+  for column in columns:
+    values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
+    escaped.append(pc.replace_substring(values, "|", "\\|"))
+  return pc.binary_join_element_wise(*escaped, "|")
 
 
 class _Vocabulary(dict[str, int]):

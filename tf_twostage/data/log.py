@@ -56,6 +56,8 @@ class BanditLog:
     notes: what a reader should know, such as that rows were left out; sentences.
     estimated_propensities: whether those of the log are an estimate, and not what was logged.
     items_listed: whether the catalogue is a table of items, not just what was logged.
+    impressions: whether rows are items that were shown. Else they are what users rated or ordered,
+      without what else they could have chosen, and no policy can be evaluated on them.
     policies: names of the logging policies, J of them, if they were logged; else empty.
     policy: the policy that logged each row, [n] int32 index of `policies`, or None.
     policy_propensities: the probability with which each policy shows the row's item, [n, J]
@@ -83,6 +85,7 @@ class BanditLog:
   notes: tuple[str, ...] = ()
   estimated_propensities: bool = False
   items_listed: bool = True
+  impressions: bool = True
   policies: tuple[str, ...] = ()
   policy: np.ndarray | None = None
   policy_propensities: np.ndarray | None = None
@@ -120,15 +123,14 @@ class BanditLog:
     *,
     user: str | None,
     item: str,
-    reward: str | Mapping[str, float],
+    reward: str | Mapping[str, float] | None,
     propensity: str | Mapping[str, str] | None = None,
     policy: str | None = None,
-    slate: str | Sequence[str] | None = None,
+    slate: str | None = None,
     cascade_propensity: str | None = None,
     examination: str | None = None,
     time: str | None = None,
     position: str | None = None,
-    first_position: int = 0,
     ranker_score: str | None = None,
     split: str | None = None,
     items: pd.DataFrame | None = None,
@@ -151,20 +153,20 @@ class BanditLog:
         are the users.
       item: column of the ids of the items shown, text or numbers.
       reward: column of rewards, >= 0; or several columns -> weights, such as {"click": 1,
-        "purchase": 5}, whose weighted sum is the reward.
+        "purchase": 5}, whose weighted sum is the reward. None: rows are orders or the like, not
+        impressions, and each has the reward 1.
       propensity: column of the probability of showing the row's item, in (0, 1]; in a slate, of
         showing it in the row's slot. None: they are estimated before training. To balance several
         policies: the name of each policy -> the column of its probability of the row's item, in
         [0, 1], also in rows that others logged.
       policy: column of the name of the policy that logged the row.
-      slate: column of the id of the slate of which the row is a slot; several columns, such as
-        session and time, are an id together. None: rows are shown one by one.
+      slate: column of the id of the slate of which the row is a slot. None: rows are shown one by
+        one.
       cascade_propensity: column of the probability of the row's slot and all above it, as they were
         shown, in (0, 1].
       examination: column of the probability that the user examined the row's slot, in (0, 1].
       time: column of dates, ISO 8601 text or numbers.
-      position: column of slots; slates need it.
-      first_position: the position of the first slot, 0 or 1.
+      position: column of 0-based slots; slates need it.
       ranker_score: column of the production ranker's scores.
       split: column of "train", "validation" or "test".
       items: a row for each item of the catalogue, with a column called as `item`. None: the
@@ -195,8 +197,7 @@ class BanditLog:
       )
     several = [*propensity.values()] if isinstance(propensity, Mapping) else [propensity]
     several += [*reward] if isinstance(reward, Mapping) else [reward]
-    several += [slate] if isinstance(slate, str | None) else [*slate]
-    of_slates = (cascade_propensity, examination, position)
+    of_slates = (slate, cascade_propensity, examination, position)
     roles = (user, item, policy, time, ranker_score, split, title, *of_slates)
     for column in (*roles, *several):
       if not isinstance(column, str | None):
@@ -216,14 +217,13 @@ class BanditLog:
     schema = LogSchema(
       user_id=user,
       item_id=item,
-      slate_id=slate if isinstance(slate, str | None) else tuple(slate),
+      slate_id=slate,
       policy=policy,
       propensity=propensity,
       cascade_propensity=cascade_propensity,
       examination=examination,
       reward=reward,
       position=position,
-      first_position=first_position,
       time=time,
       ranker_score=ranker_score,
       split=split,
@@ -235,8 +235,7 @@ class BanditLog:
         for column in context
       ),
     )
-    ids = [column for column in (user, item, policy) if column is not None]
-    ids += schema.slate_columns.values()
+    ids = [column for column in (user, item, policy, slate) if column is not None]
     raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
       item_table,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pathlib
 
-from tf_twostage.config import Config
+from tf_twostage.config import Config, UserLogConfig
 from tf_twostage.data import sets
+from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.sets import layouts
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.xmc import XmcData
 from tf_twostage.environment.base import Environment
@@ -25,10 +27,13 @@ def make(
 
   `data` takes the place of the data set that `config` names.
   """
-  if data is None and (config.user_log.log is not None or config.data.dataset == DATASET):
+  name = config.data.dataset
+  if data is None and name != sets.RATINGS and (config.user_log.log or name == DATASET):
     return user_log(config, workspace)
   with workspace.timed("data"):
-    data = data or sets.load(config.data.dataset, config.data.data_dir)
+    if data is None:
+      is_ratings = name == sets.RATINGS
+      data = _ratings(config) if is_ratings else sets.load(name, config.data.data_dir)
     _check_sizes(config, data)
   if isinstance(data, XmcData):
     return full_labels(config, data, workspace)
@@ -36,6 +41,27 @@ def make(
     with workspace.timed("environment"):
       return prepared(config, data, pathlib.Path(config.data.environment), workspace)
   return simulated(config, data, workspace)
+
+
+def _ratings(config: Config) -> RatingsData:
+  """The ratings in `data_dir`, or in the files that are named; InputError for settings beside."""
+  settings, schema = config.user_log, None
+  if settings.schema != UserLogConfig.schema:
+    schema = LogSchema.from_file(settings.schema)
+  if settings.stream:
+    raise InputError("stream: ratings are read into memory; leave it out")
+  if (settings.log is None) == (config.data.data_dir is None):
+    raise InputError(
+      "dataset ratings reads files: set data_dir to their directory, or log (and items and users)"
+      " to the files, one of the two"
+    )
+  if settings.log is not None:
+    files = layouts.named(settings.log, settings.items, settings.users, schema)
+  elif settings.items or settings.users:
+    raise InputError("data_dir holds items and users, too; leave the settings items and users out")
+  else:
+    files = layouts.find(pathlib.Path(str(config.data.data_dir)).expanduser(), schema)
+  return RatingsData.from_files(files, on_bad_rows=settings.on_bad_rows)
 
 
 def _check_sizes(config: Config, data: RatingsData | XmcData) -> None:

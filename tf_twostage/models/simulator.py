@@ -13,6 +13,7 @@ from tf_twostage.config import EncoderConfig, FitConfig
 from tf_twostage.data.rows import shuffled_rows
 from tf_twostage.data.schema import Schema
 from tf_twostage.data.sets.ratings import RatingsData
+from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, EncodedTables, FeatureEncoder, dense
 from tf_twostage.training.loop import fit
 
@@ -96,8 +97,13 @@ def fit_simulator(
 
   The AUC is on a share of the ratings, `holdout`, drawn at random, which is used for nothing else.
   """
+  if data.rating is None:
+    raise InputError(
+      f"{data.name}: a simulator learns from ratings, and orders are all positive; learn from the"
+      " orders themselves: leave `simulate` out"
+    )
   tf.keras.utils.set_random_seed(seed)
-  rows = np.random.default_rng(seed).permutation(len(data.rating))
+  rows = np.random.default_rng(seed).permutation(len(data))
   held_out, fitted = np.split(rows, [max(1, round(holdout * len(rows)))])
   context = tables.context_lookup(data.context)
 

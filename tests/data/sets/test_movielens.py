@@ -234,10 +234,16 @@ def test_reads_back_what_was_written(rows):
   [
     (b"\n \n", "toy.dat: the file is empty; use the files"),
     (b"1::a\n2::b", "toy.dat: cut off in line 2, which has no newline; use the files"),
-    (b"1::a\n2\n3::c::d\n", r"needs 2 fields .*; 2 of 3 lines differ \(first: line 2 has 1\)"),
-    (b"1::a\n2::b::b\n3::c\n", r"1 of 3 lines differ \(first: line 2 has 3\); use the files"),
+    (
+      b"1::a\n2\n3::c::d\n",
+      r"needs 2 fields .*; 2 of 3 lines differ \(first: line 2 has 1 fields\)",
+    ),
+    (
+      b"1::a\n2::b::b\n3::c\n",
+      r"1 of 3 lines differ \(first: line 2 has 3 fields\); use the files",
+    ),
     (b"1::a\n\n3::c\n", r"1 of 3 lines break this \(first: line 2, value ''\)"),
-    (b"1,a\n", r"1 of 1 lines differ \(first: line 1 has 1\)"),
+    (b"1,a\n", r"1 of 1 lines differ \(first: line 1 has 1 fields\)"),
   ],
 )
 def test_refuses_malformed_text(data, message):

@@ -59,10 +59,12 @@ def test_counts_come_from_the_schema():
     ({"items": ITEMS | {"color": np.arange(3).astype(object)}}, "'color' must hold strings"),
     ({"titles": np.array(["zero", "one"])}, "titles must be 3 strings"),
     ({"titles": np.array([0, 1, 2])}, "titles must be 3 strings"),
-    ({"rating": np.zeros(0, np.float32)}, "no ratings"),
+    ({"user_index": np.zeros(0, np.int32)}, "no ratings"),
+    ({"rating": np.zeros(3, np.float32)}, r"rating must be float32 \(4,\)"),
+    ({"time": np.array([0, 1, np.nan, 3])}, "time must be finite"),
     ({"rating": np.ones(4)}, "rating must be float32"),
     ({"rating": np.array([1, np.nan, 3, 4], np.float32)}, "rating must be finite"),
-    ({"user_index": np.zeros(3, np.int32)}, r"user_index must be int32 \(4,\)"),
+    ({"user_index": np.zeros(3, np.int32)}, r"item_index must be int32 \(3,\)"),
     ({"item_index": np.zeros(4, np.int64)}, "item_index must be int32"),
     ({"user_index": np.array([0, 1, 2, 2], np.int32)}, r"\[0, 2\); 2 of 4 .*row 2, value '2'"),
     ({"item_index": np.array([0, -1, 2, 2], np.int32)}, r"\[0, 3\); 1 of 4 .*row 1, value '-1'"),
@@ -187,3 +189,24 @@ def test_ratings_alone_are_enough():
 def test_tables_that_do_not_fit_are_refused(changes, message):
   with pytest.raises(InputError, match=message):
     from_pandas(**changes)
+
+
+def test_ratings_above_a_threshold_are_rewarded_rows_of_a_log_without_impressions():
+  log = from_pandas(time="when").log(positive_above=1)
+  assert log.rows.reward.tolist() == [0, 0, 1]
+  assert log.time.tolist() == [30, 10, 20]
+  assert not log.impressions
+  assert not log.has_propensities
+
+
+def test_orders_are_all_positive():
+  data = from_pandas(rating=None)
+  assert data.rating is None
+  assert data.log().rows.reward.tolist() == [1, 1, 1]
+
+
+def test_orders_and_times_change_the_fingerprint():
+  prints = [
+    from_pandas(**changes).fingerprint() for changes in ({}, {"rating": None}, {"time": "when"})
+  ]
+  assert len(set(prints)) == 3

@@ -8,8 +8,10 @@ Code outside the package may do the same with `DATASETS["name"] = loader`, or ha
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Callable
 
+from tf_twostage.data.sets import layouts
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.slates_synthetic import SlateWorld, make_slates
@@ -25,6 +27,7 @@ __all__ = [
   "XmcData",
   "load",
   "load_movielens_1m",
+  "load_ratings",
   "load_xmc",
   "make_slates",
   "make_synthetic",
@@ -32,6 +35,17 @@ __all__ = [
 ]
 
 Data = RatingsData | XmcData
+RATINGS = "ratings"
+
+
+def load_ratings(data_dir: str | None) -> RatingsData:
+  """Reads the ratings in a directory; see `layouts.find`."""
+  if data_dir is None:
+    raise InputError(
+      f"data set {RATINGS!r} reads files: set data_dir to their directory, or name them in the"
+      " settings log, items and users"
+    )
+  return RatingsData.from_files(layouts.find(pathlib.Path(data_dir).expanduser()))
 
 
 def _invented(name: str, make: Callable[[], Data]) -> Callable[[str | None], Data]:
@@ -47,6 +61,7 @@ def _invented(name: str, make: Callable[[], Data]) -> Callable[[str | None], Dat
 DATASETS: dict[str, Callable[[str | None], Data]] = {
   "delicious": functools.partial(load_xmc, "delicious"),
   "movielens_1m": load_movielens_1m,
+  RATINGS: load_ratings,
   "synthetic": _invented("synthetic", make_synthetic),
   "wiki10": functools.partial(load_xmc, "wiki10"),
   "wiki10_shape": _invented("wiki10_shape", make_xmc),  # as large as Wiki10-31K

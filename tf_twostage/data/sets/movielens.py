@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv
 
 from tf_twostage.data.schema import Bag, Categorical, Id, Schema, unit_range
+from tf_twostage.data.sets.layouts import AGES, GENRES, OCCUPATIONS, YEAR, parse
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.errors import InputError, require
 
@@ -33,22 +33,6 @@ _COLUMNS: dict[str, dict[str, type]] = {
   "ratings.dat": {"user_id": int, "movie_id": int, "rating": int, "timestamp": int},
 }
 _GENDERS = ("F", "M")
-AGES = {1: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
-_OCCUPATION = (
-  "other/not specified|academic/educator|artist|clerical/admin|college/grad student|"
-  "customer service|doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|"
-  "programmer|retired|sales/marketing|scientist|self-employed|technician/engineer|"
-  "tradesman/craftsman|unemployed|writer"
-)
-_OCCUPATIONS = tuple(_OCCUPATION.split("|"))
-_GENRE = (
-  "Action|Adventure|Animation|Children's|Comedy|Crime|Documentary|Drama|Fantasy|Film-Noir|Horror|"
-  "Musical|Mystery|Romance|Sci-Fi|Thriller|War|Western"
-)
-_GENRES = tuple(_GENRE.split("|"))
-_YEAR = r"\((\d{4})\)\s*$"
-# "::" is two characters, and CSV readers split at one. This control character occurs in no text.
-_SEPARATOR = "\x1f"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,7 +85,7 @@ def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
   users = tables.users.frame.sort_values("user_id")
   movies = tables.movies.frame.sort_values("movie_id")
   genres = movies["genres"].str.split("|", expand=True).fillna("")
-  years = movies["title"].str.extract(_YEAR, expand=False)
+  years = movies["title"].str.extract(YEAR, expand=False)
   ratings = tables.ratings.frame.sort_values(["user_id", "timestamp", "movie_id"])
   timestamp = ratings["timestamp"].to_numpy(np.float64)
   schema = Schema(
@@ -109,13 +93,13 @@ def load_movielens_1m(data_dir: str | None = None) -> RatingsData:
       Id("user_id", tuple(users["user_id"].astype(str))),
       Categorical("gender", _GENDERS),
       Categorical("age", tuple(AGES.values())),
-      Categorical("occupation", _OCCUPATIONS),
+      Categorical("occupation", OCCUPATIONS),
       Categorical("zip_code", tuple(sorted(set(users["zip_code"])))),
     ),
     item=(
       Id("movie_id", tuple(movies["movie_id"].astype(str))),
       Categorical("year", tuple(sorted(set(years)))),
-      Bag("genres", _GENRES, max_length=genres.shape[1]),
+      Bag("genres", GENRES, max_length=genres.shape[1]),
     ),
     context=(unit_range("timestamp", timestamp),),
   )
@@ -161,7 +145,7 @@ def read_files(source: pathlib.Path) -> Tables:
   # A code without a label stays as it is; the check of the values reports it.
   users = tables.users.frame
   users["age"] = [AGES.get(code, str(code)) for code in users["age"]]
-  names = dict(enumerate(_OCCUPATIONS))
+  names = dict(enumerate(OCCUPATIONS))
   users["occupation"] = [names.get(code, str(code)) for code in users["occupation"]]
   return tables
 
@@ -169,32 +153,14 @@ def read_files(source: pathlib.Path) -> Tables:
 def _parse(data: bytes, columns: Mapping[str, type], place: str) -> Table:
   """Parses lines of the form `a::b::c` in latin-1, without header or quotes."""
   remedy = f"use the files of {_URL} as they are"
-  if not data.strip():
-    raise InputError(f"{place}: the file is empty; {remedy}")
-  if not data.endswith(b"\n"):
-    last = data.count(b"\n") + 1
-    raise InputError(f"{place}: cut off in line {last}, which has no newline; {remedy}")
-  wrong: list[csv.InvalidRow] = []
-
-  def skip(row: csv.InvalidRow) -> str:
-    wrong.append(row)
-    return "skip"
-
-  table = csv.read_csv(
-    pa.BufferReader(data.replace(b"::", _SEPARATOR.encode())),
-    # Rows are numbered only without threads.
-    csv.ReadOptions(use_threads=False, column_names=list(columns), encoding="latin-1"),
-    csv.ParseOptions(
-      delimiter=_SEPARATOR, quote_char=False, ignore_empty_lines=False, invalid_row_handler=skip
-    ),
-    csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False),
-  )
-  if wrong:
+  table, broken = parse(data, [*columns], "::", "latin-1", place, remedy)
+  if broken:
     raise InputError(
-      f"{place}: every line needs {len(columns)} fields separated by '::'; {len(wrong)} of"
-      f" {len(table) + len(wrong)} lines differ (first: line {wrong[0].number} has"
-      f" {wrong[0].actual_columns}); {remedy}"
+      f"{place}: {broken[0].rule}; {len(broken)} of {len(table) + len(broken)} lines differ (first:"
+      f" line {broken[0].row + 1} has {broken[0].value}); {remedy}"
     )
+  texts = [column.cast(pa.string()) for column in table.columns]
+  table = pa.table(texts, names=table.column_names)
   lines = pd.RangeIndex(1, len(table) + 1, name="line")
   for place_of, (name, kind) in enumerate(columns.items()):
     if kind is int:
@@ -212,15 +178,16 @@ def _check(tables: Tables) -> None:
   listed = "be one of the values in the data set's README"
 
   tables.users.require(~users["user_id"].duplicated(), "user_id", "be unique")
-  known = (("gender", _GENDERS), ("age", AGES.values()), ("occupation", _OCCUPATIONS))
+  known = (("gender", _GENDERS), ("age", AGES.values()), ("occupation", OCCUPATIONS))
   for column, values in known:
     tables.users.require(users[column].isin(list(values)), column, listed)
   tables.users.require(users["zip_code"] != "", "zip_code", "not be empty")
 
   tables.movies.require(~movies["movie_id"].duplicated(), "movie_id", "be unique")
-  years = movies["title"].str.extract(_YEAR, expand=False)
+  years = movies["title"].str.extract(YEAR, expand=False)
   tables.movies.require(years.notna(), "title", "end in a year, as (1995)")
-  valid = movies["genres"].str.fullmatch(rf"(?:{_GENRE})(?:\|(?:{_GENRE}))*")
+  genre = "|".join(GENRES)
+  valid = movies["genres"].str.fullmatch(rf"(?:{genre})(?:\|(?:{genre}))*")
   tables.movies.require(valid, "genres", listed)
 
   tables.ratings.require(ratings["rating"].isin(range(1, 6)), "rating", "be 1, 2, 3, 4 or 5")

@@ -11,7 +11,8 @@ import threading
 import numpy as np
 import pandas as pd
 
-from tf_twostage.data.sets.movielens import AGES, ARCHIVE, DOWNLOAD, Table, Tables, read_files
+from tf_twostage.data.sets.layouts import AGES
+from tf_twostage.data.sets.movielens import ARCHIVE, DOWNLOAD, Table, Tables, read_files
 from tf_twostage.errors import InputError
 
 _VERSION = "0.1.1"
