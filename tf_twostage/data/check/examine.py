@@ -11,8 +11,10 @@ import pandas as pd
 from scipy import special
 
 from tf_twostage.data import policy_table, splits
+from tf_twostage.data.check import slates
+from tf_twostage.data.check.facts import MILLISECONDS, Fact, Finding, date
 from tf_twostage.data.check.plots import weights
-from tf_twostage.data.check.report import Fact, Finding, LogReport
+from tf_twostage.data.check.report import LogReport
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.errors import InputError
@@ -29,7 +31,6 @@ _ROUNDING = 1e-3  # of the number of items: propensities are float32, or written
 _RARE = 10  # rows of an item; with fewer the normal approximation fails
 _LEAST_SHARE = 0.01  # of the rows, as effective sample size
 _FALSE_ALARMS = 0.001  # of the test of all items of a log
-_MILLISECONDS = 1e11  # seconds reach this in the year 5138
 
 
 def check(
@@ -53,7 +54,9 @@ def check(
     *_sizes(log, bad_rows),
     *_rewards(log),
     *_propensities(log),
-    *_policies(log),
+    *slates.lines(log),
+    *slates.policies(log),
+    *_mixture(log),
     *_overlap(log, policy),
     *_times(log),
     *_splits(log, split, shares or {}, seed),
@@ -71,7 +74,9 @@ def check(
 
 def unusable(log: BanditLog) -> list[str]:
   """What makes the log unusable for training and evaluation, with remedies."""
-  lines = () if log.rows.propensity is None else _support(log, 1 / log.rows.propensity)
+  lines = [*slates.lines(log)]
+  if log.rows.propensity is not None:
+    lines += _support(log, 1 / log.rows.propensity)
   found = [f.text for f in lines if isinstance(f, Finding) and f.severity == "problem"]
   if log.num_users == 1 and log.schema.user_id.embedded:
     found.append("all rows are of one user: policies cannot be evaluated; log more users")
@@ -214,6 +219,8 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
   columns = {"user": rows.user_index, "item": rows.action, "β": rows.propensity, **rows.context}
   if rows.position is not None:
     columns["position"] = rows.position
+  if log.policy is not None and log.policy_propensities is None:
+    columns["policy"] = log.policy  # propensities are those of the policy that served the row
   situation = [column for column in columns if column not in ("item", "β")]
   lowest = pd.DataFrame(columns).groupby([*situation, "item"], sort=False)["β"].min()
   sums = lowest.groupby(level=situation, sort=False).sum()
@@ -229,18 +236,16 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
     )
 
 
-def _policies(log: BanditLog) -> Iterator[Fact | Finding]:
+def _mixture(log: BanditLog) -> Iterator[Fact | Finding]:
   """E[β_j/β] is 1 for each of the policies whose mixture is β."""
   if log.policy is None or log.policy_propensities is None:
     return
   section, n = "Logging policies", len(log)
-  counts = np.bincount(log.policy, minlength=len(log.policies))
   ratios = log.policy_propensities / np.asarray(log.rows.propensity, np.float64)[:, None]
-  for name, rows, ratio in zip(log.policies, counts, ratios.T, strict=True):
+  for name, ratio in zip(log.policies, ratios.T, strict=True):
     mean = float(ratio.mean())
     # A policy may have users of its own: their rows depend on each other.
     error = float(np.linalg.norm(np.bincount(log.rows.user_index, ratio - mean))) / n
-    yield Fact(section, f"rows of {name}", int(rows), f"{rows / n:.2%}")
     meaning = f"± {error:.2g}; 1 if the propensities are right"
     yield Fact(section, f"mean weight of {name}", mean, meaning)
     if abs(mean - 1) > max(_ERRORS * error, _ROUNDING):
@@ -289,20 +294,14 @@ def _times(log: BanditLog) -> Iterator[Fact | Finding]:
     yield Fact("Time", "logged", "no")
     return
   first, last = float(log.time.min()), float(log.time.max())
-  yield Fact("Time", "first", _date(first))
-  yield Fact("Time", "last", _date(last))
-  if last > _MILLISECONDS:
+  yield Fact("Time", "first", date(first))
+  yield Fact("Time", "last", date(last))
+  if last > MILLISECONDS:
     yield _warning(
       f"times reach {last:.6g}: as seconds that is far ahead; divide milliseconds by 1000",
     )
   if first == last:
     yield _warning("all rows have one time: the log cannot be split by it; split at random")
-
-
-def _date(seconds: float) -> str:
-  if not 1e8 < seconds < _MILLISECONDS:  # counts since some other start
-    return f"{seconds:.10g}"
-  return f"{pd.Timestamp(seconds, unit='s'):%Y-%m-%d %H:%M:%S}"
 
 
 def _splits(

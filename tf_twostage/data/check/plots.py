@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage import plotting
+from tf_twostage.data.check import slates
+from tf_twostage.data.check.facts import MILLISECONDS
 from tf_twostage.data.policy_table import PolicyTable
 
 if TYPE_CHECKING:
@@ -26,14 +28,21 @@ def weights(log: BanditLog, policy: PolicyTable | None = None) -> np.ndarray:
 
 
 def figure(log: BanditLog, policy: PolicyTable | None) -> Any:
-  """A matplotlib figure of four panels."""
-  made = plotting.figure(_WIDTH, _HEIGHT)
-  axes = made.subplots(2, 2)
+  """A matplotlib figure of four panels, and of two more for slates."""
+  columns = 2 if log.slate is None else 3
+  made = plotting.figure(_WIDTH * columns / 2, _HEIGHT)
+  axes = made.subplots(2, columns)
   made.suptitle(f"{log.name}: {len(log):,} rows, {log.num_items:,} items")
   _propensities(axes[0, 0], log)
   _items(axes[0, 1], log)
   _over_time(axes[1, 0], log)
   _weights(axes[1, 1], log, policy)
+  if log.slate is not None:
+    _slots(axes[0, 2], log)
+    if log.policy is None or log.time is None or log.time.min() == log.time.max():
+      _sizes(axes[1, 2], log.slate)
+    else:
+      _policies(axes[1, 2], log, log.time, log.policy)
   for axis in axes[:, 0]:
     axis.yaxis.set_major_formatter("{x:,.0f}")
   return made
@@ -83,8 +92,6 @@ def _items(axis, log: BanditLog) -> None:
 
 
 def _over_time(axis, log: BanditLog) -> None:
-  from matplotlib.dates import ConciseDateFormatter
-
   if log.time is None or log.time.min() == log.time.max():
     axis.set(title="Rows and reward over time", xlabel="time", ylabel="rows")
     _write(axis, "no times")
@@ -92,8 +99,7 @@ def _over_time(axis, log: BanditLog) -> None:
   rewarded = int((log.rows.reward > 0).sum())
   rows, edges = np.histogram(log.time, int(np.clip(rewarded / 5, 5, _BINS)))
   reward, _ = np.histogram(log.time, edges, weights=log.rows.reward)
-  is_date = edges[0] > 1e8 and edges[-1] < 1e11
-  place = pd.to_datetime(edges, unit="s") if is_date else edges
+  place = _moments(axis, edges)
   axis.stairs(rows, place, fill=True, color="0.8")
   axis.set(
     title="Rows and mean reward over time", xlabel="time", ylabel="rows (grey)", ylim=(0, None)
@@ -104,8 +110,6 @@ def _over_time(axis, log: BanditLog) -> None:
   other.plot(place[:-1] + (place[1] - place[0]) / 2, mean, ".-", color=plotting.COLORS[1])
   other.set_ylabel("mean reward", color=plotting.COLORS[1])
   other.set_ylim(0, 1.15 * np.nanmax(mean) or 1)
-  if is_date:
-    axis.xaxis.set_major_formatter(ConciseDateFormatter(axis.xaxis.get_major_locator()))
 
 
 def _weights(axis, log: BanditLog, policy: PolicyTable | None) -> None:
@@ -129,6 +133,59 @@ def _weights(axis, log: BanditLog, policy: PolicyTable | None) -> None:
   _scale(axis, "x", equal[0], 100)
   axis.set_ylim(0, 105)
   axis.legend(loc="upper left")
+
+
+def _slots(axis, log: BanditLog) -> None:
+  """The mean reward of each slot, by policy if there are several, with 95% intervals."""
+  axis.set(title="Mean reward by slot", xlabel="slot", ylabel="mean reward")
+  chosen: dict[str, Any] = {"all rows": slice(None)}
+  if log.policy is not None:
+    chosen = {log.policies[code]: log.policy == code for code in _frequent(log)}
+  for i, (name, rows) in enumerate(chosen.items()):
+    found = slates.by_slot(log, rows)
+    look = {**plotting.look(i), "linewidth": 1, "markersize": 4, "capsize": 2}
+    axis.errorbar(found.index, found["mean"], 1.96 * found["sem"], label=name, **look)
+  axis.set_ylim(0, None)
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.legend()
+
+
+def _sizes(axis, slate: np.ndarray) -> None:
+  """How many slates have how many rows."""
+  rows = np.unique(slate, return_counts=True)[1]
+  size, times = np.unique(rows, return_counts=True)
+  axis.bar(size, times, color=plotting.COLORS[0])
+  axis.set(title="Rows of a slate", xlabel="rows", ylabel="slates", xlim=(0, size.max() + 1))
+  axis.xaxis.get_major_locator().set_params(integer=True)
+  axis.yaxis.set_major_formatter("{x:,.0f}")
+
+
+def _policies(axis, log: BanditLog, time: np.ndarray, policy: np.ndarray) -> None:
+  """The rows of each of the most frequent policies over time."""
+  edges = np.linspace(time.min(), time.max(), _BINS)
+  for i, code in enumerate(_frequent(log)):
+    rows, _ = np.histogram(time[policy == code], edges)
+    axis.stairs(rows, _moments(axis, edges), color=plotting.COLORS[i], label=log.policies[code])
+  axis.set(title="Rows of each policy", xlabel="time", ylabel="rows", ylim=(0, None))
+  axis.yaxis.set_major_formatter("{x:,.0f}")
+  axis.legend()
+
+
+def _frequent(log: BanditLog) -> np.ndarray:
+  """Codes of the policies with the most rows, as many as there are colors."""
+  counts = np.bincount(np.asarray(log.policy), minlength=len(log.policies))
+  return np.argsort(-counts, kind="stable")[: len(plotting.COLORS)]
+
+
+def _moments(axis, seconds: np.ndarray) -> Any:
+  """Places of times on the x axis, which shows dates if they are some."""
+  from matplotlib.dates import ConciseDateFormatter
+
+  if not (seconds[0] > 1e8 and seconds[-1] < MILLISECONDS):
+    return seconds
+  axis.xaxis_date()
+  axis.xaxis.set_major_formatter(ConciseDateFormatter(axis.xaxis.get_major_locator()))
+  return pd.to_datetime(seconds, unit="s")
 
 
 def _write(axis, text: str) -> None:

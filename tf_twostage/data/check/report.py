@@ -13,6 +13,7 @@ import pandas as pd
 
 from tf_twostage import plotting
 from tf_twostage.data.check import plots
+from tf_twostage.data.check.facts import SEVERITIES, Fact, Finding
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.errors import InputError
@@ -23,27 +24,8 @@ if TYPE_CHECKING:
 
   from tf_twostage.data.log import BanditLog
 
-SEVERITIES = ("problem", "warning", "note")
 _WIDTH = 100
 _NAME, _VALUE = 31, 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Fact:
-  """One line of the table."""
-
-  section: str  # heading that it belongs to
-  name: str  # what was measured
-  value: Any  # number, text or None
-  meaning: str = ""  # what it should be, or how to read it; may be empty
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-  """A sentence with a remedy; a "problem" makes the log unusable."""
-
-  severity: str
-  text: str
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
