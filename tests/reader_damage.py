@@ -4,9 +4,13 @@ python -m tests.reader_damage --mutations=200     # of each kind of file; prints
 """
 
 import argparse
+import contextlib
+import io
 import pathlib
+import sys
 import tempfile
 import time
+import unittest.mock
 
 import numpy as np
 import pandas as pd
@@ -15,10 +19,13 @@ import tqdm
 import yaml
 
 from tests.data.files import small_log
-from tf_twostage.data import draft, policy_table
+from tests.data.sets import mini_movielens, xmc_files
+from tf_twostage.data import draft, policy_table, sets
 from tf_twostage.data.files.shards import convert
 from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.sets.xmc import read_xmc
 from tf_twostage.errors import InputError
+from tf_twostage.serving import catalogue
 
 SLOW = 10.0  # seconds
 _TOKENS = [b"\0", b'"', b"\n", b"\r", b",", b"\t", b"\xff", b"\xef\xbb\xbf", b"-", b"e308", b"nan"]
@@ -45,9 +52,24 @@ def make(root):
   policy = root / "policy.csv"
   pd.DataFrame({"item_id": ["p0", "p9"], "probability": [0.25, 0.75]}).to_csv(policy)
   ids = np.array(["p0", "p1", "p2", "p9"])
+  removed = root / "removed.txt"
+  removed.write_text("p0\np1\n")
+  documents = sets.make_xmc(20, 10, 8, 6, labels_per_document=2, features_per_document=4)
+  xmc, zipped_xmc = root / "train.txt", root / "train.txt.gz"
+  for file in (xmc, zipped_xmc):
+    xmc_files.write(documents, file)
+  movies = mini_movielens.write_directory(root / "movielens")
 
   def logs(schema):
     return lambda file: len(small_log.read(file, items, schema, on_bad_rows="skip").rows)
+
+  def movielens(name):
+    def read(file):
+      directory = mini_movielens.write_directory(root / "mutated")
+      (directory / name).write_bytes(file.read_bytes())
+      return len(sets.load("movielens_1m", str(directory)).rating)
+
+    return movies / name, read
 
   return {
     "CSV": (log, logs(schema)),
@@ -62,6 +84,10 @@ def make(root):
     "items": (items, lambda file: small_log.read(log, file, schema)),
     "users": (users, lambda file: small_log.read(log, items, schema, users=file)),
     "policy": (policy, lambda file: policy_table.read(file, ids)),
+    "removals": (removed, catalogue.read_removed),
+    "XMC": (xmc, lambda file: read_xmc(file).num_documents),
+    "gzipped XMC": (zipped_xmc, lambda file: read_xmc(file).num_documents),
+    **{f"MovieLens {name}": movielens(name) for name in mini_movielens.FILES},
     "draft": (log, lambda file: LogSchema.from_dict(yaml.safe_load(draft.draft(file, items)))),
   }
 
@@ -126,14 +152,21 @@ def cuts(file, read, step=1):
 
 def attempt(read, file):
   """What is wrong with how a file is read or refused, or ""."""
-  start = time.process_time()
+  start, said = time.process_time(), io.StringIO()
   try:
-    read(file)
+    # Python prints what is raised where nobody can catch it, such as in a callback of C++.
+    with (
+      contextlib.redirect_stderr(said),
+      unittest.mock.patch("sys.unraisablehook", sys.__unraisablehook__),
+    ):
+      read(file)
   except InputError as error:
     if len(str(error)) > 5000:
       return f"a message of {len(str(error))} characters"
   except Exception as error:
     return f"{type(error).__name__}: {error}"
+  if said.getvalue():
+    return f"printed {said.getvalue()}"
   seconds = time.process_time() - start
   return f"took {seconds:.0f} s" if seconds > SLOW else ""
 

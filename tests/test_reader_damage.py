@@ -22,7 +22,19 @@ def test_a_cut_gzip_file_is_never_a_shorter_log(made):
   assert not any(reader_damage.cuts(*made["gzipped CSV"], step=9))
 
 
-def test_a_reader_that_fails_in_another_way_is_noticed(made):
+class _Hidden:
+  def __del__(self):
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+  ("read", "expected"),
+  [
+    (lambda file: [][0], "0: IndexError: list index out of range"),
+    (lambda file: _Hidden(), "0: printed Exception ignored in: "),
+  ],
+)
+def test_a_reader_that_fails_in_another_way_is_noticed(made, read, expected):
   file, _ = made["CSV"]
-  (problem,) = reader_damage.trials("CSV", file, lambda file: [][0], mutations=1)
-  assert problem == "0: IndexError: list index out of range"
+  (problem,) = reader_damage.trials("CSV", file, read, mutations=1)
+  assert problem.startswith(expected)

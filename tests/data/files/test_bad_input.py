@@ -83,6 +83,14 @@ ROWS = {  # kind: log, message
     lines(lambda t: [*t[:6], "x," + t[6], *t[7:]]),
     r"log.csv: a row must have 8 fields.*; 1 of 8 .*line 7, row 5, value '9 fields'",
   ),
+  "short row, not UTF-8": (
+    lines(lambda t: [*t[:6], "v\udcff\n", *t[7:]]),
+    r"log.csv: a row must have 8 fields.*; 1 of 8 .*line 7, row 5, value '1 fields'",
+  ),
+  "long row, not UTF-8, after Cyrillic": (
+    lines(lambda t: [*t[:3], t[3].replace("v2", "ж"), *t[4:6], "\udcff," + t[6], *t[7:]]),
+    r"log.csv: a row must have 8 fields.*; 1 of 8 .*line 7, row 5, value '9 fields'",
+  ),
   "cut off in the last row": (
     lines(lambda t: [*t[:-1], t[-1][:12]]),
     r"log.csv: a row must have 8 fields.*; 1 of 8 .*line 9, row 7",

@@ -6,6 +6,7 @@ where they are gzipped.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import functools
@@ -20,18 +21,23 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from tf_twostage.data.files.bad_rows import Broken, Chunk
 from tf_twostage.errors import InputError
 
 _BLOCK = 1 << 22  # bytes; no row is longer
+_BYTES = "latin-1"  # gives every byte a character
 
 
 def column_names(path: pathlib.Path) -> list[str]:
   """Returns the header."""
-  with _open(path) as reader:
-    return reader.schema.names
+  with _open(path, _BYTES) as reader:
+    try:
+      return [name.encode(_BYTES).decode() for name in reader.schema.names]
+    except UnicodeDecodeError:
+      raise InputError(f"{path}: line 1 is not UTF-8; write the file again as UTF-8") from None
 
 
 def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
@@ -48,8 +54,11 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
 
   start = 0
   line = functools.partial(line_of, path)
+  # pyarrow cannot hand over broken rows that it cannot decode.
+  encoding = "utf-8" if _is_utf8(path) else _BYTES
+  names = [column.encode().decode(encoding) for column in columns]
   try:
-    with _open(path, columns, skip) as batches:
+    with _open(path, encoding, names, skip) as batches:
       for batch in batches:
         good = np.ones(len(batch) + len(broken), bool)
         good[[row.row - start for row in broken if row.row - start < len(good)]] = False
@@ -57,8 +66,8 @@ def read(path: pathlib.Path, columns: Sequence[str]) -> Iterator[Chunk]:
         start = int(rows[-1]) + 1 if len(rows) else start
         before = [row for row in broken if row.row < start]
         del broken[: len(before)]
-        table = pa.Table.from_batches([batch]).select(list(columns))
-        yield Chunk(path, table, rows, before, line)
+        cells = [_undone(batch.column(name), encoding) for name in names]
+        yield Chunk(path, pa.table(cells, list(columns)), rows, before, line)
   except pa.ArrowInvalid as error:
     if "straddling" in str(error):
       raise _too_long(path) from None
@@ -104,16 +113,36 @@ def line_of(path: pathlib.Path, row: int) -> int:
   return line
 
 
+def _is_utf8(path: pathlib.Path) -> bool:
+  """Whether all of a file is UTF-8, as far as it can be unpacked."""
+  decoder = codecs.getincrementaldecoder("utf-8")()
+  with contextlib.suppress(OSError, EOFError, zlib.error), _bytes(path) as raw:
+    try:
+      for block in iter(lambda: raw.read(_BLOCK), b""):
+        decoder.decode(block)
+    except UnicodeDecodeError:
+      return False
+  return True
+
+
+def _undone(cells: pa.Array, encoding: str) -> pa.Array:
+  """The bytes of cells as they are in the file, [k] binary."""
+  if encoding != _BYTES or pc.all(pc.string_is_ascii(cells.cast(pa.string()))).as_py():
+    return cells
+  return pa.array([cell.decode().encode(_BYTES) for cell in cells.to_pylist()], pa.binary())
+
+
 @contextlib.contextmanager
 def _open(
   path: pathlib.Path,
+  encoding: str,
   columns: Sequence[str] = (),
   invalid_row: Callable[[arrow_csv.InvalidRow], str] = lambda row: "skip",
 ) -> Iterator[arrow_csv.CSVStreamingReader]:
   compression = "gzip" if path.suffix == ".gz" else None
   # Without threads pyarrow numbers invalid rows.
   options = (
-    arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK),
+    arrow_csv.ReadOptions(use_threads=False, block_size=_BLOCK, encoding=encoding),
     arrow_csv.ParseOptions(
       delimiter=_separator(path), newlines_in_values=True, invalid_row_handler=invalid_row
     ),
@@ -133,10 +162,7 @@ def _open(
           " needs a header and rows"
         ) from None
       with reader:
-        reader.schema.names  # noqa: B018 (decodes the names)
         yield reader
-    except UnicodeDecodeError:
-      raise InputError(f"{path}: line 1 is not UTF-8; write the file again as UTF-8") from None
     except OSError as error:
       if error.errno is not None:
         raise

@@ -260,12 +260,12 @@ def _read(file: BinaryIO | gzip.GzipFile, path: pathlib.Path, name: str) -> XmcD
         documents, dtype=np.float32, multilabel=True, zero_based=True
       )
       break
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
       if "sorted" in str(error) and not documents.sort:
         documents, wrong = _Documents(file, sort=True), []
       else:  # the next turn goes on after this line
         line = documents.line.decode("utf-8", "replace").strip("\r\n")
-        wrong.append(f"line {len(documents.filled) + 1}, {line[:40]!r}: {error}")
+        wrong.append(f"line {len(documents.filled) + 1}, {line[:40]!r}: {str(error)[:80]}")
   if wrong:
     raise InputError(
       f"{path}: {len(wrong)} of {len(documents.filled)} documents are malformed (first:"
@@ -286,7 +286,7 @@ def _read(file: BinaryIO | gzip.GzipFile, path: pathlib.Path, name: str) -> XmcD
   repeated[1:] = (np.diff(label_ids) == 0) & (np.diff(label_row) == 0)
   in_labels = (label_ids >= 0) & (label_ids < num_labels)
   for rule, row, values, bad in (
-    ("label must be a whole number", label_row, label_ids, label_ids % 1 != 0),
+    ("label must be a whole number", label_row, label_ids, label_ids != np.floor(label_ids)),
     (f"label must be in [0, {num_labels}), the count in line 1", label_row, label_ids, ~in_labels),
     ("label must not repeat within a document", label_row, label_ids, repeated),
     (
