@@ -10,11 +10,14 @@ import shutil
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tqdm
 
+from launch import evaluate
 from tests import external_rankers, prepared_environment, user_logs
-from tf_twostage import TwoStageRecommender, environment
+from tests.serving import small
+from tf_twostage import TwoStageRecommender, environment, experiment, online_loop
 from tf_twostage.config import Config, DataConfig, FitConfig, GeneratorConfig, SimulationConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError, RunError
@@ -76,20 +79,12 @@ def _external(root):
   return _log(root, ranker=str(external_rankers.Ranker().save(root / "ranker")))
 
 
-KINDS = {
-  "simulated": _simulated,
-  "prepared": _prepared,
-  "labelled": _labelled,
-  "user log": _log,
-  "without propensities": lambda root: _log(root, propensities=False),
-  "with ranker scores": lambda root: _log(root, ranker_score=True),
-  "streamed": lambda root: _log(root, stream=True),
-  "external ranker": _external,
-}
+def _looped(root):
+  usual = _simulated(root)
+  return dataclasses.replace(usual, loss="ips", loss_options={})  # not resumed: any draws do
 
 
-def outcome(config, workdir):
-  """All numbers of a run, as text."""
+def _trained(config, workdir):
   tf.keras.backend.clear_session()
   workspace = Workspace(workdir / "stages")
   world = environment.make(config, workspace)
@@ -99,7 +94,55 @@ def outcome(config, workdir):
   log = world.evaluation_log(workspace).rows
   rows = {name: values.tolist() for name, values in log.columns().items()}
   weights = [variable.numpy().tolist() for variable in model.towers.variables]
-  return to_json([baselines, history, rows, weights, world.facts])
+  return [baselines, history, rows, weights, world.facts]
+
+
+def _evaluated(config, workdir):
+  trained = _trained(config, workdir)
+  generators = [("trained", config)]
+  report = evaluate.run(config, generators, workdir, training_command="")
+  return [trained, report, _texts(workdir / "evaluation")]
+
+
+def _compared(config, workdir):
+  """An experiment; a process trains what is missing."""
+  other = dataclasses.replace(config, loss="ips", loss_options={})
+  variants = [experiment.Variant(one.loss, one, one.loss) for one in (config, other)]
+  summary = experiment.run(config, variants, seeds=1, workdir=workdir, processes=1)
+  return [summary, _texts(workdir / "experiment")]
+
+
+def _rounds(config, workdir):
+  with pytest.MonkeyPatch.context() as patch:
+    small.skip_replay(patch.setattr)
+    loop = online_loop.Loop(config, workdir, draws=2, temperature=1.0)
+    rounds = list(loop.run(workdir / "exports", 2, keep=3))
+  return [online_loop.table(loop.logging_policy, rounds), *map(str, rounds)]
+
+
+def _texts(directory):
+  files = sorted(file for file in directory.iterdir() if file.suffix != ".png")
+  return {file.name: file.read_text() for file in files}
+
+
+KINDS = {  # the settings, and what a run says
+  "simulated": (_simulated, _trained),
+  "prepared": (_prepared, _trained),
+  "labelled": (_labelled, _trained),
+  "user log": (_log, _trained),
+  "without propensities": (lambda root: _log(root, propensities=False), _trained),
+  "with ranker scores": (lambda root: _log(root, ranker_score=True), _trained),
+  "streamed": (lambda root: _log(root, stream=True), _trained),
+  "external ranker": (_external, _trained),
+  "evaluation": (_log, _evaluated),
+  "experiment": (_log, _compared),
+  "loop": (_looped, _rounds),
+}
+
+
+def outcome(kind, config, workdir):
+  """All numbers of a run, as text."""
+  return to_json(KINDS[kind][1](config, workdir)).replace(str(workdir), "")
 
 
 def damage(file, how, rng):
@@ -124,9 +167,9 @@ def damage(file, how, rng):
 def trials(kind, root, mutations, seed=0):
   """Yields file, damage and what went wrong, or "", of as many runs."""
   rng = np.random.default_rng(seed)
-  config = KINDS[kind](root)
+  config = KINDS[kind][0](root)
   whole, scratch = root / "whole", root / "run"
-  expected = outcome(config, whole)
+  expected = outcome(kind, config, whole)
   files = sorted(p for p in whole.rglob("*") if p.is_file() and "tensorboard" not in p.parts)
   for _ in range(mutations):
     shutil.rmtree(scratch, ignore_errors=True)
@@ -135,7 +178,7 @@ def trials(kind, root, mutations, seed=0):
     if not damage(scratch / file.relative_to(whole), how, rng):
       continue
     try:
-      problem = "" if outcome(config, scratch) == expected else "other numbers"
+      problem = "" if outcome(kind, config, scratch) == expected else "other numbers"
     except (InputError, RunError):
       problem = ""  # refused, in one message
     except Exception as error:
