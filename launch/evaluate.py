@@ -31,7 +31,7 @@ from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
 from tf_twostage.metrics import SERVED, STAGES
 from tf_twostage.recommender import TwoStageRecommender
-from tf_twostage.workspace import Workspace, write_text
+from tf_twostage.workspace import Workspace, results_directory, write_text
 
 _UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select")
 
@@ -97,7 +97,8 @@ def run(
   Args:
     config: makes the environment that all generators share.
     generators: label and settings of each; None: every finished generator in `workdir`.
-    workdir: where they were trained; gets evaluation/ and stages/.
+    workdir: where they were trained; gets stages/ and evaluation/, or evaluation-2/, ... if it
+      holds another evaluation.
     policy_files: see `policy_file.read`.
     training_command: trains them; for the message where one is missing.
     estimators: names in `ESTIMATORS`.
@@ -111,6 +112,7 @@ def run(
       has been evaluated.
   """
   by_name(estimators)
+  asked = [config, generators, list(map(str, policy_files)), list(estimators), select]
   if select and "dr" not in estimators:
     raise InputError("--select needs the estimator dr: add it to --estimators")
   remedy = f"train with\n  {training_command}\nand evaluate again"
@@ -152,11 +154,12 @@ def run(
     workdir=workdir,
     seed=config.environment_seed,
   )
-  report = found.save(workdir / "evaluation")
+  directory = results_directory(workdir / "evaluation", asked)
+  report = found.save(directory)
   if select:
     ranked = found.select()
     text = ranked.to_csv(index=False, float_format="%.8g")
-    write_text(workdir / "evaluation" / "selection.csv", text)
+    write_text(directory / "selection.csv", text)
     shown = ranked.to_string(index=False, float_format="{:.4f}".format)
     report += f"\n\nGenerators with the ranker, by dr less the burden of thin support\n{shown}"
   return report

@@ -31,7 +31,7 @@ def main() -> int:
 
   from tf_twostage.serving import check, exporting
 
-  version = exporting.latest(pathlib.Path(values.model))
+  version, _ = exporting.load_latest(pathlib.Path(values.model))
   report, same = check.check(version, repeats=values.repeats)
   print(report, file=sys.stdout if same else sys.stderr)
   return 0 if same else 1

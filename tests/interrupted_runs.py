@@ -1,8 +1,8 @@
-"""Kills runs of `launch.train` at random moments and resumes, until one finishes.
+"""Kills runs at random moments and resumes, until one finishes; and runs two at once.
 
-By hand, at more moments than the tests do:
+By hand, other commands and more moments than the tests do:
 
-  python -m tests.interrupted_runs --kills=10
+  python -m tests.interrupted_runs --kills=20 --twins=10
 """
 
 import argparse
@@ -68,23 +68,81 @@ def stop(root: pathlib.Path, number: int, seconds: float, *arguments: str) -> tu
   return running.process.exitcode, running.stderr()
 
 
+_QUICK = (
+  "--flagfile=launch/synthetic.flags",
+  "--loss=ips",
+  *(f"--{part}epochs=2" for part in ("", "simulator_", "behavior_", "ranker_")),
+)
+COMMANDS: dict[str, tuple[str, ...]] = {  # each with what it needs besides
+  "train": (),
+  "experiment": ("--losses=cross_entropy,ips", "--seeds=2", "--processes=1"),
+  "evaluate": (),
+  "loop": ("--rounds=2", "--draws=2"),
+}
+
+
+def begin(root: pathlib.Path, name: str) -> commands.Running:
+  """Starts a command on the runs in `root`."""
+  exports = () if name in ("experiment", "evaluate") else (f"--export_dir={root / 'export'}",)
+  return commands.start(*_QUICK, *COMMANDS[name], f"--workdir={root / 'run'}", *exports, name=name)
+
+
+def result(root: pathlib.Path, name: str, running: commands.Running) -> object:
+  """All numbers of a command that has come to its end."""
+  code, out, said = running.end()
+  assert code == 0, said
+  if name == "loop":
+    return out.strip().split("\n\n")[-1]
+  if name == "train":
+    metrics = json.loads((root / "run" / "metrics.json").read_text())
+    return {part: metrics[part] for part in ("best_epoch", "validation", "test", "baselines")}
+  directory = root / "run" / {"evaluate": "evaluation"}.get(name, name)
+  return {p.name: p.read_text() for p in directory.iterdir() if p.suffix != ".png"}
+
+
+def fresh(root: pathlib.Path, name: str) -> pathlib.Path:
+  """A directory in which a command can be run, nothing of which is done yet."""
+  root.mkdir()
+  if name == "evaluate":
+    result(root, "train", begin(root, "train"))
+  return root
+
+
+def attempts(directory: pathlib.Path, name: str, kills: int, twins: int) -> int:
+  """Kills a command, then runs it to its end; and runs two at once; how often results differ."""
+  whole = fresh(directory / name, name)
+  start = time.monotonic()
+  expected = result(whole, name, begin(whole, name))
+  seconds = time.monotonic() - start
+  moments, cut = random.Random(0), fresh(directory / f"{name}-cut", name)
+  codes = []
+  for _ in range(kills):
+    running = begin(cut, name)
+    time.sleep(moments.uniform(0, seconds))
+    running.stop(signal.SIGKILL)
+    codes.append(running.process.exitcode)
+  wrong = int(result(cut, name, begin(cut, name)) != expected)
+  print(f"{name}: {codes.count(-signal.SIGKILL)} of {kills} kills hit it; different: {wrong}")
+  for number in range(twins):
+    root = fresh(directory / f"{name}-{number}", name)
+    pair = [begin(root, name) for _ in range(2)]
+    different = sum(result(root, name, one) != expected for one in pair)
+    wrong += different
+    print(f"{name}: two at once, {number}: different: {different}", flush=True)
+  return wrong
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--kills", type=int, default=10)
-  parser.add_argument("--epochs", type=int, default=40)
+  parser.add_argument("--twins", type=int, default=0, help="how often two run at once")
+  parser.add_argument("--commands", nargs="*", default=[*COMMANDS])
   given = parser.parse_args()
-  epochs = f"--epochs={given.epochs}"
-  moments = random.Random(0)
   with tempfile.TemporaryDirectory() as directory:
-    whole, cut = pathlib.Path(directory) / "whole", pathlib.Path(directory) / "cut"
-    expected = finish(whole, epochs)
-    share_environment(whole, cut)
-    for _ in range(given.kills):
-      code, _ = stop(cut, signal.SIGKILL, moments.uniform(0, 0.5), epochs)
-      print(f"exit code {code}, checkpoints {sorted(checkpoints(cut))}", flush=True)
-    same = finish(cut, epochs) == expected and histories(cut) == histories(whole)
-  print("the same to the last bit" if same else "DIFFERENT")
-  sys.exit(not same)
+    root = pathlib.Path(directory)
+    wrong = sum(attempts(root, name, given.kills, given.twins) for name in given.commands)
+  print("the same to the last bit" if not wrong else "DIFFERENT")
+  sys.exit(wrong > 0)
 
 
 if __name__ == "__main__":

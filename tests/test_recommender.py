@@ -114,8 +114,9 @@ def test_a_finished_model_is_found_again(model, parts, workdir, monkeypatch):
   assert_same_answers(again, model, parts[2])
 
 
-def test_without_validation_rows_the_latest_choose_the_epoch(parts):
+def test_without_validation_rows_the_latest_choose_the_epoch(parts, capsys):
   model = TwoStageRecommender("cross_entropy", **QUICK).fit(parts[0], progress=False)
+  assert "step" not in capsys.readouterr().err  # no progress bar of any model
   assert model.slate_size == min(Config().slate_size, ITEMS)
   assert not any(name.startswith("test/") for name in model.history)
 
@@ -160,6 +161,11 @@ def test_recommendations_are_ranked_and_leave_excluded_items_out(model):
   lists = model.recommend(["u3", "u7"], k=5, exclude=[["i0", "i3"], []])
   pd.testing.assert_frame_equal(shown, lists)
   assert len(model.recommend("u3", k=50)) == ITEMS
+
+
+def test_excluded_items_that_are_unknown_are_named(model, caplog):
+  model.recommend(["u3", "u7"], k=1, exclude=[["i1", "x9", "y"], ["x9"]])
+  assert "2 of the items to exclude are not in the catalogue (first: 'x9')" in caplog.text
 
 
 def test_excluded_items_are_lists_of_ids(model):

@@ -25,6 +25,7 @@ from tf_twostage.workspace import (
   read_numbers,
   read_record,
   remove_partial,
+  results_directory,
   write_json,
   write_record,
 )
@@ -126,6 +127,15 @@ def test_json_has_no_nan(tmp_path):
   write_json(path, {"a": [math.nan, 0.5], "b": -math.inf})
   assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"a": [None, 0.5], "b": None}
   assert np.isnan(read_numbers(path)["a"]).tolist() == [True, False]
+
+
+def test_results_of_another_plan_get_a_directory_of_their_own(tmp_path):
+  path = tmp_path / "run" / "experiment"
+  plans = [{"loss": "ips"}, {"loss": "snips"}, {"loss": "ips"}, {"loss": "poem"}]
+  names = [results_directory(path, plan).name for plan in plans]
+  assert names == ["experiment", "experiment-2", "experiment", "experiment-3"]
+  (path / "plan.json").write_text("[{")  # nobody can tell whose results these are
+  assert results_directory(path, {"loss": "snips"}) == path
 
 
 def test_two_processes_build_a_stage_once(tmp_path):

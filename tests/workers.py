@@ -51,7 +51,6 @@ def train(directory: pathlib.Path, name: str, workers: Workers) -> None:
     FitConfig(epochs=EPOCHS, batch_size=BATCH_SIZE, adagrad_accumulator=0.1),
     rows=len(log),
     name="generator",
-    progress=False,
     evaluate=small.Evaluation(range(EPOCHS)),
     select=small.select,
     directory=directory,

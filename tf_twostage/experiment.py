@@ -34,7 +34,14 @@ from tf_twostage.training import loop
 from tf_twostage.training.distribution import only_here
 from tf_twostage.training.loop import History
 from tf_twostage.training.signals import Stopped
-from tf_twostage.workspace import Damaged, Workspace, read_record, write_json, write_text
+from tf_twostage.workspace import (
+  Damaged,
+  Workspace,
+  read_record,
+  results_directory,
+  write_json,
+  write_text,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +84,8 @@ def run(
     variants: what to compare; the first is the reference.
     seeds: training seeds of each variant and log: from 0 on with one log, others for each log
       otherwise.
-    workdir: gets stages/, generators/, tensorboard/ and experiment/.
+    workdir: gets stages/, generators/, tensorboard/ and experiment/; experiment-2/, ... if it holds
+      another experiment.
     logs: how many logs.
     processes: how many generators to fit at a time; 0: as many as cores and memory allow.
 
@@ -119,7 +127,10 @@ def run(
   metrics = environment.evaluator.metrics
   _fit_missing(config, cells, histories, metrics, workdir, processes)
   histories = {key: histories[key] for key in cells}
-  summary = _report(variants, histories, baselines, metrics, workdir / "experiment")
+  plan = {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants}
+  directory = results_directory(workdir / "experiment", [plan, logs, seeds])
+  write_json(directory / "experiment.json", plan)
+  summary = _report(variants, histories, baselines, metrics, directory)
   return "\n\n".join([summary, *environment.notes])
 
 
@@ -326,17 +337,12 @@ def _report(
   metrics: Metrics,
   directory: pathlib.Path,
 ) -> str:
-  directory.mkdir(parents=True, exist_ok=True)
   cells = tables.every_cell(histories, metrics)
   found = tables.results(cells, baselines, metrics)
   chosen = tables.choose({v.label: v.family for v in variants}, found)
   reference = chosen[0]
   blocks = tables.summaries(found, chosen, metrics)
   tests = tables.paired_tests(found, chosen, ["popularity"], metrics)
-  write_json(
-    directory / "experiment.json",
-    {v.label: {"family": v.family, **dataclasses.asdict(v.config)} for v in variants},
-  )
   write_text(directory / "table.csv", cells.to_csv(index=False, float_format="%.6f"))
   write_text(directory / "table.md", tables.to_markdown(blocks, reference, metrics))
   write_text(directory / "table.tex", tables.to_latex(blocks, reference, metrics))

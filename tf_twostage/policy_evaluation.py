@@ -25,6 +25,7 @@ from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.recommender import RecommenderPolicy, TwoStageRecommender
 from tf_twostage.reports.policy_report import Evaluation
+from tf_twostage.training.progress import bars
 from tf_twostage.workspace import Workspace
 
 _DEFAULTS = Config()
@@ -68,7 +69,7 @@ def evaluate(
     workdir: keeps the reward model. None: it is fitted anew.
     confidence: of the intervals.
     seed: of folds, weights and the bootstrap.
-    progress: whether to show a progress bar.
+    progress: whether to show progress bars.
 
   Raises:
     InputError: the log has no propensities, a policy does not fit the log, or an estimator is
@@ -91,7 +92,7 @@ def evaluate(
       if not isinstance(log, BanditLog):
         raise InputError("DM and DR on an EvaluationLog need `tables` for their reward model")
       tables = EncodedTables.encode(log.schema, log.users, log.items)
-    with _workspace(workdir) as workspace:
+    with _workspace(workdir) as workspace, bars(progress):
       model = fit_reward_model(evaluation, tables, encoder, reward_training, workspace, seed=seed)
   estimates = values.evaluate(
     evaluation,

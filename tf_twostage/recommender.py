@@ -35,6 +35,7 @@ from tf_twostage.reports.tables import STAGES as TITLES
 from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
+from tf_twostage.training.progress import bars
 from tf_twostage.training.tensorboard import Monitor
 from tf_twostage.workspace import (
   Workspace,
@@ -198,13 +199,24 @@ class TwoStageRecommender:
         is held out for that, the latest rows where the log has times.
       workdir: keeps finished stages, checkpoints, TensorBoard files, and for a log the fitted
         model. None: a temporary directory, deleted with this object.
-      progress: whether to show the generator's progress bar.
+      progress: whether to show progress bars.
       workers: the processes or devices that train together. None: this process.
 
     Raises:
       InputError: the data do not fit the settings; nothing has been trained.
       RunError: training diverged, or something cannot be saved.
     """
+    with bars(progress):
+      return self._fit(data, validation, workdir, workers or Workers())
+
+  def _fit(
+    self,
+    data: BanditLog | Environment,
+    validation: BanditLog | None,
+    workdir: str | pathlib.Path | None,
+    workers: Workers,
+  ) -> TwoStageRecommender:
+    """See `fit`."""
     if not isinstance(data, BanditLog | Environment):
       raise InputError(
         f"fit takes a BanditLog or an Environment, got {type(data).__name__}; make a log with"
@@ -212,7 +224,6 @@ class TwoStageRecommender:
       )
     if self._served is not None and self._environment is None:
       raise InputError("a loaded recommender cannot be trained further; make a new one")
-    workers = workers or Workers()
     self._digest = ""
     if workdir is None:
       self._temporary = tempfile.TemporaryDirectory(prefix="tf_twostage-")
@@ -265,7 +276,6 @@ class TwoStageRecommender:
         self.config.generator,
         rows=len(rows),
         name="generator",
-        progress=progress,
         evaluate=evaluate,
         select=measured.selection(self.config.generator.selection),
         directory=directory,

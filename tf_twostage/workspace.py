@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -28,7 +29,7 @@ from tf_twostage.errors import InputError, RunError
 
 _log = logging.getLogger(__name__)
 
-_RECORD = "stage.json"
+_RECORD, _PLAN = "stage.json", "plan.json"
 _FILES, _DIGEST = "files", "sha256"  # in a record: the digest of each file, and of the record
 _PARTIAL = "partial"
 _DAMAGED, LOCK = ".damaged", ".lock"
@@ -191,6 +192,22 @@ def set_aside(directory: pathlib.Path) -> None:
     aside = directory.with_name(directory.name + _DAMAGED)
     remove_directory(aside)
     directory.rename(aside)
+
+
+def results_directory(path: pathlib.Path, plan: Any) -> pathlib.Path:
+  """The directory for the results of a JSON-able plan: `path`, or PATH-2, PATH-3, ... if others
+  have results of another plan; the same plan finds its own again."""
+  wanted = json.loads(to_json({"plan": plan}))
+  with locked(path.with_name(f".{path.name}{LOCK}")):
+    for number in itertools.count(1):
+      directory = path if number == 1 else path.with_name(f"{path.name}-{number}")
+      with contextlib.suppress(Damaged):  # or it does not exist
+        if read_record(directory / _PLAN) != wanted:
+          continue
+      directory.mkdir(exist_ok=True)
+      write_record(directory / _PLAN, wanted)
+      return directory
+  raise AssertionError
 
 
 @contextlib.contextmanager

@@ -112,6 +112,11 @@ def test_what_a_generator_earns_is_about_what_is_estimated(world, written, made)
   assert loop.best_epoch(history) == best
 
 
+def test_a_split_that_leaves_one_user_is_named(written, caplog):
+  make(settings(written, split="user", test_share=1 / user_logs.USERS), written)
+  assert "one user is left for test; errors of estimates need two" in caplog.text
+
+
 def test_names_follow_rows_and_rankers(world, written, made, tmp_path):
   again = make(settings(written), written)
   assert again.name == made.name

@@ -150,6 +150,16 @@ def test_all_that_is_drawn_lies_within_the_axes():
           assert low + room < x < high - room
 
 
+def test_axes_of_percentages_end_at_none_and_all():
+  histories = {
+    tables.Cell(name, 0, seed): history(scores(value))
+    for name, values in {"low": (0.0, 0.1), "high": (0.9, 1.0)}.items()
+    for seed, value in enumerate(values)
+  }
+  for axis in shown(histories, ["low", "high"], {0: {}}).by_loss().axes:
+    assert axis.get_xlim() == (0, 100)
+
+
 def test_intervals_are_those_of_student():
   # 50, 60, 70: mean 60, standard error 10 / sqrt(3); the 97.5% point of Student's distribution
   # with 2 degrees of freedom is t with t / sqrt(2 + t^2) = 0.95.

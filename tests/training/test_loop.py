@@ -93,7 +93,7 @@ def train(directory, epochs, evaluation=None, model=None, learning_rate=0.05, **
     directory=directory,
     weights=model.towers,
     monitor=Monitor(directory / "events", {"loss": "cross_entropy", "epochs": epochs}),
-    **{"progress": False, **options},
+    **options,
   )
   return model, history
 
@@ -210,7 +210,7 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path, capsys):
   assert loop.finished_history(tmp_path, 3) is None
   (directory / "history.json").write_text("[{")  # for people: the checkpoint holds it, too
   assert loop.finished_history(directory, 3) == whole[2]
-  assert_as_whole(whole, *train(directory, 3, Evaluation([]), progress=True))
+  assert_as_whole(whole, *train(directory, 3, Evaluation([])))
   assert json.loads((directory / "history.json").read_text()) == whole[2]
   assert "generator:" not in capsys.readouterr().err
 
@@ -434,7 +434,6 @@ def test_weights_whose_products_overflow_are_not_evaluated(tmp_path):
       evaluate=evaluate,
       select=select,
       directory=tmp_path,
-      progress=False,
     )
 
 

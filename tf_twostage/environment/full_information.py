@@ -7,12 +7,12 @@ import pathlib
 
 import numpy as np
 import tensorflow as tf
-from tqdm.auto import tqdm
 
 from tf_twostage.data.schema import Numeric
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.simulator import Simulator
+from tf_twostage.training.progress import progress_bar
 
 _PAIRS_PER_CHUNK = 32_768  # hidden units of a chunk (13 MB) stay near the cache
 
@@ -113,7 +113,7 @@ def label_all_pairs(
   label_logits = np.empty((num_users, num_items), np.float32)
   relevance_logits = np.empty_like(label_logits)
   users_per_chunk = max(1, _PAIRS_PER_CHUNK // num_items)
-  with tqdm(total=num_users * num_items, unit="pair", unit_scale=True, desc="labels") as progress:
+  with progress_bar("labels", num_users * num_items, unit="pair") as progress:
     for start in range(0, num_users, users_per_chunk):
       users = np.arange(start, min(start + users_per_chunk, num_users))
       drawn = contexts(users[:, np.newaxis], np.arange(num_items))

@@ -166,6 +166,9 @@ def _environment(
     )
     for split, rows in held_out.items()
   }
+  for split, log in evaluated.items():
+    if log.num_units == 1:
+      _log.warning("%s: one user is left for %s; errors of estimates need two", data.name, split)
   return Environment(
     tables=tables,
     users=data.users,

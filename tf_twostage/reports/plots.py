@@ -172,6 +172,9 @@ class Experiment(NamedTuple):
       for i, scores in enumerate(self._scores(stage)):
         draw(axis, i, scores)
       _baseline_lines(axis, axis.axvline, self._baselines("test", stage))
+      if self.metrics.unit == "%":  # errors may reach beyond what scores can be
+        low, high = axis.get_xlim()
+        axis.set_xlim(max(low, 0), min(high, 100))
       axis.set(title=name, xlabel=self.metrics.caption("test"), ylim=(0.4 - len(rows), 0.6))
       # The loss and its settings on two lines: a long name would take the width of the panel.
       axis.set_yticks(-rows, [v.replace(":", "\n", 1) for v in self.variants])

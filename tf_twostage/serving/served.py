@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from tf_twostage.errors import InputError
 from tf_twostage.serving.exporting import EXTRA, load_latest
 from tf_twostage.serving.servable import ServableRecommender
 from tf_twostage.workspace import read_numbers, to_json
+
+_log = logging.getLogger(__name__)
 
 SETTINGS, USERS = "recommender.json", "users.parquet"
 _PAIRS_PER_CALL = 2**22
@@ -114,6 +117,13 @@ class Served:
     names = np.asarray(users.get(user_id, users.index))
     features = self._features(users.reset_index(drop=True), by_id)
     excluded = _excluded(exclude, names)
+    unknown = np.setdiff1d(excluded, [*self.items, ""])
+    if unknown.size:
+      _log.warning(
+        "recommend: %d of the items to exclude are not in the catalogue (first: %r)",
+        unknown.size,
+        unknown[0],
+      )
     parts = []
     size = max(1, _PAIRS_PER_CALL // len(self.items))
     for start in range(0, len(users), size):

@@ -88,7 +88,6 @@ def fit(
   *,
   rows: int,
   name: str,
-  progress: bool = True,
   evaluate: Callable[[], Scores] | None = None,
   select: Callable[[Scores], float] | None = None,
   directory: pathlib.Path | None = None,
@@ -108,7 +107,7 @@ def fit(
       resuming and workers need.
     settings, checkpoints: how to train, and when to save.
     rows: number of rows; an epoch has as many steps as there are full batches, at least one.
-    name, progress: what the progress bar is called, and whether to show it.
+    name: what the progress bar is called; `progress.bars` hides it.
     evaluate, select: score the model after each epoch, and reduce scores to one number.
     directory: gets checkpoints/, best/ and history.json; all workers see it.
     weights: the part of the model that is saved for the best epoch, and restored at the end.
@@ -141,7 +140,7 @@ def fit(
     run.restore()
     if run.step < run.last_step:
       source = batches if callable(batches) else lambda **_: batches
-      run.train(source, progress and workers.is_chief)
+      run.train(source)
     if not workers.is_chief:
       return []
     if directory is not None:
@@ -212,7 +211,7 @@ class _Run:
       more = f" and {steps} of {self.steps} steps of the next" if steps else ""
       _log.info("resuming after epoch %d of %d%s", epochs, self.settings.epochs, more)
 
-  def train(self, source: Batches, progress: bool) -> None:
+  def train(self, source: Batches) -> None:
     """Takes all remaining steps.
 
     Workers decide together, at each step, whether to save and whether to stop.
@@ -229,7 +228,7 @@ class _Run:
       if self.monitor is not None and self.workers.is_chief:
         with self.saving():
           stack.enter_context(self.monitor)
-      bar = progress_bar(self.name, self.last_step, done=self.step, shown=progress)
+      bar = progress_bar(self.name, self.last_step, done=self.step, shown=self.workers.is_chief)
       stack.enter_context(bar)
       # Without a directory nothing can be saved: signals act at once.
       received = stack.enter_context(deferred()) if self.directory else lambda: None

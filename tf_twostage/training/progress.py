@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
 import time
+from collections.abc import Iterator
 
 import tensorflow as tf
 from tqdm.auto import tqdm
 
+_shown = contextvars.ContextVar("shown", default=True)
 
-def progress_bar(name: str, steps: int, *, done: int = 0, shown: bool = True) -> tqdm:
-  """Returns a bar over all steps of a fit; off a terminal it prints at most every ten seconds."""
+
+@contextlib.contextmanager
+def bars(shown: bool) -> Iterator[None]:
+  """Whether the progress bars of this block are shown."""
+  before = _shown.set(shown and _shown.get())
+  try:
+    yield
+  finally:
+    _shown.reset(before)
+
+
+def progress_bar(
+  name: str, steps: int, *, done: int = 0, unit: str = "step", shown: bool = True
+) -> tqdm:
+  """Returns a bar over all steps of a task; off a terminal it prints at most every ten seconds."""
   return tqdm(
     desc=name,
     total=steps,
     initial=done,
-    unit="step",
+    unit=unit,
+    unit_scale=unit != "step",
     mininterval=0.2 if sys.stderr.isatty() else 10,
     dynamic_ncols=True,
-    disable=not shown,
+    disable=not (shown and _shown.get()),
   )
 
 
