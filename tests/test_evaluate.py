@@ -184,7 +184,8 @@ def test_the_command_prints_values_truths_and_how_they_agree(evaluated, workdir)
 def test_the_command_leaves_its_files(evaluated, workdir):
   directory = workdir / "evaluation"
   assert {file.name for file in directory.iterdir()} == {
-    *("estimates.csv", "estimates.json", "estimates.png", "differences.csv", "selection.csv")
+    *("estimates.csv", "estimates.json", "estimates.png", "differences.csv", "selection.csv"),
+    "plan.json",
   }
   assert (directory / "estimates.png").stat().st_size > 10_000
   stored = json.loads((directory / "estimates.json").read_text())

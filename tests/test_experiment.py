@@ -21,6 +21,7 @@ from tf_twostage.workspace import Workspace
 
 FILES = {
   "experiment.json",
+  "plan.json",
   "table.csv",
   "table.md",
   "table.tex",
@@ -128,6 +129,15 @@ def test_with_nothing_to_fit_no_process_starts(config, finish, tmp_path, monkeyp
   monkeypatch.setattr(experiment.concurrent.futures, "ProcessPoolExecutor", None)
   done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
   assert "cross_entropy" in run(config, [done], tmp_path)
+
+
+def test_another_experiment_leaves_the_results_of_the_first(config, finish, tmp_path):
+  first, second = (finish(variant(config, name), [0.3]) for name in ("ips", "cross_entropy"))
+  for variants in ([first], [second, first], [first]):
+    run(config, variants, tmp_path, seeds=1)
+  assert set(pd.read_csv(tmp_path / "experiment" / "table.csv")["variant"]) == {"ips"}
+  assert (tmp_path / "experiment-2" / "table.csv").exists()
+  assert not (tmp_path / "experiment-3").exists()
 
 
 def test_the_order_of_finishing_does_not_show(config, fitted, tmp_path):

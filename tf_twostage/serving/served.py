@@ -117,12 +117,11 @@ class Served:
     names = np.asarray(users.get(user_id, users.index))
     features = self._features(users.reset_index(drop=True), by_id)
     excluded = _excluded(exclude, names)
-    unknown = np.setdiff1d(excluded, [*self.items, ""])
-    if unknown.size:
+    if exclude is not None and (unknown := {*excluded.flat} - {*self.items, ""}):
       _log.warning(
         "recommend: %d of the items to exclude are not in the catalogue (first: %r)",
-        unknown.size,
-        unknown[0],
+        len(unknown),
+        min(unknown),
       )
     parts = []
     size = max(1, _PAIRS_PER_CALL // len(self.items))
