@@ -163,7 +163,7 @@ def test_typed_headers_name_roles_and_kinds(tmp_path):
   schema = LogSchema.from_dict(yaml.safe_load(draft.draft(path)))
   assert (schema.user_id, schema.item_id) == ("user_id:token", "item_id:token")
   assert schema.reward == "reward:float"
-  draft_of_kind = draft._kind(draft._Column("moods:token_seq", frame["moods:token_seq"], None))
+  draft_of_kind = draft._kind(draft.Column("moods:token_seq", frame["moods:token_seq"], None))
   assert draft_of_kind == ("bag", " ")
 
 
@@ -177,3 +177,83 @@ def test_truth_values_are_rewards(tmp_path):
   frame = log()
   schema, _ = drafted(tmp_path, frame.assign(reward=frame["reward"] == 1))
   assert schema.reward == "reward"
+
+
+def impressions(**columns):
+  """80 slates of 4 slots, each of one user at one moment."""
+  request, slot = np.divmod(np.arange(320), 4)
+  rng = np.random.default_rng(0)
+  frame = pd.DataFrame(
+    {
+      "request_id": [f"r{i}" for i in request],
+      "user_id": [f"u{i % 9}" for i in request],
+      "item_id": rng.integers(0, 30, 320),
+      "rank": slot,
+      "shown_at": [f"2024-05-01T{i // 60:02d}:{i % 60:02d}:00Z" for i in request],
+      "click": rng.integers(0, 2, 320),
+    }
+  )
+  return frame.assign(**columns).drop(columns=[k for k, v in columns.items() if v is None])
+
+
+@pytest.mark.parametrize("name", ["request_id", "impression_id", "slateId", "list", "session"])
+def test_slates_are_found_by_the_name_of_their_id(tmp_path, name):
+  schema, text = drafted(tmp_path, impressions().rename(columns={"request_id": name}))
+  assert (schema.slate_id, schema.position, schema.first_position) == (name, "rank", 0)
+  assert "80 slates of 4 to 4 rows" in text
+  data = small_log.read(tmp_path / "log.csv", None, schema)
+  assert data.slates().rows.shape == (80, 4)
+
+
+def test_a_session_with_its_time_is_the_id_of_a_slate(tmp_path):
+  frame = impressions(request_id=None, session_id=[f"s{i // 16}" for i in range(320)])
+  schema, text = drafted(tmp_path, frame.sample(frac=1, random_state=0))
+  assert schema.slate_id == ("session_id", "shown_at")
+  assert "slate_id: [session_id, shown_at]  # by its values; 80 slates of 4 to 4 rows" in text
+  assert small_log.read(tmp_path / "log.csv", None, schema).slates().rows.shape == (80, 4)
+
+
+def test_positions_from_one_are_drafted_as_such(tmp_path):
+  frame = impressions()
+  schema, text = drafted(tmp_path, frame.assign(rank=frame["rank"] + 1))
+  assert "first_position: 1 " in text
+  data = small_log.read(tmp_path / "log.csv", None, schema)
+  np.testing.assert_array_equal(data.rows.position, frame["rank"])
+
+
+@pytest.mark.parametrize(
+  ("columns", "remark"),
+  [
+    ({"rank": None}, "not request_id: MISSING: no column of the position"),
+    ({"user_id": [f"u{i % 9}" for i in range(320)]}, "80 of 80 have rows of several users"),
+    ({"rank": 0}, "240 rows have the position of an earlier row of it"),
+  ],
+)
+def test_an_id_that_makes_no_slates_is_left_out_with_the_reason(tmp_path, columns, remark):
+  schema, text = drafted(tmp_path, impressions(**columns))
+  assert schema.slate_id is None
+  assert remark in text
+  assert len(small_log.read(tmp_path / "log.csv", None, schema)) == 320
+
+
+def test_several_kinds_of_feedback_make_one_reward(tmp_path):
+  click = impressions()["click"]
+  frame = impressions(purchase=click * (np.arange(320) % 8 == 0), watch_seconds=click * 40.0)
+  schema, text = drafted(tmp_path, frame)
+  assert schema.reward == {"click": 1, "purchase": 1, "watch_seconds": 0.025}
+  assert "set the weight of each" in text
+  alone, _ = drafted(tmp_path, frame.rename(columns={"watch_seconds": "reward"}))
+  assert alone.reward == "reward"
+
+
+def test_policies_and_probabilities_of_slots_are_found(tmp_path):
+  logged = {"policy": np.where(np.arange(320) % 8 < 4, "a", "b"), "propensity": 0.25}
+  frame = impressions(**logged, cascade_pscore=0.01, examination=0.5)
+  schema, _ = drafted(tmp_path, frame)
+  assert (schema.policy, schema.propensity) == ("policy", "propensity")
+  assert (schema.cascade_propensity, schema.examination) == ("cascade_pscore", "examination")
+  several = impressions(
+    policy=logged["policy"], p_a=np.tile([0.25, 0.5], 160), pB=[*[0.5, 0.1] * 160]
+  )
+  schema, _ = drafted(tmp_path, several)
+  assert schema.propensity == {"a": "p_a", "b": "pB"}

@@ -80,6 +80,33 @@ def test_frames_files_and_shards_hold_the_same_slates(tmp_path):
   assert [memory.policies[code] for code in memory.policy] == rows["arm"].tolist()
 
 
+def test_several_columns_are_the_id_of_a_slate_together(tmp_path):
+  rows = frame().assign(at=lambda f: f["request"].str[1:].astype(int) // 2, side="left")
+  rows["side"] = np.where(rows["request"].str[1:].astype(int) % 2, "left", "right")
+  log = BanditLog.from_pandas(rows, **{**COLUMNS, "slate": ["side", "at"]})
+  single = BanditLog.from_pandas(rows, **COLUMNS)
+  np.testing.assert_array_equal(log.slates().rows, single.slates().rows)
+  rows.to_csv(tmp_path / "log.csv", index=False)
+  schema = LogSchema.from_dict({**SCHEMA.to_dict(), "slate_id": ["side", "at"]})
+  schema.to_file(tmp_path / "schema.yaml")
+  convert(tmp_path / "log.csv", tmp_path / "shards", tmp_path / "schema.yaml")
+  shards = BanditLog.from_files(tmp_path / "shards", schema=tmp_path / "shards" / "schema.yaml")
+  assert shards.fingerprint() == log.fingerprint()
+
+
+def test_positions_may_count_from_one(tmp_path):
+  rows = frame()
+  log = BanditLog.from_pandas(rows.assign(slot=rows["slot"] + 1), **COLUMNS, first_position=1)
+  assert log.fingerprint() == BanditLog.from_pandas(rows, **COLUMNS).fingerprint()
+  rows.assign(slot=rows["slot"] + 1).to_csv(tmp_path / "log.csv", index=False)
+  schema = LogSchema.from_dict({**SCHEMA.to_dict(), "first_position": 1})
+  convert(tmp_path / "log.csv", tmp_path / "shards", schema)
+  shards = BanditLog.from_files(tmp_path / "shards", schema=tmp_path / "shards" / "schema.yaml")
+  assert shards.fingerprint() == log.fingerprint()
+  with pytest.raises(BadRowsError, match="'slot' must be a whole number >= 1"):
+    BanditLog.from_pandas(rows, **COLUMNS, first_position=1)
+
+
 def test_rows_are_found_by_slate_and_slot():
   rows = frame()
   log = BanditLog.from_pandas(rows, **COLUMNS)
@@ -135,6 +162,9 @@ def test_a_log_without_slates_says_what_to_name():
     ({"position": None}, "slates need the slot of each row"),
     ({"slate_id": None}, "cascade_propensity: it belongs to slates"),
     ({"propensity": None}, "cascade_propensity: it belongs to slates"),
+    ({"slate_id": ["request"]}, "slate_id: expected a column, or several different ones"),
+    ({"slate_id": ["request", 3]}, "slate_id: expected a column, or several different ones"),
+    ({"first_position": 2}, "first_position: expected 0 or 1, got 2"),
     ({"reward": {}}, "every log needs it"),
     ({"reward": {"click": 0}}, "'click': 0; write `column: weight` lines"),
     ({"reward": {"click": "1"}}, "'click': '1'; write `column: weight` lines"),

@@ -15,7 +15,7 @@ from tf_twostage.data import feature_tables
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.columns import IdSet
+from tf_twostage.data.files.columns import IdSet, combinations
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema, propensity_of
 from tf_twostage.data.rows import LogRows
@@ -117,7 +117,7 @@ def read(
     for part in reader.read(found, schema, faults, user_features=users is None, known=known):
       table = part.table
       user = people.encode(
-        table["user_id"] if schema.user_id else _combinations([table[name] for name in of_users])
+        table["user_id"] if schema.user_id else combinations([table[name] for name in of_users])
       )
       good = np.ones(len(user), bool)
       for name, first in of_users.items():
@@ -250,15 +250,6 @@ class _FirstValues:
 
 def _place(file: File) -> str:
   return file.place if isinstance(file, LogFiles) else str(file)
-
-
-def _combinations(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-  """Values side by side as one string, such that different values make different strings."""
-  escaped = []
-  for column in columns:
-    values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
-    escaped.append(pc.replace_substring(values, "|", "\\|"))
-  return pc.binary_join_element_wise(*escaped, "|")
 
 
 class _Vocabulary(dict[str, int]):

@@ -126,11 +126,12 @@ class BanditLog:
     reward: str | Mapping[str, float] | None,
     propensity: str | Mapping[str, str] | None = None,
     policy: str | None = None,
-    slate: str | None = None,
+    slate: str | Sequence[str] | None = None,
     cascade_propensity: str | None = None,
     examination: str | None = None,
     time: str | None = None,
     position: str | None = None,
+    first_position: int = 0,
     ranker_score: str | None = None,
     split: str | None = None,
     items: pd.DataFrame | None = None,
@@ -160,13 +161,14 @@ class BanditLog:
         policies: the name of each policy -> the column of its probability of the row's item, in
         [0, 1], also in rows that others logged.
       policy: column of the name of the policy that logged the row.
-      slate: column of the id of the slate of which the row is a slot. None: rows are shown one by
-        one.
+      slate: column of the id of the slate of which the row is a slot; several columns, such as
+        session and time, are an id together. None: rows are shown one by one.
       cascade_propensity: column of the probability of the row's slot and all above it, as they were
         shown, in (0, 1].
       examination: column of the probability that the user examined the row's slot, in (0, 1].
       time: column of dates, ISO 8601 text or numbers.
-      position: column of 0-based slots; slates need it.
+      position: column of slots; slates need it.
+      first_position: the position of the first slot, 0 or 1.
       ranker_score: column of the production ranker's scores.
       split: column of "train", "validation" or "test".
       items: a row for each item of the catalogue, with a column called as `item`. None: the
@@ -197,7 +199,8 @@ class BanditLog:
       )
     several = [*propensity.values()] if isinstance(propensity, Mapping) else [propensity]
     several += [*reward] if isinstance(reward, Mapping) else [reward]
-    of_slates = (slate, cascade_propensity, examination, position)
+    several += [slate] if isinstance(slate, str | None) else [*slate]
+    of_slates = (cascade_propensity, examination, position)
     roles = (user, item, policy, time, ranker_score, split, title, *of_slates)
     for column in (*roles, *several):
       if not isinstance(column, str | None):
@@ -217,13 +220,14 @@ class BanditLog:
     schema = LogSchema(
       user_id=user,
       item_id=item,
-      slate_id=slate,
+      slate_id=slate if isinstance(slate, str | None) else tuple(slate),
       policy=policy,
       propensity=propensity,
       cascade_propensity=cascade_propensity,
       examination=examination,
       reward=reward,
       position=position,
+      first_position=first_position,
       time=time,
       ranker_score=ranker_score,
       split=split,
@@ -235,7 +239,8 @@ class BanditLog:
         for column in context
       ),
     )
-    ids = [column for column in (user, item, policy, slate) if column is not None]
+    ids = [column for column in (user, item, policy) if column is not None]
+    ids += schema.slate_columns.values()
     raw = assemble.read(
       frames.as_files(frame, schema.columns(user_features=users is None), name, ids),
       item_table,

@@ -51,6 +51,11 @@ def reward_of(column: str) -> str:
   return f"reward of {column}"
 
 
+def slate_part(column: str) -> str:
+  """The native name of one of several columns that together make the ids of slates."""
+  return f"slate_id of {column}"
+
+
 def repeated(names: Iterable[str]) -> list[str]:
   """The names that occur more than once, sorted."""
   return sorted(name for name, count in collections.Counter(names).items() if count > 1)
@@ -96,7 +101,8 @@ class LogSchema:
   Attributes:
     user_id: id of the user. None: distinct combinations of the user features are the users.
     item_id: id of the item that was shown.
-    slate_id: id of the slate, of which a row is one slot. None: rows are shown one by one.
+    slate_id: id of the slate, of which a row is one slot; several columns are an id together. None:
+      rows are shown one by one.
     policy: which policy logged the row. None: not logged, or a log of one policy.
     propensity: the probability of showing the row's item, in a slate: in the row's slot. None: not
       logged. To balance several policies: the column of each policy's probability, by the policy's
@@ -107,6 +113,7 @@ class LogSchema:
       is their weighted sum. None: rows are orders or the like, each with a reward of 1, and not
       impressions.
     position: the draw or slot. The native column `position` may be missing, except in slates.
+    first_position: the position of the first slot, 0 or 1; positions in memory count from 0.
     time: numbers or ISO 8601 text. None: not logged, as for the next two.
     ranker_score: score of the ranker in production.
     split: train, validation or test.
@@ -120,13 +127,14 @@ class LogSchema:
 
   user_id: str | None = "user_id"
   item_id: str = "item_id"
-  slate_id: str | None = None
+  slate_id: str | tuple[str, ...] | None = None
   policy: str | None = None
   propensity: str | Mapping[str, str] | None = "propensity"
   cascade_propensity: str | None = None
   examination: str | None = None
   reward: str | Mapping[str, float] | None = "reward"
   position: str | None = "position"
+  first_position: int = 0
   time: str | None = None
   ranker_score: str | None = None
   split: str | None = None
@@ -198,6 +206,14 @@ class LogSchema:
       )
 
   def _check_slates(self) -> None:
+    if isinstance(self.slate_id, list | tuple):
+      odd = [name for name in self.slate_id if not _is_name(name)]
+      if odd or len(self.slate_id) < 2 or repeated(self.slate_id):
+        raise InputError(
+          f"slate_id: expected a column, or several different ones in a list, got"
+          f" {_shown(list(self.slate_id))}"
+        )
+      object.__setattr__(self, "slate_id", tuple(self.slate_id))
     if self.slate_id and not self.position:
       raise InputError("slate_id: slates need the slot of each row; name its column as `position`")
     if self.cascade_propensity and not (self.slate_id and self.propensity):
@@ -205,6 +221,13 @@ class LogSchema:
         "cascade_propensity: it belongs to slates whose propensities are logged; name their columns"
         " as `slate_id` and `propensity`, or leave it out"
       )
+    if self.first_position not in (0, 1) or isinstance(self.first_position, bool):
+      raise InputError(
+        f"first_position: expected 0 or 1, got {_shown(self.first_position)}; write the position of"
+        " the first slot"
+      )
+    if self.first_position and not self.position:
+      raise InputError("first_position: it needs positions; name their column as `position`")
     if self.examination and not self.position:
       raise InputError("examination: it belongs to a slot; name its column as `position`")
 
@@ -219,26 +242,33 @@ class LogSchema:
 
   def _role_columns(self) -> dict[str, str]:
     """Native name -> name in the file, of columns that are no features."""
-    roles = {role: column for role in ROLES if (column := getattr(self, role))}
+    roles = {role: c for role in ROLES if (c := getattr(self, role)) and isinstance(c, str)}
     if isinstance(self.propensity, Mapping):
-      del roles["propensity"]
       roles |= {propensity_of(policy): column for policy, column in self.propensity.items()}
     if isinstance(self.reward, Mapping):
-      del roles["reward"]
       roles |= {reward_of(column): column for column in self.reward}
     return roles
+
+  @property
+  def slate_columns(self) -> dict[str, str]:
+    """Native name -> name in the file, of the columns that make the ids of slates."""
+    if isinstance(self.slate_id, tuple):
+      return {slate_part(column): column for column in self.slate_id}
+    return {"slate_id": self.slate_id} if self.slate_id else {}
 
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
     """The columns to read of the log: native name -> name in the file."""
     roles = self._role_columns()
     sides = (self.user_features if user_features else ()) + self.context_features
-    return roles | {feature.name: feature.column for feature in sides}
+    features = {feature.name: feature.column for feature in sides}
+    return roles | self.slate_columns | features
 
   def native(self, *, user_features: bool = True) -> LogSchema:
     """The schema of the same log once it is written with native names; see `columns`."""
     columns = self.columns(user_features=user_features)
     named: dict[str, Any] = {role: role for role in ROLES if role in columns}
-    named["reward"] = "reward"
+    named |= {"reward": "reward", "first_position": 0}
+    named |= {"slate_id": "slate_id"} if self.slate_id else {}
     if self.policies:
       named["propensity"] = {policy: propensity_of(policy) for policy in self.policies}
     sides: dict[str, Any] = {
@@ -298,6 +328,8 @@ class LogSchema:
         value is None
         or _is_name(value)
         or (key in ("propensity", "reward") and isinstance(value, Mapping))
+        or (key == "slate_id" and isinstance(value, list))
+        or key == "first_position"
       ):
         values[key] = value
       else:
@@ -319,8 +351,11 @@ class LogSchema:
         self, field.name.replace("_key", "_id")
       ):
         continue
+      elif field.name == "first_position":
+        content |= {"first_position": value} if value else {}
       elif value is not None or field.default is not None:
-        content[field.name] = dict(value) if isinstance(value, Mapping) else value
+        value = dict(value) if isinstance(value, Mapping) else value
+        content[field.name] = list(value) if isinstance(value, tuple) else value
     return content
 
   def to_file(self, path: str | os.PathLike) -> None:

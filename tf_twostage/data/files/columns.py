@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,20 @@ RULES = {
 NUMBER = Rule("float64", lambda x: np.abs(x) <= 1e30, "must be finite, within -1e30 and 1e30")
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _TIMES = (-62_135_596_800, 253_402_300_799)  # seconds, the years 1 to 9999
+
+
+def position_rule(first: int) -> Rule:
+  """The rule of positions that count from `first`."""
+  return _INDEX._replace(valid=lambda x: _INDEX.valid(x - first), text=f"{_INDEX.text[:-1]}{first}")
+
+
+def combinations(columns: Sequence[pa.Array | pa.ChunkedArray]) -> pa.ChunkedArray | pa.Array:
+  """Values side by side as one string, such that different values make different strings."""
+  escaped = []
+  for column in columns:
+    values = pc.replace_substring(pc.cast(column, pa.string()), "\\", "\\\\")
+    escaped.append(pc.replace_substring(values, "|", "\\|"))
+  return pc.binary_join_element_wise(*escaped, "|")
 
 
 def propensity_rule(own: np.ndarray) -> Rule:

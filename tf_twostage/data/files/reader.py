@@ -12,7 +12,15 @@ import numpy as np
 
 from tf_twostage.data import splits
 from tf_twostage.data.files.bad_rows import BadRows, Chunk
-from tf_twostage.data.files.columns import CheckedColumns, IdSet, are_dates, propensity_rule, rule
+from tf_twostage.data.files.columns import (
+  CheckedColumns,
+  IdSet,
+  are_dates,
+  combinations,
+  position_rule,
+  propensity_rule,
+  rule,
+)
 from tf_twostage.data.files.locate import LogFiles
 from tf_twostage.data.log_schema import LogSchema, propensity_of, reward_of
 from tf_twostage.errors import InputError
@@ -49,17 +57,20 @@ def read(
   parts = schema.rewards if isinstance(schema.reward, Mapping) else {}
   weights = {reward_of(column): weight for column, weight in parts.items()}
   numeric = {*_NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
+  ids = {"user_id", "item_id", "policy", *schema.slate_columns}
   dates: bool | None = None
   for chunk in chunks(files, wanted, optional):
     columns = CheckedColumns(chunk, bad_rows)
     checked: dict[str, Any] = {}
     for name in chunk.table.column_names:
-      if "time" in checked and chunk.names[name] == schema.time:  # time that is context, too
+      if name in features and "time" in checked and chunk.names[name] == schema.time:
         checked[name] = checked["time"]
       elif name == "time":
         if dates is None and len(chunk.rows):
           dates = are_dates(chunk.table[name])
         checked[name] = columns.times(name, bool(dates))
+      elif name == "position" and (first := schema.first_position):
+        checked[name] = columns.numbers(name, position_rule(first)) - np.int32(first)
       elif name in numeric:
         checked[name] = columns.numbers(name)
       elif name in weights:
@@ -75,7 +86,7 @@ def read(
       elif name in loggers:
         own = (checked["policy"].to_pandas() == loggers[name]).to_numpy()
         checked[name] = columns.numbers(name, propensity_rule(own))
-      elif name in ("user_id", "item_id", "slate_id", "policy"):
+      elif name in ids:
         checked[name] = columns.ids(name, (known or {}).get(name))
       elif name == "split":
         checked[name] = columns.text(name)
@@ -85,6 +96,8 @@ def read(
       else:
         is_bag = features[name].kind == "bag"
         checked[name] = columns.text(name, features[name].separator if is_bag else None)
+    if len(schema.slate_columns) > 1:
+      checked["slate_id"] = combinations([checked.pop(name) for name in schema.slate_columns])
     if weights:
       checked["reward"] = checked["reward"].astype(np.float32)
     elif schema.reward is None:
