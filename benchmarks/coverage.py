@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,9 +20,14 @@ import pandas as pd
 
 from tf_twostage.evaluation import off_policy
 from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.evaluation.slate_estimators import (
+  SLATE_ESTIMATORS,
+  pseudoinverse_weights,
+  slate_moments,
+)
+from tf_twostage.evaluation.slates import SlateRows
 
 ESTIMATORS = ("ips", "clipped_ips", "snips", "dr", "sndr")
-
 HELD = ("t", "bootstrap", "gain", "bound", "gain bound")
 
 
@@ -47,7 +53,7 @@ class Regime:
   tastes: float = 0.0
 
 
-REGIMES = {
+REGIMES: dict[str, Regime | SlateRegime] = {
   "moderate": Regime((1,) * 1000),
   "100 users": Regime((20,) * 100, tastes=0.5),
   "heavy tail": Regime((1,) * 1000, num_actions=300, behavior=0.0, target=1.0, shared=-0.5),
@@ -58,9 +64,44 @@ REGIMES = {
 }
 
 
-def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows, float, float]]:
+@dataclasses.dataclass(frozen=True)
+class SlateRegime:
+  """Slates of three of six items, whose clicks depend on the item and the slot's examination.
+
+  Attributes:
+    units: slates of each independent unit.
+    distinct: whether both policies draw Plackett-Luce slates of distinct items, or each slot from
+      the same softmax.
+    moved: how much the logits of the target differ from those of the behavior policy.
+    tastes: as in `Regime`.
+  """
+
+  units: tuple[int, ...]
+  distinct: bool
+  moved: float = 0.4
+  tastes: float = 0.0
+
+
+REGIMES |= {
+  "independent slots": SlateRegime((1,) * 1000, distinct=False),
+  "distinct slates": SlateRegime((1,) * 1000, distinct=True),
+  "slates of 100 users": SlateRegime((20,) * 100, distinct=True, tastes=0.5),
+  "distant slates": SlateRegime((1,) * 1000, distinct=True, moved=1.5),
+}
+_EXAMINATION = np.array([1.0, 0.6, 0.4])
+
+
+def logs(
+  regime: Regime | SlateRegime, num_logs: int, seed: int
+) -> Iterator[tuple[PolicyRows | SlateRows, float, float]]:
   """Logs, the true value of the target policy, and its true gain: the same for all logs."""
-  rng = np.random.default_rng(seed)
+  make = _slate_logs if isinstance(regime, SlateRegime) else _row_logs
+  return make(regime, num_logs, np.random.default_rng(seed))
+
+
+def _row_logs(
+  regime: Regime, num_logs: int, rng: np.random.Generator
+) -> Iterator[tuple[PolicyRows, float, float]]:
   shape = (20, regime.num_actions)
   logits = rng.normal(size=shape)
   target = _softmax(regime.target * logits)
@@ -86,13 +127,78 @@ def logs(regime: Regime, num_logs: int, seed: int) -> Iterator[tuple[PolicyRows,
     yield rows, truth, truth - logged
 
 
-def measure(regime: Regime, num_logs: int, *, num_resamples: int, seed: int) -> pd.DataFrame:
+def _slate_logs(
+  regime: SlateRegime, num_logs: int, rng: np.random.Generator
+) -> Iterator[tuple[SlateRows, float, float]]:
+  contexts, items, slots = 20, 6, len(_EXAMINATION)
+  every = np.array(list(itertools.product(range(items), repeat=slots)))  # [M, L]
+  if regime.distinct:
+    every = every[[len(set(slate)) == slots for slate in every.tolist()]]
+  logits = 0.7 * rng.normal(size=(contexts, items))
+  behavior = _Lists(logits, every, regime.distinct)
+  moved = logits + regime.moved * rng.normal(size=logits.shape)
+  target = _Lists(moved, every, regime.distinct)
+  relevance = rng.uniform(0.05, 0.6, (contexts, items))
+  model = (relevance + relevance.mean()) / 2
+  truth, logged = (float((p.slots * _EXAMINATION[:, np.newaxis] * relevance[:, np.newaxis]).sum())
+                   / contexts for p in (target, behavior))  # fmt: skip
+  moments = slate_moments(np.broadcast_to(every, (contexts, *every.shape)), behavior.chance, items)
+  groups = np.repeat(np.arange(len(regime.units)), regime.units)
+  n, cumulative = len(groups), behavior.chance.cumsum(axis=1)
+  exposures = np.einsum("k,ckn->cn", _EXAMINATION, target.slots)
+  for _ in range(num_logs):
+    context = rng.integers(contexts, size=n)
+    which = (rng.random((n, 1)) > cumulative[context]).sum(axis=1).clip(max=len(every) - 1)
+    slates = every[which]
+    user = context[:, np.newaxis]
+    taste = 1 + regime.tastes * rng.uniform(-1, 1, len(regime.units))[groups]
+    chance = _EXAMINATION * relevance[user, slates] * taste[:, np.newaxis]
+    direct = np.einsum("skn,sn->sk", target.conditional[context, which], model[context])
+    rows = SlateRows(
+      rng.random(chance.shape) < chance,
+      propensities=behavior.slots[user, np.arange(slots), slates],
+      target_probabilities=target.slots[user, np.arange(slots), slates],
+      cascade_propensities=behavior.cascade[context, which],
+      target_cascade=target.cascade[context, which],
+      examination=np.tile(_EXAMINATION, (n, 1)),
+      target_exposures=exposures[user, slates],
+      predicted_returns=_EXAMINATION * model[user, slates],
+      direct_returns=_EXAMINATION * direct,
+      additive_weights=pseudoinverse_weights(slates, context, target.slots, moments),
+      groups=None if len(regime.units) == n else groups,
+    )
+    yield rows, truth, truth - logged
+
+
+class _Lists:
+  """A policy over slates [M, L], by its logits [C, N].
+
+  Attributes:
+    conditional: [C, M, L, N], of each item in a slot given the slots before.
+    cascade: [C, M, L], of each slate up to each slot; chance: [C, M], of the whole.
+    slots: [C, L, N], of each item in each slot.
+  """
+
+  def __init__(self, logits: np.ndarray, slates: np.ndarray, distinct: bool):
+    chosen = slates[:, :, np.newaxis] == np.arange(logits.shape[1])  # [M, L, N]
+    taken = (chosen.cumsum(axis=1) - chosen) * distinct
+    weights = np.exp(logits)[:, np.newaxis, np.newaxis] * (taken == 0)
+    self.conditional = weights / weights.sum(axis=3, keepdims=True)
+    self.cascade = (self.conditional * chosen).sum(axis=3).cumprod(axis=2)
+    self.chance = self.cascade[:, :, -1]
+    self.slots = np.einsum("cm,mkn->ckn", self.chance, chosen)
+
+
+def measure(
+  regime: Regime | SlateRegime, num_logs: int, *, num_resamples: int, seed: int
+) -> pd.DataFrame:
   """A row for each log and estimator: `off_policy.to_frame`, and what holds the truth."""
   parts = []
+  names = tuple(SLATE_ESTIMATORS) if isinstance(regime, SlateRegime) else ESTIMATORS
   for log, (rows, truth, gain) in enumerate(logs(regime, num_logs, seed)):
-    found = off_policy.evaluate(rows, ESTIMATORS, num_resamples=0)
+    found = off_policy.evaluate(rows, names, num_resamples=0)
     if not all(estimate.unreliable for estimate in found):
-      found = off_policy.evaluate(rows, ESTIMATORS, num_resamples=num_resamples, seed=log)
+      found = off_policy.evaluate(rows, names, num_resamples=num_resamples, seed=log)
     frame = off_policy.to_frame(found)
     held = {
       "t": _holds(frame, "interval", truth),
@@ -118,7 +224,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
   for title, part in by.items():
     for name in HELD:
       parts[title, name] = 100 * part[name].astype(float).groupby(part["estimator"]).mean()
-  return pd.DataFrame(parts).loc[list(ESTIMATORS)].dropna(axis=1, how="all")
+  return pd.DataFrame(parts).loc[frame["estimator"].unique()].dropna(axis=1, how="all")
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -51,11 +51,24 @@ def test_work_of_a_step():
   assert drawn.bytes - ranked.bytes == 4 * 2 * (18 + 20)
 
 
-@pytest.mark.parametrize("name", sorted(set(coverage.REGIMES) - {"moderate", "100 users"}))
+FAILING = {n for n, r in coverage.REGIMES.items() if isinstance(r, coverage.Regime)}
+
+
+@pytest.mark.parametrize("name", sorted(FAILING - {"moderate", "100 users"}))
 def test_logs_whose_intervals_fail_carry_a_warning(name):
   frame = coverage.measure(coverage.REGIMES[name], 15, num_resamples=0, seed=1)
   assert frame["unreliable"].mean() > 0.9
   assert frame["bound"].dropna().all()
+
+
+def test_slates_have_warnings_where_the_target_policy_is_far():
+  near, far = (
+    coverage.measure(coverage.REGIMES[name], 5, num_resamples=0, seed=1).groupby("estimator")
+    for name in ("distinct slates", "distant slates")
+  )
+  assert not near["unreliable"].any().any()
+  assert far["unreliable"].all()["sips"]
+  assert far["effective_sample_size"].mean()["iips"] > far["effective_sample_size"].mean()["sips"]
 
 
 def test_coverage_is_counted_without_warnings_and_in_all_logs():

@@ -35,6 +35,8 @@ PURE = {
   "evaluation.ranking": {"errors"},
   "evaluation.rows": {"errors"},
   "evaluation.estimators": {"errors", "evaluation"},
+  "evaluation.slates": {"errors", "evaluation"},
+  "evaluation.slate_estimators": {"errors", "evaluation"},
   "evaluation.intervals": {"errors"},
   "evaluation.overlap": {"evaluation", "metrics"},
   "evaluation.off_policy": {"errors", "evaluation", "metrics"},

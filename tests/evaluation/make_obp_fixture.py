@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 
+from tests.evaluation import slate_arrays
 from tests.evaluation.open_bandit_arrays import (
   GRID,
   NUM_ITEMS,
@@ -69,6 +70,44 @@ def balanced_values(x: Problem, propensities: np.ndarray) -> dict[str, float]:
   return {name: float(e.estimate_policy_value(**arrays)) for name, e in estimators.items()}
 
 
+def slate_values() -> dict[str, float]:
+  """The values of slates that OBP's estimators give, under this library's names."""
+  from obp import ope
+
+  world = slate_arrays.World(seed=0)
+  contexts, which, rewards = world.draw(400, 3)
+  returns = np.random.default_rng(4).uniform(
+    size=(slate_arrays.CONTEXTS, slate_arrays.SLOTS, slate_arrays.ITEMS)
+  )
+  x = world.columns(contexts, which, returns)
+  slots = rewards.shape[1]
+  whole = {name: np.repeat(x[name][:, -1], slots) for name in x if "cascade" in name}
+  arrays = {
+    "slate_id": np.repeat(np.arange(len(rewards)), slots),
+    "position": np.tile(np.arange(slots), len(rewards)),
+    "reward": rewards.ravel(),
+    "action": slate_arrays.SLATES[which].ravel(),
+    "pscore": whole["cascade_propensities"],
+    "evaluation_policy_pscore": whole["target_cascade"],
+    "pscore_item_position": x["propensities"].ravel(),
+    "evaluation_policy_pscore_item_position": x["target_probabilities"].ravel(),
+    "pscore_cascade": x["cascade_propensities"].ravel(),
+    "evaluation_policy_pscore_cascade": x["target_cascade"].ravel(),
+    "q_hat": returns[contexts].ravel(),
+    "evaluation_policy_action_dist": world.conditional[contexts, which].ravel(),
+  }
+  estimators = {
+    "sips": ope.SlateStandardIPS(len_list=slots),
+    "snsips": ope.SelfNormalizedSlateStandardIPS(len_list=slots),
+    "iips": ope.SlateIndependentIPS(len_list=slots),
+    "sniips": ope.SelfNormalizedSlateIndependentIPS(len_list=slots),
+    "rips": ope.SlateRewardInteractionIPS(len_list=slots),
+    "snrips": ope.SelfNormalizedSlateRewardInteractionIPS(len_list=slots),
+    "cascade_dr": ope.SlateCascadeDoublyRobust(len_list=slots, n_unique_action=slate_arrays.ITEMS),
+  }
+  return {name: float(e.estimate_policy_value(**arrays)) for name, e in estimators.items()}
+
+
 def _arrays(x: Problem) -> dict[str, np.ndarray]:
   """The arguments of OBP's estimators."""
   n = len(x.actions)
@@ -107,6 +146,7 @@ def main() -> None:
     },
     "values": {f"{log} to {target}": values(problem(root, log, target)) for log, target in PAIRS}
     | both,
+    "slates": slate_values(),
   }
   FIXTURE.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

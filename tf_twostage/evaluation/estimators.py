@@ -22,11 +22,13 @@ class Terms(NamedTuple):
   """An estimate as the mean of offsets plus Σ numerator / Σ denominator, over rows.
 
   Attributes:
-    numerator, denominator: [n].
+    numerator, denominator: [n]; or [R, n], for the sum of R ratios.
     weights: [n], the importance weights in use; None where rewards are not weighted.
     offset: [n]; None: zero.
     bounded: whether numerators are at least 0 and the estimate is their mean, which is the value
       in expectation, or less. `intervals.lower_bound` needs this.
+    whole_weights: [n], the weights before a cap or a switch; None: the `weights` of the rows.
+    earned: [n], what the weights say each row earned; None: weights |rewards|.
   """
 
   numerator: np.ndarray
@@ -34,6 +36,8 @@ class Terms(NamedTuple):
   weights: np.ndarray | None
   offset: np.ndarray | None = None
   bounded: bool = False
+  whole_weights: np.ndarray | None = None
+  earned: np.ndarray | None = None
 
 
 class Estimator(Protocol):
@@ -43,7 +47,7 @@ class Estimator(Protocol):
   def needs_model(self) -> bool:
     """Whether it reads the reward model's columns."""
 
-  def __call__(self, rows: PolicyRows) -> Terms: ...
+  def __call__(self, rows: Any) -> Terms: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +229,7 @@ class Slope:
 
   def __call__(self, rows: PolicyRows) -> Terms:
     terms = [candidate(rows) for candidate in self.candidates]
-    summaries = summarise_terms(terms, rows, confidence=_SLOPE_CONFIDENCE, num_resamples=0)
+    summaries = summarise_terms(terms, rows.units, confidence=_SLOPE_CONFIDENCE, num_resamples=0)
     values = np.array([summary.value for summary in summaries])
     widths = np.array([summary.interval[1] - summary.value for summary in summaries])
     order = np.argsort(widths, kind="stable")[::-1]
@@ -255,8 +259,10 @@ ESTIMATORS: Mapping[str, Estimator] = {
 Estimators = Mapping[str, Estimator] | Iterable[str | Estimator]
 
 
-def by_name(estimators: Estimators) -> dict[str, Estimator]:
-  """Looks up names in `ESTIMATORS`, and names objects after their type and settings.
+def by_name(
+  estimators: Estimators, known: Mapping[str, Estimator] = ESTIMATORS
+) -> dict[str, Estimator]:
+  """Looks up names in `known`, and names objects after their type and settings.
 
   Raises:
     InputError: a name is unknown, or there is no estimator.
@@ -271,23 +277,32 @@ def by_name(estimators: Estimators) -> dict[str, Estimator]:
       if not isinstance(estimator, str):
         is_data = dataclasses.is_dataclass(estimator)
         found[repr(estimator) if is_data else type(estimator).__name__] = estimator
-      elif estimator in ESTIMATORS:
-        found[estimator] = ESTIMATORS[estimator]
+      elif estimator in known:
+        found[estimator] = known[estimator]
       else:
-        raise InputError(f"no estimator {estimator!r}: choose from {', '.join(ESTIMATORS)}")
+        raise InputError(f"no estimator {estimator!r}: choose from {', '.join(known)}")
   if not found:
-    raise InputError("no estimator given: choose from " + ", ".join(ESTIMATORS))
+    raise InputError("no estimator given: choose from " + ", ".join(known))
   return found
 
 
-def summarise_terms(terms: Sequence[Terms], rows: PolicyRows, **options: Any) -> list[RatioSummary]:
-  """Values, errors and intervals of estimates over the same rows; see `summarise_ratios`."""
-  zeros = np.zeros(len(rows))
+def summarise_terms(
+  terms: Sequence[Terms], units: np.ndarray | None, **options: Any
+) -> list[RatioSummary]:
+  """Values, errors and intervals of estimates over the same rows; see `summarise_ratios`.
+
+  `units` [n] are the codes of independent units; None: each row is one.
+  """
+  numerators = [np.atleast_2d(term.numerator) for term in terms]
+  offsets = [np.zeros(part.shape) for part in numerators]
+  for offset, term in zip(offsets, terms, strict=True):
+    offset[0] = 0 if term.offset is None else term.offset
   return summarise_ratios(
-    np.stack([term.numerator for term in terms]),
-    np.stack([term.denominator for term in terms]),
-    np.stack([zeros if term.offset is None else term.offset for term in terms]),
-    groups=rows.units,
+    np.concatenate(numerators),
+    np.concatenate([np.atleast_2d(term.denominator) for term in terms]),
+    np.concatenate(offsets),
+    sizes=[len(part) for part in numerators],
+    groups=units,
     **options,
   )
 

@@ -10,6 +10,7 @@ about 20 times as long.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,12 +53,13 @@ def summarise_ratios(
   denominators: np.ndarray,
   offsets: np.ndarray | None = None,
   *,
+  sizes: Sequence[int] | np.ndarray | None = None,
   groups: np.ndarray | None = None,
   confidence: float = 0.95,
   num_resamples: int = 1000,
   seed: int = 0,
 ) -> list[RatioSummary]:
-  """Value, standard error and intervals of E ratios over the same n rows.
+  """Value, standard error and intervals of E ratios over the same n rows, or of sums of them.
 
   With v = o + q, o = Σ off / n, q = Σ num / Σ den, a unit g of n_g rows has the influence
   u_g = Σ_{i in g} (off_i - o) / n + Σ_{i in g} (num_i - q den_i) / Σ den, and
@@ -68,6 +70,7 @@ def summarise_ratios(
   Args:
     numerators, denominators: [E, n].
     offsets: [E, n]; None: zero.
+    sizes: how many ratios, one after the other, add up to each estimate; None: one.
     groups: [n] int codes 0..G-1 of the independent units; None: each row is one.
     confidence: coverage of the intervals, in (0, 1).
     num_resamples: bootstrap resamples; 0 leaves the bootstrap out.
@@ -86,12 +89,15 @@ def summarise_ratios(
   count = np.ones((1, numerators.shape[1]))
   columns = unit_sums(np.concatenate([numerators, denominators, offsets, count]), groups)
   num_units = columns.shape[1]
-  replicates = np.full((len(numerators), 1), np.nan)
+  sizes = np.ones(len(numerators), int) if sizes is None else np.asarray(sizes)
+  first = (np.cumsum(sizes) - sizes).tolist()
+  replicates = np.full((len(first), 1), np.nan)
   with np.errstate(divide="ignore", invalid="ignore"):
-    values = _ratios(columns.sum(axis=1))
-    influences = _influences(columns)
+    values = np.add.reduceat(_ratios(columns.sum(axis=1)), first)
+    influences = np.add.reduceat(_influences(columns), first)
     if num_resamples and num_units > 1:
-      replicates = _ratios(_resampled_sums(_in_blocks(columns, seed), num_resamples, seed))
+      resampled = _resampled_sums(_in_blocks(columns, seed), num_resamples, seed)
+      replicates = np.add.reduceat(_ratios(resampled), first)
   summaries = []
   in_blocks = _in_blocks(influences, seed)
   for value, replicate, influence, blocks in zip(

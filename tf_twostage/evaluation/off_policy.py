@@ -41,6 +41,8 @@ from tf_twostage.evaluation.overlap import (
   weight_overlap,
 )
 from tf_twostage.evaluation.rows import PolicyRows, check_vector
+from tf_twostage.evaluation.slate_estimators import SLATE_ESTIMATORS, supported
+from tf_twostage.evaluation.slates import SlateRows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Estimate:
 
 
 def evaluate(
-  rows: PolicyRows,
+  rows: PolicyRows | SlateRows,
   estimators: Estimators | None = None,
   *,
   confidence: float = 0.95,
@@ -112,35 +114,42 @@ def evaluate(
   """Estimates the target policy's value with every estimator.
 
   Args:
-    rows: the logged rows with the target policy and the reward model.
-    estimators: names in `ESTIMATORS` or objects, or a mapping from names to objects. None: all of
-      `ESTIMATORS`, without a reward model those that need none.
+    rows: the logged rows or slates, with the target policy and the reward model.
+    estimators: names in `ESTIMATORS`, for slates in `SLATE_ESTIMATORS`, or objects, or a mapping
+      from names to objects. None: those for which the rows have what they need.
     confidence: of the intervals, in (0, 1).
     num_resamples: of the bootstrap; 0 leaves it out.
     seed: of the bootstrap. All estimators see the same resamples.
 
   Raises:
-    InputError: an estimator needs the reward model that the rows lack, a name is unknown, there is
-      no estimator, or an option is out of range.
+    InputError: the rows lack what an estimator needs, a name is unknown, there is no estimator, or
+      an option is out of range.
   """
-  has_model = rows.direct_values is not None
-  if estimators is None:
-    estimators = [name for name, e in ESTIMATORS.items() if has_model or not e.needs_model]
-  named = by_name(estimators)
-  lacking = [name for name, e in named.items() if e.needs_model and not has_model]
-  if lacking:
-    raise InputError(
-      f"{', '.join(lacking)}: needs predicted_rewards, and the rows have none; fit a reward model"
-      " (see cross_fitting.cross_fit)"
-    )
-  terms = [estimator(rows) for estimator in named.values()]
+  if isinstance(rows, SlateRows):
+    named = by_name(supported(rows) if estimators is None else estimators, SLATE_ESTIMATORS)
+    terms = [estimator(rows) for estimator in named.values()]
+  else:
+    has_model = rows.direct_values is not None
+    if estimators is None:
+      estimators = [name for name, e in ESTIMATORS.items() if has_model or not e.needs_model]
+    named = by_name(estimators)
+    lacking = [name for name, e in named.items() if e.needs_model and not has_model]
+    if lacking:
+      raise InputError(
+        f"{', '.join(lacking)}: needs predicted_rewards, and the rows have none; fit a reward model"
+        " (see cross_fitting.cross_fit)"
+      )
+    terms = [estimator(rows)._replace(whole_weights=rows.weights) for estimator in named.values()]
   ones = np.ones(len(rows))
-  logged = [Terms(rows.weights, ones, None), Terms(rows.rewards, ones, None)]
-  *summaries, mean_weight, mean_reward = summarise_terms(
-    [*terms, *logged], rows, confidence=confidence, num_resamples=num_resamples, seed=seed
+  *summaries, mean_reward = summarise_terms(
+    [*terms, Terms(rows.rewards, ones, None)],
+    rows.units,
+    confidence=confidence,
+    num_resamples=num_resamples,
+    seed=seed,
   )
   return [
-    _estimate(name, term, summary, rows, mean_weight, mean_reward, confidence)
+    _estimate(name, term, summary, rows, mean_reward, confidence)
     for name, term, summary in zip(named, terms, summaries, strict=True)
   ]
 
@@ -149,15 +158,14 @@ def _estimate(
   name: str,
   term: Terms,
   summary: RatioSummary,
-  rows: PolicyRows,
-  mean_weight: RatioSummary,
+  rows: PolicyRows | SlateRows,
   mean_reward: RatioSummary,
   confidence: float,
 ) -> Estimate:
   """An estimate with its gain over the logging policy, diagnostics and warnings."""
   overlap = NO_WEIGHTS
   if term.weights is not None:
-    overlap = weight_overlap(rows, term, summary, mean_weight)
+    overlap = weight_overlap(rows, term, summary)
   alone = (MODEL_ALONE,) if term.weights is None else ()
   doubts = overlap.warnings + support_warnings(rows, summary.num_units)
   gain, gain_error, gain_interval = difference(summary, mean_reward, confidence)
@@ -191,7 +199,9 @@ def difference(
   return value, error, t_interval(value, error, first.num_units, confidence)
 
 
-def _lower_bounds(terms: Terms, rows: PolicyRows, confidence: float) -> tuple[float, float]:
+def _lower_bounds(
+  terms: Terms, rows: PolicyRows | SlateRows, confidence: float
+) -> tuple[float, float]:
   """Of the value and of the gain: sums over units of at least 0, so that `lower_bound` holds."""
   largest = rows.rewards.max()
   columns = np.stack([terms.numerator, terms.numerator + (largest - rows.rewards)])

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tf_twostage.evaluation.estimators import Terms
-from tf_twostage.evaluation.intervals import RatioSummary, unit_sums
+from tf_twostage.evaluation.intervals import RatioSummary, standard_error, unit_sums
 from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.evaluation.slates import SlateRows
 from tf_twostage.metrics import effective_sample_size
 
 # Beyond any of these an estimate has a warning. They were chosen on other simulated logs than those
@@ -112,16 +113,13 @@ class Overlap(NamedTuple):
 NO_WEIGHTS = Overlap(np.nan, np.nan, np.nan, np.nan, np.nan, ())
 
 
-def weight_overlap(
-  rows: PolicyRows, terms: Terms, summary: RatioSummary, mean_ratio: RatioSummary
-) -> Overlap:
-  """Diagnostics and problems, each with a remedy, of an estimate with weights.
-
-  `mean_ratio` is the mean of the weights ω before clipping or switching; its expectation is 1.
-  """
+def weight_overlap(rows: PolicyRows | SlateRows, terms: Terms, summary: RatioSummary) -> Overlap:
+  """Diagnostics and problems, each with a remedy, of an estimate with weights."""
   assert terms.weights is not None
-  columns = np.stack([terms.weights, terms.weights * np.abs(rows.rewards)])
-  weights, earned = unit_sums(columns, rows.units)
+  by_row = terms.weights * np.abs(rows.rewards) if terms.earned is None else terms.earned
+  whole = terms.weights if terms.whole_weights is None else terms.whole_weights
+  mean = whole.mean()  # 1 in expectation
+  weights, earned, excess = unit_sums(np.stack([terms.weights, by_row, whole - mean]), rows.units)
   found = Overlap(
     effective_sample_size(weights),
     effective_sample_size(earned),
@@ -131,7 +129,7 @@ def weight_overlap(
     (),
   )
   n, total = len(weights), weights.sum()
-  unit = "row" if rows.groups is None else "group"
+  unit = rows.noun if rows.groups is None else "group"
   if total == 0:
     nothing = (
       "no row has a weight: the log has no evidence about this policy, and the value is the reward"
@@ -166,13 +164,13 @@ def weight_overlap(
       f"the rewards are those of {found.effective_rewards:.1f} effective {unit}s of {n}: the"
       f" intervals cannot be trusted; {_MORE}"
     )
-  removed = 1 - terms.weights.sum() / rows.weights.sum()  # exactly 0 without a cap
+  removed = 1 - terms.weights.sum() / whole.sum()  # exactly 0 without a cap
   if removed * abs(summary.value) > MAX_REMOVED_ERRORS * summary.standard_error:
     warnings.append(
       f"the cap removes {removed:.1%} of the weight, a bias that is not small against the standard"
       " error; raise the cap, or compare with snips and dr"
     )
-  mean, error = mean_ratio.value, mean_ratio.standard_error
+  error = standard_error(excess / len(rows))
   if abs(mean - 1) > max(MEAN_WEIGHT_ERRORS * error, MEAN_WEIGHT_TOLERANCE):
     warnings.append(
       f"the mean weight is {mean:.4g} ± {error:.2g}, and must be near 1: either the propensities"
@@ -182,11 +180,11 @@ def weight_overlap(
   return found._replace(warnings=tuple(warnings))
 
 
-def support_warnings(rows: PolicyRows, num_units: int) -> tuple[str, ...]:
+def support_warnings(rows: PolicyRows | SlateRows, num_units: int) -> tuple[str, ...]:
   """Problems of the log for any estimator: too few units, actions never logged."""
   warnings = []
   if num_units < MIN_UNITS:
-    units = "rows" if rows.groups is None else "groups"
+    units = f"{rows.noun if rows.groups is None else 'group'}s"
     warnings.append(
       f"{num_units} independent {units} are too few for standard errors and intervals; log more"
     )

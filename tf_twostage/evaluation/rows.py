@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from tf_twostage.errors import InputError, require
 
-_TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within this
+TOLERANCE = 1e-4  # float32 softmaxes of large catalogues sum to one within this
 # Columns of `PolicyRows`: which values are valid, the rule, and the remedy.
 _RULES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
   "rewards": (np.isfinite, "must be finite", "drop the rows whose outcome is unknown"),
@@ -23,7 +23,7 @@ _RULES: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str, str]] = {
     " be used",
   ),
   "target_probabilities": (
-    lambda values: (values >= 0) & (values <= 1 + _TOLERANCE),
+    lambda values: (values >= 0) & (values <= 1 + TOLERANCE),
     "must lie in [0, 1]",
     "pass the target policy's probability of the logged action",
   ),
@@ -59,6 +59,7 @@ class PolicyRows:
   groups: np.ndarray | None = None
   action_mass: np.ndarray | None = None
   action_counts: np.ndarray | None = None
+  noun: ClassVar[str] = "row"
 
   def __post_init__(self):
     n = len(check_vector("rewards", self.rewards))
@@ -202,7 +203,7 @@ def balanced_propensities(policies: Any, propensities: Mapping[Any, Any]) -> np.
 
 def check_vector(name: str, values: Any, length: int | None = None) -> np.ndarray:
   """`values` as [n] float64, n > 0 and equal to `length` if given."""
-  array = _as_numbers(name, values)
+  array = as_numbers(name, values)
   if array.ndim != 1:
     raise InputError(f"{name} must be a vector [n], got shape {array.shape}")
   if not array.size:
@@ -223,7 +224,8 @@ def check_groups(groups: Any, length: int) -> np.ndarray:
   return array
 
 
-def _as_numbers(name: str, values: Any) -> np.ndarray:
+def as_numbers(name: str, values: Any) -> np.ndarray:
+  """`values` as an array of numbers, of any shape."""
   try:
     array = np.asarray(values)
   except ValueError as error:  # ragged lists
@@ -234,7 +236,7 @@ def _as_numbers(name: str, values: Any) -> np.ndarray:
 
 
 def _check_matrix(name: str, values: Any, length: int) -> np.ndarray:
-  array = _as_numbers(name, values)
+  array = as_numbers(name, values)
   if array.ndim != 2 or len(array) != length or not array.shape[1]:
     raise InputError(f"{name} must be [n, N] with n = {length} rows, got shape {array.shape}")
   return array
@@ -246,5 +248,5 @@ def check_distribution(name: str, probabilities: np.ndarray) -> None:
   remedy = "pass a distribution over the catalogue for each row"
   require(lowest >= 0, name, "must be >= 0", remedy, lowest)
   total = probabilities.sum(axis=1, dtype=np.float64)
-  one = np.abs(total - 1) <= _TOLERANCE
+  one = np.abs(total - 1) <= TOLERANCE
   require(one, name, "must sum to 1", remedy + " (a softmax, not logits)", total)
