@@ -11,16 +11,17 @@ these flags name must have finished. docs/evaluation.md explains the output.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import pathlib
-import shlex
-import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
 
 from launch import config as launch_config
+from launch import steps
 from tf_twostage import environment as environments
 from tf_twostage import evaluate
 from tf_twostage.config import Config
@@ -30,7 +31,7 @@ from tf_twostage.evaluation.estimators import ESTIMATORS, by_name
 from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
 from tf_twostage.metrics import SERVED, STAGES
-from tf_twostage.recommender import TwoStageRecommender
+from tf_twostage.recommender import METRICS, TwoStageRecommender
 from tf_twostage.workspace import Workspace, results_directory, write_text
 
 _UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select")
@@ -75,11 +76,16 @@ def main() -> None:
       None if values.all else generators,
       launch_config.work_path(config),
       policy_files=[pathlib.Path(path) for path in values.policy_file],
-      training_command=training_command("experiment" if several else "train", sys.argv[1:]),
+      training_command=steps.command_line(
+        "experiment" if several else "train", without=_UNKNOWN_TO_TRAINING
+      ),
       estimators=values.estimators,
       select=values.select,
     )
   )
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of what train left
+    exported = json.loads((launch_config.work_path(config) / METRICS).read_bytes())["export"]
+    print(f"\nNext: {steps.command_line('serve_check', f'--model={exported}', arguments=())}")
 
 
 def run(
@@ -163,18 +169,6 @@ def run(
     shown = ranked.to_string(index=False, float_format="{:.4f}".format)
     report += f"\n\nGenerators with the ranker, by dr less the burden of thin support\n{shown}"
   return report
-
-
-def training_command(name: str, arguments: Sequence[str]) -> str:
-  """The command line that trains, from the arguments of this command."""
-  kept, skip = [], False
-  for argument in arguments:
-    flag = argument.lstrip("-").partition("=")[0]
-    if skip or flag in _UNKNOWN_TO_TRAINING:
-      skip = not skip and flag == "policy_file" and "=" not in argument
-      continue
-    kept.append(argument)
-  return shlex.join(["python", "-m", f"launch.{name}", *kept])
 
 
 if __name__ == "__main__":

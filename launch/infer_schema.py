@@ -5,9 +5,12 @@ python -m launch.infer_schema --log=FILE --items=FILE > schema.yaml
 Exit code 0: printed; 2: wrong usage, or a file cannot be read.
 """
 
+import sys
+
 from absl import flags
 
 from launch import config as launch_config
+from launch import steps
 
 
 def main() -> None:
@@ -15,7 +18,10 @@ def main() -> None:
 
   from tf_twostage.data import draft
 
-  print(draft.draft(log, flags.FLAGS.items, flags.FLAGS.users), end="")
+  text = draft.draft(log, flags.FLAGS.items, flags.FLAGS.users)
+  print(text, end="", flush=True)
+  first = "Next: fill in what is MISSING, then" if "MISSING" in text else "Next:"
+  print(first, steps.command_line("validate_log", "--schema=schema.yaml"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,15 @@ from typing import Any
 from absl import flags
 
 from launch import config as launch_config
+from launch import steps
 from tf_twostage import environment as environments
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
 from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.training.distribution import Job, Workers
 from tf_twostage.workspace import Workspace
+
+_UNKNOWN_TO_EVALUATION = ("export_dir", "keep", "overwrite")
 
 
 def main() -> None:
@@ -29,6 +32,8 @@ def main() -> None:
   workdir = launch_config.work_directory(config) if chief else launch_config.work_path(config)
   export_dir = launch_config.export_directory(config)
   print(run(config, workdir, export_dir, keep=flags.FLAGS.keep)[1])
+  if chief:
+    print(f"Next: {steps.command_line('evaluate', without=_UNKNOWN_TO_EVALUATION)}")
 
 
 def run(

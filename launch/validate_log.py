@@ -12,8 +12,11 @@ import pathlib
 from absl import flags
 
 from launch import config as launch_config
+from launch import steps
 from tf_twostage.data import splits
 from tf_twostage.errors import InputError
+
+_UNKNOWN_TO_TRAINING = ("output", "policy", "split_seed")
 
 
 def define_flags() -> None:
@@ -59,6 +62,9 @@ def main() -> int:
   if output is not None:
     report.save(output)
   print(report)
+  if report.usable:
+    preset = "--flagfile=launch/user_log.flags"
+    print(f"\nNext: {steps.command_line('train', preset, without=_UNKNOWN_TO_TRAINING)}")
   return 0 if report.usable else 1
 
 

@@ -231,21 +231,6 @@ def test_what_has_not_finished_is_named_with_the_command_that_trains_it(environm
   )
 
 
-def test_the_command_that_trains_is_the_command_that_evaluates_without_its_own_flags():
-  arguments = [
-    "--name=my run",
-    "--policy_file",
-    "a.csv",
-    "--epochs",
-    "3",
-    "--policy_file=b",
-    "--all",
-  ]
-  assert command.training_command("train", arguments) == (
-    "python -m launch.train '--name=my run' --epochs 3"
-  )
-
-
 def test_nothing_is_built_where_nothing_was_trained(tmp_path):
   with pytest.raises(InputError, match="holds no generator; train with\n  the command"):
     command.run(CONFIG, GENERATORS, tmp_path, training_command="the command")

@@ -41,7 +41,7 @@ def test_open_bandit_goes_through_all_commands(open_bandit_files, tmp_path):
     "validate_log", *arguments, f"--items={items}", f"--output={tmp_path}", f"--policy={policy}"
   )
   assert (report.returncode, report.stderr) == (0, "")
-  assert report.stdout.endswith("Usable.\n")
+  assert "\nUsable.\n\nNext: python -m launch.train" in report.stdout
   facts = json.loads((tmp_path / "report.json").read_text())["facts"]
   assert facts["Rows"]["rows"] == 10_000
   assert facts["Propensity"]["mean of 1/propensity"] == pytest.approx(80, abs=3 * 4.3)
@@ -72,7 +72,7 @@ def test_bad_rows_decide_the_exit_code(tmp_path):
   skipped = run("validate_log", *arguments, "--on_bad_rows=skip", "--split=user")
   assert skipped.returncode == 0
   assert "Split by user" in skipped.stdout
-  assert skipped.stdout.endswith("Usable, without 1 bad rows.\n")
+  assert "\nUsable, without 1 bad rows.\n" in skipped.stdout
 
   converted = run("convert_log", *arguments[:2], f"--output={tmp_path / 'new'}")
   assert converted.returncode == 1
