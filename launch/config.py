@@ -24,6 +24,7 @@ from absl import logging as absl_logging
 from launch import output
 from tf_twostage.config import (
   GENERATOR_FIELDS,
+  RATINGS,
   Config,
   FitConfig,
   Section,
@@ -258,9 +259,9 @@ def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     if {"--help", "-help", "-h", "--helpfull"} & set(arguments):
       print(help_text(sys.modules["__main__"].__doc__ or ""), flush=True)
       return 0, ""
-    if "dataset" in flags.FLAGS and not any(map(_names_data, arguments)):
-      log.info("no --dataset, --log or --flagfile: using --flagfile=%s", preset)
-      arguments = [f"--flagfile={preset}", *arguments]
+    if "dataset" in flags.FLAGS and (chosen := _preset(arguments, preset)):
+      log.info("no --flagfile: using --flagfile=%s", chosen)
+      arguments = [f"--flagfile={chosen}", *arguments]
     _, *others = flags.FLAGS([program, *_expanded(arguments)])
     if others:
       raise InputError(f"unknown argument(s) {others}; settings are flags, see --help")
@@ -287,8 +288,13 @@ def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     return stopped.exit_code, f"{stopped}; {command} resumes the run"
 
 
-def _names_data(argument: str) -> bool:
-  return re.match(r"--?(dataset|log|flagfile)(=|$)", argument) is not None
+def _preset(arguments: Sequence[str], preset: str) -> str:
+  """The preset of a command line without one: `preset` if it names no data, or that of ratings."""
+  given = " ".join(arguments)
+  if not re.search(r"(^| )--?(dataset|log|flagfile)([= ]|$)", given):
+    return preset
+  is_ratings = re.search(r"(^| )--?dataset[= ]ratings( |$)", given)
+  return RATINGS if is_ratings and not re.search(r"(^| )--?flagfile([= ]|$)", given) else ""
 
 
 def _expanded(arguments: Sequence[str]) -> list[str]:
@@ -345,6 +351,7 @@ def help_text(summary: str) -> str:
     lines.append("")
   lines.append(
     "--flagfile=FILE reads flags from a file or preset; later flags win over earlier ones.\n"
-    "Without --dataset, --log and --flagfile, commands that train use --flagfile=synthetic."
+    "Without --flagfile, commands that train use --flagfile=ratings for --dataset=ratings, and\n"
+    "--flagfile=synthetic without --dataset and --log."
   )
   return "\n".join(lines)

@@ -14,6 +14,7 @@ from tf_twostage.errors import InputError, checked_type
 DRAWS = ("uniform", "log_uniform", "popularity")
 PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
+RATINGS = "ratings"  # the data set that is not simulated by default
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
 GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
@@ -243,6 +244,12 @@ class DistributionConfig(Section):
 class SimulationConfig(Section):
   """Simulated environment."""
 
+  simulate: bool | None = _option(
+    None,
+    "learn from simulated feedback on all pairs, or (nosimulate) from the ratings themselves, as a"
+    " log; unset: for every dataset but ratings",
+    kind=bool,
+  )
   positive_rate: float = _option(
     0.144, "share of all pairs labelled positive; fixes the simulator's threshold", above=0, below=1
   )
@@ -320,3 +327,9 @@ class Config(Section):
     object.__setattr__(self, "loss", name)
     options |= self.loss_options
     object.__setattr__(self, "loss_options", dict(sorted(options.items())))
+
+  @property
+  def simulates(self) -> bool:
+    """Whether feedback on a data set of ratings is simulated; else its rows are the log."""
+    chosen = self.simulation.simulate
+    return self.data.dataset != RATINGS if chosen is None else chosen

@@ -140,7 +140,8 @@ def _cells(
   """All cells, logs outside and variants inside: an interrupted experiment is a smaller one."""
   first = config.simulation.log_number
   if logs > 1:
-    if config.user_log.log is not None or config.data.dataset == DATASET:
+    is_log = config.user_log.log is not None or config.data.dataset == DATASET
+    if is_log or not config.simulates:
       raise InputError(
         f"logs is {logs}, but your own log is one sample, which cannot be drawn again: leave logs"
         " out; seeds repeat the training, and launch.evaluate gives intervals of held-out values"

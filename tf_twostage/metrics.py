@@ -107,6 +107,8 @@ FULL_INFORMATION = Metrics(
   population="users",
 )
 
+CHOICES = dataclasses.replace(FULL_INFORMATION, headline="ndcg@10", selects="ndcg@10")
+
 _VALUES = {
   **{
     name: Metric(name.upper(), factor=1.0, decimals=4, error=f"{name}_error")

@@ -60,8 +60,10 @@ class Loop:
     """
     only_here(config, "launch.loop")
     data = sets.load(config.data.dataset, config.data.data_dir)
-    if not isinstance(data, RatingsData) or config.data.environment:
-      raise InputError("a loop simulates users: it needs a data set of ratings, not `environment`")
+    if not isinstance(data, RatingsData) or config.data.environment or not config.simulates:
+      raise InputError(
+        "a loop simulates users: it needs a data set of ratings with `simulate`, not `environment`"
+      )
     workspace = Workspace(workdir / "stages")
     self._config, self._draws, self._temperature = config, draws, temperature
     self._environment = environments.make(config, workspace)

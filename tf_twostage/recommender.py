@@ -84,7 +84,8 @@ class TwoStageRecommender:
   ):
     """Args:
       loss: the objective: an `OffPolicyLoss`, or the name of one, which may carry options:
-        "two_stage_ips:num_slates=50". None: IPS on the two-stage policy, that is exact 2-IPS.
+        "two_stage_ips:num_slates=50". None: IPS on the two-stage policy, that is exact 2-IPS; on
+        ratings or orders cross-entropy.
       ranker: orders the candidates. A `tf.keras.Model`, or the path of a SavedModel or Keras file,
         whose inputs are raw features by name; or a function of two dicts of tensors, user features
         and item features ([B, ...] each), that returns scores [B]. None: fitted to the log's
@@ -138,7 +139,7 @@ class TwoStageRecommender:
         raise InputError(
           f"{name} must be a tf.keras.Model of Keras 2, or a function that makes one, got {tower!r}"
         )
-    self._adapts_slate = slate_size is None
+    self._adapts_slate, self._adapts_loss = slate_size is None, loss is None
     self._digest = ""  # of custom towers before training
     self._temporary: tempfile.TemporaryDirectory | None = None
     self._stages = pathlib.Path()  # of the last fit
@@ -156,7 +157,7 @@ class TwoStageRecommender:
       InputError: the loss has no such option, or the settings contradict each other.
     """
     made = cls()
-    made.config, made._adapts_slate = config, False
+    made.config, made._adapts_slate, made._adapts_loss = config, False, False
     made._check_settings()
     return made
 
@@ -232,6 +233,11 @@ class TwoStageRecommender:
     self._stages = root / "stages"
     if isinstance(data, BanditLog):
       self._adapt_slate(data.num_items)
+      if self._adapts_loss:
+        usual = _DEFAULTS if data.impressions else Config(loss="cross_entropy")
+        self.config = dataclasses.replace(
+          self.config, loss=usual.loss, loss_options=usual.loss_options
+        )
       workspace = Workspace(self._stages)
       ranker = self.config.user_log.ranker if self._ranker is None else self._ranker
       environment = log_environment(self.config, data, validation, workspace, ranker)

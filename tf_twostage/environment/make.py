@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from tf_twostage.config import Config, UserLogConfig
+from tf_twostage.config import Config, DataConfig, UserLogConfig
 from tf_twostage.data import sets
 from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.sets import layouts
@@ -14,7 +14,7 @@ from tf_twostage.environment.base import Environment
 from tf_twostage.environment.full_labels import full_labels
 from tf_twostage.environment.prepared import prepared
 from tf_twostage.environment.simulated import simulated
-from tf_twostage.environment.user_log import DATASET, user_log
+from tf_twostage.environment.user_log import DATASET, log_environment, user_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
 from tf_twostage.workspace import Workspace
@@ -34,13 +34,31 @@ def make(
     if data is None:
       is_ratings = name == sets.RATINGS
       data = _ratings(config) if is_ratings else sets.load(name, config.data.data_dir)
-    _check_sizes(config, data)
+  if not config.simulates:
+    return _choices(config, data, workspace)
+  _check_sizes(config, data)
   if isinstance(data, XmcData):
     return full_labels(config, data, workspace)
   if config.data.environment:
     with workspace.timed("environment"):
       return prepared(config, data, pathlib.Path(config.data.environment), workspace)
   return simulated(config, data, workspace)
+
+
+def _choices(config: Config, data: RatingsData | XmcData, workspace: Workspace) -> Environment:
+  """The environment of ratings as a log; InputError for settings that would change nothing."""
+  if isinstance(data, XmcData):
+    raise InputError("simulate: documents have labels, not ratings; leave it out")
+  above = config.data.positive_above
+  if data.rating is None and above != DataConfig.positive_above:
+    raise InputError(
+      f"positive_above={above} changes nothing: all orders are positive; leave it out"
+    )
+  if config.data.environment:
+    raise InputError(
+      f"environment={config.data.environment} replaces a simulation; leave it out, or simulate"
+    )
+  return log_environment(config, data.log(above), None, workspace, config.user_log.ranker)
 
 
 def _ratings(config: Config) -> RatingsData:

@@ -16,6 +16,7 @@ from tf_twostage.data.rows import LogRows, joined
 from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import rankers
 from tf_twostage.environment.base import Environment, requests
+from tf_twostage.environment.choices import choices
 from tf_twostage.environment.streaming import FIRST, stream_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information, propensities
@@ -101,6 +102,10 @@ def log_environment(
   for problem in examine.unusable(data):
     _log.warning("%s: %s", data.name, problem)
   external = _external(ranker, data)
+  if not data.impressions:
+    parts = {name: data.select(mask) for name, mask in masks.items()}
+    inputs = {"log": data.fingerprint(), "split": split, "seed": config.environment_seed}
+    return choices(config, parts, workspace, external=external, digest=fingerprint(inputs))
   facts: dict[str, Any] = {"rows": sizes, "propensities": {"estimated": False}}
   notes = [note for note in data.notes if "have to be estimated" not in note]
   log_stage = data.fingerprint()
@@ -251,6 +256,8 @@ def _check_settings(config: Config) -> None:
       f"dataset {config.data.dataset} and log {config.user_log.log} are two data sets; leave one"
       " out"
     )
+  if config.simulation.simulate is not None:
+    raise InputError("simulate: a log is not simulated; leave it out")
   for name in ("environment", "data_dir"):
     value = getattr(config.data, name)
     if value is not None:

@@ -62,7 +62,12 @@ class EvaluationLog:
 
   @classmethod
   def of(cls, log: BanditLog) -> EvaluationLog:
-    """All rows of a user's log."""
+    """All rows of a user's log.
+
+    Raises:
+      InputError: the log has no propensities, or its rows are no impressions.
+    """
+    require_impressions(log)
     stage = f"{log.name}-{log.fingerprint()[:10]}"
     grouped = log.schema.user_id.embedded
     return cls(log.rows, log.num_items, stage, log.notes, grouped=grouped)
@@ -88,6 +93,16 @@ class EvaluationLog:
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
     )
     return first, index.reshape(-1)
+
+
+def require_impressions(log: BanditLog) -> None:
+  """Raises InputError if the rows are ratings or orders: nobody knows what else was shown."""
+  if not log.impressions:
+    raise InputError(
+      f"{log.name}: off-policy estimates need what was shown and its propensities, and these rows"
+      " are ratings or orders: what users chose, from what nobody logged. Log impressions; or, if"
+      " exposures of these rows are known, name them as `propensity` in the schema of a log"
+    )
 
 
 def model_inputs(log: LogRows, rows: np.ndarray, users: Codes) -> dict[str, Any]:

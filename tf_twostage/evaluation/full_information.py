@@ -14,7 +14,7 @@ from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.evaluation import ranking
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
-from tf_twostage.metrics import CUTOFFS, FULL_INFORMATION, STAGES, Scores
+from tf_twostage.metrics import CHOICES, CUTOFFS, FULL_INFORMATION, STAGES, Scores
 from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.two_stage import rerank, retrieve
 
@@ -56,10 +56,9 @@ class FullInformationEvaluator(Evaluator):
       inputs["excluded"] = self.excluded
       relevance = relevance & ~self.excluded
     num_relevant = relevance.sum(axis=1)
-    splits = {
-      "validation": slice(0, self.num_validation),
-      "test": slice(self.num_validation, None),
-    }
+    splits = {"validation": slice(0, self.num_validation)}
+    if len(relevance) > self.num_validation:
+      splits["test"] = slice(self.num_validation, None)
     chunk = min(_USERS_PER_CHUNK, max(1, _PAIRS_PER_CHUNK // relevance.shape[1]))
     batches = tf.data.Dataset.from_tensor_slices(inputs).batch(chunk).cache()
 
@@ -86,11 +85,17 @@ class FullInformationEvaluator(Evaluator):
     return evaluate
 
 
+class ChoicesEvaluator(FullInformationEvaluator):
+  """The same on what users chose in held-out rows: other items may have pleased them, too."""
+
+  metrics = CHOICES
+
+
 def _top_items(
   scorer: Scorer, ranker_logits: Scorer, slate_size: int, batch: Mapping[str, Any]
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Ids of the best items in one stage and in two, [B, depth] each."""
-  depth = max(CUTOFFS)
+  depth = min(max(CUTOFFS), slate_size)
   slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
   slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
   reordered, _ = rerank(slate, slate_scores, depth)

@@ -24,7 +24,7 @@ from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
-from tf_twostage.evaluation.evaluation_log import model_inputs
+from tf_twostage.evaluation.evaluation_log import model_inputs, require_impressions
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
@@ -84,7 +84,11 @@ def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Pro
   """Estimates the propensities of all rows, or loads a finished estimate; with its stage's name.
 
   Rewards are not used. `config.behavior` holds the settings of the fit.
+
+  Raises:
+    InputError: the rows are no impressions: what users chose is not what they were shown.
   """
+  require_impressions(data)
   inputs = {
     "data": data.fingerprint(),
     "encoder": dataclasses.asdict(_encoder(config)),

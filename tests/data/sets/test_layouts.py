@@ -6,74 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.data.sets import mini_movielens as mini
+from tests.data.sets.ratings_layouts import ml_1m, ml_10m, ml_25m, ml_100k, own, recbole, small
 from tf_twostage.data import sets
 from tf_twostage.data.files.bad_rows import BadRowsError
 from tf_twostage.data.sets import RatingsData, layouts
 from tf_twostage.errors import InputError
 
-
-def _fields(name: str) -> list[list[str]]:
-  return [line.split("::") for line in mini.FILES[name].decode("latin-1").splitlines()]
-
-
-USERS, MOVIES, RATINGS = (_fields(f"{name}.dat") for name in ("users", "movies", "ratings"))
-
-
-def _write(path: pathlib.Path, rows, separator: str, encoding: str = "utf8") -> None:
-  path.write_text("".join(separator.join(row) + "\n" for row in rows), encoding=encoding)
-
-
-def ml_100k(directory: pathlib.Path) -> None:
-  _write(directory / "u.data", RATINGS, "\t")
-  users = [(user, "33", sex, "writer", code) for user, sex, _, _, code in USERS]
-  _write(directory / "u.user", users, "|")
-  flags = ["unknown", *layouts.GENRES]
-  movies = [
-    (movie, title, "01-Jan-1995", "", "", *(str(int(g in genres.split("|"))) for g in flags))
-    for movie, title, genres in MOVIES
-  ]
-  _write(directory / "u.item", movies, "|", "latin-1")
-
-
-def ml_1m(directory: pathlib.Path) -> None:
-  mini.write_directory(directory)
-
-
-def ml_10m(directory: pathlib.Path) -> None:
-  _write(directory / "ratings.dat", RATINGS, "::")
-  _write(directory / "movies.dat", MOVIES, "::")
-
-
-def ml_25m(directory: pathlib.Path) -> None:
-  columns = ["userId", "movieId", "rating", "timestamp"]
-  pd.DataFrame(RATINGS, columns=columns).to_csv(directory / "ratings.csv", index=False)
-  columns = ["movieId", "title", "genres"]
-  pd.DataFrame(MOVIES, columns=columns).to_csv(directory / "movies.csv", index=False)
-
-
-def recbole(directory: pathlib.Path) -> None:
-  for side, columns, rows in (
-    ("inter", "user_id:token item_id:token rating:float timestamp:float", RATINGS),
-    (
-      "item",
-      "item_id:token movie_title:token_seq class:token_seq",
-      [(movie, title, genres.replace("|", " ")) for movie, title, genres in MOVIES],
-    ),
-    ("user", "user_id:token gender:token", [user[:2] for user in USERS]),
-  ):
-    _write(directory / f"ml.{side}", [columns.split(), *rows], "\t")
-
-
-def own(directory: pathlib.Path) -> None:
-  columns = ["customer_id", "product_id", "stars", "rated_at"]
-  frame = pd.DataFrame(RATINGS, columns=columns).rename(columns={"stars": "rating"})
-  frame["rated_at"] = frame["rated_at"].astype(int)
-  frame.rename(columns={"rated_at": "timestamp"}).to_parquet(directory / "ratings.parquet")
-  products = pd.DataFrame(MOVIES, columns=["product_id", "title", "genres"])
-  products.to_csv(directory / "items.csv", index=False)
-
-
+_, MOVIES, RATINGS = small()
 LAYOUTS = (ml_100k, ml_1m, ml_10m, ml_25m, recbole, own)
 
 
@@ -89,7 +28,7 @@ def by_ids(data: RatingsData) -> list[tuple[str, str, float, float]]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_ratings_and_genres(layout, tmp_path):
-  layout(tmp_path)
+  layout(tmp_path, small())
   data = load(tmp_path)
   assert by_ids(data) == sorted((u, m, float(r), float(t)) for u, m, r, t in RATINGS)
   (genres,) = (data.items[name] for name in ("genres", "class") if name in data.items)
@@ -101,7 +40,7 @@ def test_every_layout_gives_the_ratings_and_genres(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", [ml_100k, ml_1m, ml_10m, ml_25m])
 def test_titles_of_movies_give_their_years(layout, tmp_path):
-  layout(tmp_path)
+  layout(tmp_path, small())
   data = load(tmp_path)
   assert dict(zip(data.titles, data.items["year"], strict=True)) == {
     title: title[-5:-1] for _, title, _ in MOVIES
@@ -112,12 +51,12 @@ def test_ages_of_100k_are_numbers_and_those_of_1m_labels(tmp_path):
   for layout, ages in ((ml_100k, [33.0] * 3), (ml_1m, ["Under 18", "56+", "25-34"])):
     directory = tmp_path / layout.__name__
     directory.mkdir()
-    layout(directory)
+    layout(directory, small())
     assert load(directory).users["age"].tolist() == ages
 
 
 def test_movies_without_genres_have_an_empty_bag(tmp_path):
-  ml_25m(tmp_path)
+  ml_25m(tmp_path, small())
   with (tmp_path / "movies.csv").open("a") as file:
     file.write("7,Nothing,(no genres listed)\n")
   data = load(tmp_path)
@@ -168,14 +107,14 @@ def _replace(file: str, old: str, new: str):
   ],
 )
 def test_what_cannot_be_read_is_refused_with_the_place(layout, change, message, tmp_path):
-  layout(tmp_path)
+  layout(tmp_path, small())
   change(tmp_path)
   with pytest.raises(InputError, match=message):
     load(tmp_path)
 
 
 def test_bad_lines_can_be_left_out(tmp_path):
-  ml_100k(tmp_path)
+  ml_100k(tmp_path, small())
   _replace("u.data", "10\t9\t3", "10\t9\tgood")(tmp_path)
   with pytest.raises(BadRowsError):
     load(tmp_path)

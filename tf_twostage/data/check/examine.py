@@ -133,7 +133,7 @@ def _rewards(log: BanditLog) -> Iterator[Fact | Finding]:
   yield Fact(section, "lowest, highest", f"{reward.min():.6g}, {reward.max():.6g}")
   if not rewarded:
     yield Finding("problem", "no row has a reward above 0: there is nothing to learn from")
-  elif rewarded == len(reward):
+  elif rewarded == len(reward) and log.impressions:
     yield _warning(
       "every row has a reward above 0: rows without one belong in the log, or every policy looks"
       " alike",
@@ -142,6 +142,11 @@ def _rewards(log: BanditLog) -> Iterator[Fact | Finding]:
 
 def _propensities(log: BanditLog) -> Iterator[Fact | Finding]:
   section = "Propensity"
+  if not log.impressions:
+    yield _warning(
+      "rows are ratings or orders, not what was shown: models learn what users choose, and nothing"
+      " can be said about what a policy would earn; log impressions with propensities for that",
+    )
   if log.rows.propensity is None:
     yield Fact(section, "logged", "no")
     return

@@ -11,6 +11,7 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+from tf_twostage.config import RATINGS
 from tf_twostage.data.sets import layouts
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
@@ -35,7 +36,6 @@ __all__ = [
 ]
 
 Data = RatingsData | XmcData
-RATINGS = "ratings"
 
 
 def load_ratings(data_dir: str | None) -> RatingsData:
