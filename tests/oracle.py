@@ -132,6 +132,37 @@ def normalised_poem(weights: np.ndarray, rewards: np.ndarray, penalty: float) ->
   return -weights * rewards + penalty * error
 
 
+def inclusion(logits: np.ndarray, slate_size: int) -> np.ndarray:
+  """1 - exp(-t exp(z)) of every item [N], which sum to K: t by bisection."""
+  rates = np.exp(logits - logits.max())
+  if slate_size >= np.count_nonzero(rates):
+    return (rates > 0).astype(float)
+  low, high = -50.0, 700.0
+  for _ in range(100):
+    middle = (low + high) / 2
+    if -np.expm1(-np.exp(middle) * rates).sum() < slate_size:
+      low = middle
+    else:
+      high = middle
+  return -np.expm1(-np.exp(low) * rates)
+
+
+def plackett_luce(logits: np.ndarray, length: int) -> dict[tuple[int, ...], float]:
+  """The probability of every sequence of the first `length` items of a Plackett-Luce ranking."""
+  rates = np.exp(logits - logits.max())
+  found = {}
+  for sequence in itertools.permutations(range(len(rates)), length):
+    left = rates.sum() - np.cumsum([0, *rates[list(sequence[:-1])]])
+    found[sequence] = float(np.prod(rates[list(sequence)] / left))
+  return found
+
+
+def rank_weight(ranker_logits: np.ndarray, theta: np.ndarray) -> float:
+  """E[θ(rank of the first item)] of a slate that is ranked by Plackett-Luce."""
+  rankings = plackett_luce(ranker_logits, len(ranker_logits))
+  return sum(probability * theta[ranking.index(0)] for ranking, probability in rankings.items())
+
+
 def top_k_multiplier(p: np.ndarray, k: int) -> np.ndarray:
   """Derivative of 1 - (1 - p)^k, the chance of an item of probability p to be among k draws."""
   return k * (1 - p) ** (k - 1)

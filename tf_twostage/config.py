@@ -15,6 +15,7 @@ DRAWS = ("uniform", "log_uniform", "popularity")
 PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
 RATINGS = "ratings"  # the data set that is not simulated by default
+TRAINED = ("generator", "ranker", "both")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
 GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
@@ -163,6 +164,12 @@ class FitConfig(Section):
 class GeneratorConfig(FitConfig):
   """Candidate generator (first stage)."""
 
+  train: str = _option(
+    "generator",
+    "which stages learn: generator, with the ranker held fixed; both, each with the other held"
+    " fixed in every step; or ranker, behind the generator that train=generator gives",
+    choices=TRAINED,
+  )
   positives_only: bool | None = _option(
     None,
     "learn from the rewarded rows only; unset: where the loss learns nothing from the others",

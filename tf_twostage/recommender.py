@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import html
@@ -28,6 +29,7 @@ from tf_twostage.metrics import SERVED, STAGES, Scores
 from tf_twostage.models.encoders import Tower, TwoTower
 from tf_twostage.models.external import RankerLike
 from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.models.two_stage import rerank, retrieve
 from tf_twostage.reports import plots, run_report
@@ -72,6 +74,7 @@ class TwoStageRecommender:
     self,
     loss: str | OffPolicyLoss | None = None,
     *,
+    train: str | None = None,
     ranker: RankerLike | None = None,
     user_tower: Tower | None = None,
     item_tower: Tower | None = None,
@@ -86,6 +89,8 @@ class TwoStageRecommender:
       loss: the objective: an `OffPolicyLoss`, or the name of one, which may carry options:
         "two_stage_ips:num_slates=50". None: IPS on the two-stage policy, that is exact 2-IPS; on
         ratings or orders cross-entropy.
+      train: which stages learn, see `config.GeneratorConfig`; None: as `training` says. Of the
+        losses, "two_stage_ltr" teaches the ranker.
       ranker: orders the candidates. A `tf.keras.Model`, or the path of a SavedModel or Keras file,
         whose inputs are raw features by name; or a function of two dicts of tensors, user features
         and item features ([B, ...] each), that returns scores [B]. None: fitted to the log's
@@ -118,6 +123,8 @@ class TwoStageRecommender:
         raise InputError(f"{name} must be a config.{kind.__name__}, got {value!r}")
     if not isinstance(loss, str | OffPolicyLoss | None):
       raise InputError(f"loss must be a name or a losses.OffPolicyLoss, got {loss!r}")
+    if train is not None:
+      training = dataclasses.replace(training, train=train)
     self.config = Config(
       name="recommender",
       seed=seed,
@@ -246,18 +253,21 @@ class TwoStageRecommender:
       environment = data
       if self._ranker is not None or validation is not None:
         raise InputError("an environment has its ranker and validation rows; pass it alone")
-    if self._towers and not workers.alone:
-      raise InputError("custom towers train in one process only; leave `workers` out")
+    if (self._towers or self._trains_ranker) and not workers.alone:
+      what = "custom towers" if self._towers else "rankers"
+      raise InputError(f"{what} train in one process only; leave `workers` out")
     # Evaluation and export use variables of this process alone.
     towers = None if workers.alone else self.fresh_towers(environment)
+    generator = self._fitted_generator(environment, root)
     with workers.scope():
-      model = self.fresh_generator(environment)
+      model = self.fresh_generator(environment, generator)
     directory = self.directory(environment, root)
     if workers.is_chief:
       directory.mkdir(parents=True, exist_ok=True)
       write_record(directory / "config.json", dataclasses.asdict(self.config))
     evaluated = towers or model.towers
-    scores = environment.evaluation(lambda batch: evaluated(batch["user"]), self.slate_size)
+    live = environment if model.ranker is None else environment.following(model.ranker)
+    scores = live.evaluation(lambda batch: evaluated(batch["user"]), self.slate_size)
 
     def take_weights() -> None:
       if towers is not None:
@@ -285,13 +295,13 @@ class TwoStageRecommender:
         evaluate=evaluate,
         select=measured.selection(self.config.generator.selection),
         directory=directory,
-        weights=model.towers,
+        weights=model.learned,
         checkpoints=self.config.checkpoints,
         monitor=monitor,
         workers=workers,
       )
     take_weights()
-    self._keep(environment, evaluated, history)
+    self._keep(environment, evaluated, model.ranker, history)
     if workdir is not None and isinstance(data, BanditLog):
       self._save(root / _MODEL)
     return self
@@ -306,13 +316,15 @@ class TwoStageRecommender:
       log: the training rows.
     """
     settings = self.config.generator
+    if settings.train == "ranker":
+      raise InputError("train=ranker needs a fitted generator; train both, or the generator alone")
     model = self.fresh_generator(environment)
     rows = rows_to_learn(self.config, model.objective, log)
     batches = rows.batches(
       environment.tables.users, batch_size=settings.batch_size, seed=self.config.seed
     )
     loop.fit(model, batches, settings, rows=len(rows), name="generator")
-    self._keep(environment, model.towers, [])
+    self._keep(environment, model.towers, model.ranker, [])
     return self
 
   def restore(self, environment: Environment, workdir: pathlib.Path) -> bool:
@@ -320,9 +332,9 @@ class TwoStageRecommender:
     history = self.finished_history(environment, workdir)
     if history is None:
       return False
-    towers = self.fresh_towers(environment)
-    loop.restore_best(towers, self.directory(environment, workdir), history)
-    self._keep(environment, towers, history)
+    model = self.fresh_generator(environment)
+    loop.restore_best(model.learned, self.directory(environment, workdir), history)
+    self._keep(environment, model.towers, model.ranker, history)
     self._stages = workdir / "stages"
     return True
 
@@ -333,8 +345,16 @@ class TwoStageRecommender:
     directory = self.directory(environment, workdir)
     return loop.finished_history(directory, self.config.generator.epochs)
 
-  def _keep(self, environment: Environment, towers: TwoTower, history: loop.History) -> None:
-    self._environment, self._generator, self._history = environment, towers, history
+  def _keep(
+    self,
+    environment: Environment,
+    towers: TwoTower,
+    ranker: Ranker | None,
+    history: loop.History,
+  ) -> None:
+    """What this model is from now on; `ranker` learned with it, None: that of the environment."""
+    self._environment = environment if ranker is None else environment.with_ranker(ranker)
+    self._generator, self._history = towers, history
     self._served = None  # made when it is first asked
 
   @property
@@ -559,18 +579,49 @@ class TwoStageRecommender:
       self._digest = towers.custom_digest()
     return towers
 
-  def fresh_generator(self, environment: Environment) -> CandidateGenerator:
-    """The generator with its objective before training; sets the seed of all that follows."""
+  def fresh_generator(
+    self, environment: Environment, generator: TwoTower | None = None
+  ) -> CandidateGenerator:
+    """The model with its objective before training; sets the seed of all that follows.
+
+    A fitted `generator` is held fixed.
+    """
     tf.keras.utils.set_random_seed(self.config.seed)
-    towers = self.fresh_towers(environment)
+    towers = generator or self.fresh_towers(environment)
+    towers.trainable = generator is None
+    ranker = self._fresh_ranker(environment) if self._trains_ranker else None
     objective = self.objective(environment.log.rewards().scale)
     return CandidateGenerator(
       towers,
       objective,
       environment.ranker_logits,
+      ranker,
       self._support(environment, objective),
       self.config.generator.precision,
     )
+
+  @property
+  def _trains_ranker(self) -> bool:
+    return self.config.generator.train != "generator"
+
+  def _fresh_ranker(self, environment: Environment) -> Ranker:
+    if environment.trainable_ranker is None:
+      raise InputError(
+        f"train={self.config.generator.train}: this ranker was not fitted to the rewards of the"
+        " log, and cannot learn here; leave the ranker and the log's ranker scores out, or train"
+        " the generator alone"
+      )
+    return environment.trainable_ranker()
+
+  def _fitted_generator(self, environment: Environment, workdir: pathlib.Path) -> TwoTower | None:
+    """The generator behind which the ranker alone learns; None: the generator learns."""
+    if self.config.generator.train != "ranker":
+      return None
+    self._fresh_ranker(environment)  # refused before anything is trained
+    first = copy.copy(self)
+    settings = dataclasses.replace(self.config.generator, train="generator")
+    first.config = dataclasses.replace(self.config, generator=settings)
+    return first.fit(environment, workdir=workdir).towers
 
   def _support(self, environment: Environment, objective: OffPolicyLoss) -> SampledSupport | None:
     settings, num_items = self.config.support, environment.tables.schema.num_items
@@ -599,7 +650,14 @@ class TwoStageRecommender:
       check_hard_candidates(self.config.support.hard_candidates, num_items)
 
   def _check_settings(self) -> None:
-    positives_only(self.config, self.objective())
+    objective = self.objective()
+    positives_only(self.config, objective)
+    if self._trains_ranker and not objective.trains_ranker:
+      able = [name for name, loss in losses.LOSSES.items() if loss.trains_ranker]
+      raise InputError(
+        f"train={self.config.generator.train}: {type(objective).__name__} teaches the generator"
+        f" alone; choose the loss {' or '.join(able)}, or leave train out"
+      )
     settings, rows = self.config.support, self.config.generator.batch_size
     certain = rows + settings.hard_candidates
     if 0 < settings.support_size <= certain:

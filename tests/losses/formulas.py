@@ -1,12 +1,14 @@
 """The formula of every loss, in NumPy."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from tests import oracle
 from tests.policy_oracle import ranker_probability
 from tf_twostage import losses
+from tf_twostage.losses.ranking import rank_weights, sample_rivals
 from tf_twostage.losses.slates import sample_slates
 
 import tensorflow as tf  # isort: skip
@@ -17,12 +19,19 @@ QUADRATURE = {"rtol": 2e-3, "atol": 1e-3}
 
 
 def exactness(variant):
-  quadrature = variant.endswith("two_stage") or "exact" in variant
+  quadrature = variant.endswith("two_stage") or "exact" in variant or "ltr" in variant
   return QUADRATURE if quadrature else EXACT
 
 
 def draw_slates(loss, logits):
-  """The slates that `loss` would draw next; None if it draws none."""
+  """The slates that `loss` would draw next, or the rivals; None if it draws none."""
+  if isinstance(loss, losses.TwoStageLTR):
+    return functools.partial(
+      sample_rivals,
+      tf.constant(logits),
+      slate_size=loss.slate_size,
+      seed=loss.generator.make_seeds()[:, 0],
+    )
   if not isinstance(loss, losses.TwoStageIPS) or loss.sampling == "exact":
     return None
   return sample_slates(
@@ -38,7 +47,7 @@ def draw_slates(loss, logits):
 
 def formula(loss, x, slates=None):
   """The loss of a batch as a NumPy function of its logits; what stops the gradient is held at
-  the batch's own logits. Losses that draw need their slates [B, τ, K-1].
+  the batch's own logits. Losses that draw need what `draw_slates` returns.
   """
   name = next(name for name, kind in losses.LOSSES.items() if kind is type(loss))
   held, rewards, actions = x["logits"], x["rewards"], x["actions"]
@@ -114,6 +123,20 @@ def formula(loss, x, slates=None):
     multiplier = oracle.top_k_multiplier(np.exp(log_prob(held)), loss.slate_size)
     return -oracle.times(rewards * weights(held) * multiplier, log_prob(logits))
 
+  def two_stage_ltr(logits):
+    theta = rank_weights(loss.rank_weights, loss.slate_size, loss.examination)
+    drawn = zip(actions, slates(actions=actions).numpy(), x["ranker_logits"], strict=True)
+    phi = np.array([oracle.rank_weight(g[[a, *others]], theta) for a, others, g in drawn])
+
+    def pi(logits):
+      return np.array(
+        [oracle.inclusion(z, loss.slate_size)[a] for a, z in zip(actions, logits, strict=True)]
+      )
+
+    ratio = pi(held) * phi / x["propensities"]
+    weights = oracle.importance_weights(ratio, **dataclasses.asdict(loss.importance))
+    return -oracle.times(rewards * weights, np.log(pi(logits) * phi))
+
   def two_stage_ips(logits):
     credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))
     return -credits.sum(axis=1)
@@ -127,6 +150,7 @@ def formula(loss, x, slates=None):
     "doubly_robust": doubly_robust,
     "top_k": top_k,
     "two_stage_ips": two_stage_ips,
+    "two_stage_ltr": two_stage_ltr,
     "weighted_log_likelihood": lambda logits: (
       -oracle.times(
         rewards / np.maximum(x["propensities"], loss.propensity_floor), log_prob(logits)

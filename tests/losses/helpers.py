@@ -15,6 +15,7 @@ UNIT = losses.ImportanceWeights(method="none")
 SMALL = {
   "two_stage_ips": {"seed": 1, "alpha": 0.5, "num_slates": 3, "slate_size": 4},
   "top_k": {"slate_size": 3},
+  "two_stage_ltr": {"seed": 1, "slate_size": 3},
   "doubly_robust": {"reward_scale": 3.0},
   "weighted_log_likelihood": {"propensity_floor": 0.3},
   "logarithmic_smoothing": {"log_smoothing": 0.5, "reward_scale": 2.5},
@@ -30,6 +31,11 @@ VARIANTS |= {
   if "policy" in losses.LOSSES[name].parameters()
 }
 VARIANTS |= {
+  "two_stage_ltr, examination": (
+    "two_stage_ltr",
+    {**SMALL["two_stage_ltr"], "rank_weights": "examination", "examination": (1.0, 0.2, 0.7)},
+  ),
+  "two_stage_ltr, top_1": ("two_stage_ltr", {**SMALL["two_stage_ltr"], "rank_weights": "top_1"}),
   "two_stage_ips, systematic": (
     "two_stage_ips",
     {**SMALL["two_stage_ips"], "sampling": "systematic"},

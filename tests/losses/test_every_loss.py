@@ -149,7 +149,7 @@ def test_loss_is_affine_in_real_rewards(variant):
 
 
 # Slates are drawn anew.
-@every_variant(without=("two_stage_ips",))
+@every_variant(without=("two_stage_ips", "two_stage_ltr"))
 def test_says_whether_rows_without_reward_change_more_than_the_step_size(variant):
   x = batch()
   rewarded = x["rewards"] > 0
@@ -217,7 +217,7 @@ def test_a_baseline_must_be_finite(variant, baseline):
 
 
 # SNIPS and POEM are made of batch sums, and slates are drawn anew.
-@every_variant(without=("snips", "poem", "two_stage_ips"))
+@every_variant(without=("snips", "poem", "two_stage_ips", "two_stage_ltr"))
 def test_rows_are_apart_unless_weights_are_normalised(variant):
   x = batch()
   options = (
@@ -259,12 +259,14 @@ CHANGED = {
   "alpha": 0.25,
   "baseline": 0.125,
   "distillation": 0.125,
+  "examination": [1.0, 0.5],
   "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
   "normalize_shares": True,
   "log_smoothing": 0.5,
   "num_slates": 4,
   "policy": "two_stage",
   "propensity_exponent": 0.25,
+  "rank_weights": "examination",
   "propensity_floor": 0.75,
   "reward_model": "relu",
   "reward_scale": 2.5,
@@ -362,7 +364,7 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
     loss.uses_ranker_probability,
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
-  assert loss.uses_ranker_probability == ("two_stage" in variant)
+  assert loss.uses_ranker_probability == ("two_stage" in variant and not loss.trains_ranker)
   unweighted = ("cross_entropy", "binary_cross_entropy")
   assert loss.uses_weights == (VARIANTS[variant][0] not in unweighted)
 
@@ -389,8 +391,10 @@ def test_weights_carry_no_gradient(variant):
 
 
 @every_variant()
-def test_the_ranker_receives_no_gradient(variant):
-  assert value_and_gradient(make(variant), batch(), "ranker_logits")[1] is None
+def test_the_ranker_receives_a_gradient_where_the_loss_says_so(variant):
+  loss = make(variant)
+  gradient = value_and_gradient(loss, batch(), "ranker_logits")[1]
+  assert (gradient is not None) == loss.trains_ranker
 
 
 @every_variant()
@@ -413,7 +417,12 @@ estimators = pytest.mark.parametrize(
 
 def test_every_estimator_runs_on_either_policy():
   names = {name for name in losses.LOSSES if "policy" in losses.LOSSES[name].parameters()}
-  assert names == {*losses.LOSSES} - {"binary_cross_entropy", "top_k", "two_stage_ips"}
+  assert names == {*losses.LOSSES} - {
+    "binary_cross_entropy",
+    "top_k",
+    "two_stage_ips",
+    "two_stage_ltr",
+  }
 
 
 @estimators

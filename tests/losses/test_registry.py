@@ -19,6 +19,7 @@ from tf_twostage.errors import InputError
     ("doubly_robust", losses.DoublyRobust),
     ("top_k", losses.TopK),
     ("two_stage_ips", losses.TwoStageIPS),
+    ("two_stage_ltr", losses.TwoStageLTR),
     ("weighted_log_likelihood", losses.WeightedLogLikelihood),
     ("exponential_smoothing", losses.ExponentialSmoothing),
     ("logarithmic_smoothing", losses.LogarithmicSmoothing),
@@ -29,7 +30,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 11
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 12
 
 
 def test_get_passes_options_on():
@@ -74,7 +75,7 @@ def test_parameters_are_attributes():
 
 def test_only_losses_that_read_the_ranker_ask_for_it():
   asking = {name for name, kind in losses.LOSSES.items() if kind().needs_ranker}
-  assert asking == {"doubly_robust", "two_stage_ips"}
+  assert asking == {"doubly_robust", "two_stage_ips", "two_stage_ltr"}
 
 
 def test_a_loss_must_write_evaluate():

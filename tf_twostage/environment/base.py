@@ -20,7 +20,8 @@ from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.generator import RankerLogits
-from tf_twostage.models.slate_ranker import SlateRanker
+from tf_twostage.models.ranker import Ranker
+from tf_twostage.models.slate_ranker import SlateRanker, TowerRanker
 from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _SOME = 5  # users whose recommendations an export is tested with
@@ -37,6 +38,7 @@ class SecondStage(NamedTuple):
   stage: str
   facts: Mapping[str, Any] = {}
   notes: tuple[str, ...] = ()
+  trainable: Callable[[], Ranker] | None = None  # makes a copy that may learn further
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Environment:
     log: the rows that generators are trained on, with propensities.
     evaluator: scores a generator.
     ranker_logits, slate_ranker: the ranker; see `SecondStage`.
+    trainable_ranker: makes a copy of the ranker that may learn further; None: it may not.
     policies: baselines of every table, by name.
     requests: raw values of a few users, which an export is tested with.
     name: identifies all of the above, so that results of different environments stay apart.
@@ -72,6 +75,17 @@ class Environment:
   facts: Mapping[str, Any]
   evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
+  trainable_ranker: Callable[[], Ranker] | None = None
+
+  def following(self, ranker: Ranker) -> Environment:
+    """The same environment with a ranker that learns, as it is whenever it is asked."""
+    return dataclasses.replace(self, ranker_logits=ranker.logits)
+
+  def with_ranker(self, ranker: Ranker) -> Environment:
+    """The same environment with another ranker, which evaluation and export then use."""
+    return dataclasses.replace(
+      self, ranker_logits=ranker.frozen(), slate_ranker=TowerRanker(ranker.towers, ranker.scale)
+    )
 
   def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
     """A function that evaluates the current `scorer`, alone and followed by this ranker."""
@@ -137,6 +151,7 @@ def with_full_information(
     evaluator=evaluator,
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
+    trainable_ranker=ranker.trainable,
     policies=policies,
     requests=requests(
       tables.schema, {n: values[evaluated] for n, values in users.items()}, context, excluded

@@ -43,20 +43,32 @@ def fitted_ranker(
 
   `depends_on` identifies the rows, and `prior` is the logit of their mean label.
   """
-  seed = config.environment_seed
+  seed, scale = config.environment_seed, log.rewards().scale
+
+  def fresh() -> Ranker:
+    towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True)
+    return Ranker(towers, tables.context_lookup, prior, scale)
+
   tf.keras.utils.set_random_seed(seed)
-  towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True)
-  ranker = Ranker(towers, tables.context_lookup, prior, log.rewards().scale)
+  ranker = fresh()
 
   def build(directory: pathlib.Path) -> None:
     batches = log.batches(tables.users, batch_size=config.ranker.batch_size, seed=seed)
     with log.reading():
       fit(ranker, batches, config.ranker, rows=len(log), name=stage.replace("_", " "))
-    save_weights(towers, directory)
+    save_weights(ranker.towers, directory)
 
   directory = workspace.stage(stage, {"log": depends_on, **_fit_inputs(config)}, build)
-  restore_weights(towers, directory)
-  return SecondStage(ranker.frozen(), TowerRanker(towers), directory.name)
+  restore_weights(ranker.towers, directory)
+
+  def trainable() -> Ranker:
+    copy = fresh()
+    copy.towers.set_weights(ranker.towers.get_weights())
+    return copy
+
+  return SecondStage(
+    ranker.frozen(), TowerRanker(ranker.towers), directory.name, trainable=trainable
+  )
 
 
 def fitted_to_rewards(

@@ -182,6 +182,7 @@ def _environment(
     evaluator=HeldOutEvaluator(evaluated, tables.users, expected_rewards),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
+    trainable_ranker=ranker.trainable,
     policies=_policies(config, train, data.num_items, ranker.logits),
     requests=requests(
       data.schema,

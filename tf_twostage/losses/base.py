@@ -75,6 +75,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
+  trains_ranker: bool = False  # whether the loss is differentiable in ranker_logits
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
@@ -93,7 +94,8 @@ class OffPolicyLoss(tf.keras.layers.Layer):
       actions: [B] integer, catalogue index of the logged item.
       propensities: [B] floating in (0, 1], probability of the logged item under its policy.
       rewards: [B] floating, at least 0.
-      ranker_logits: [B, N] floating, the ranker's scores, without gradient; if `needs_ranker`.
+      ranker_logits: [B, N] floating, the ranker's scores, if `needs_ranker`; they receive a
+        gradient if `trains_ranker`.
       log_q: [N] floating, if the N items are a `Support` of a larger catalogue: its log_q;
         `actions` are its positions then.
 

@@ -13,7 +13,7 @@ from tf_twostage.losses.base import OffPolicyLoss
 from tf_twostage.losses.importance import ImportanceWeights
 
 # A run sets these from its own settings.
-SET_BY_RUN = ("slate_size", "seed", "reward_scale")
+SET_BY_RUN = ("slate_size", "seed", "reward_scale", "examination")
 # Options that stand for the fields of ImportanceWeights.
 WEIGHT_OPTIONS = {
   "weight_method": "method",

@@ -25,6 +25,20 @@ class RankerLogits(Protocol):
     ...
 
 
+class TrainableRanker(Protocol):
+  """A ranker that learns: a Keras model of two towers."""
+
+  towers: TwoTower
+
+  def logits(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """As `RankerLogits`, with gradients."""
+    ...
+
+  def touched_penalty(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """The penalty of `sparse_l2` for what a batch reads; see `TwoTower`."""
+    ...
+
+
 class CandidateGenerator(tfrs.Model):
   """A policy that learns from log rows: user codes, context, action, propensity, reward.
 
@@ -36,6 +50,7 @@ class CandidateGenerator(tfrs.Model):
     towers: TwoTower,
     objective: OffPolicyLoss,
     ranker_logits: RankerLogits | None = None,
+    ranker: TrainableRanker | None = None,
     support: SampledSupport | None = None,
     precision: str = "float32",
   ):
@@ -43,19 +58,39 @@ class CandidateGenerator(tfrs.Model):
     towers: map users and items to vectors.
     objective: maps logits [B, N] and the logged columns to a loss [B].
     ranker_logits: read by objectives with `needs_ranker`; its weights are not part of this model.
+    ranker: learns with the generator, in place of `ranker_logits`.
     support: samples the items that replace the catalogue in training; None: the whole catalogue.
     precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
     """
     super().__init__()
+    if ranker is not None:
+      ranker_logits = ranker.logits
     if objective.needs_ranker and ranker_logits is None:
       raise ValueError(f"{type(objective).__name__} needs ranker_logits")
     self.towers = towers
     self.objective = objective
+    self.ranker_towers = None if ranker is None else ranker.towers
+    # A lambda hides the ranker's metrics, which would become this model's.
+    self._ranker = lambda: ranker
     self._ranker_logits = ranker_logits if objective.needs_ranker else None
     self._support = support
     self._factor_dtype = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32
     self._health = PolicyHealth(objective)
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
+
+  @property
+  def ranker(self) -> Any:
+    """The ranker that learns with the generator, or None."""
+    return self._ranker()
+
+  @property
+  def learned(self) -> tf.Module:
+    """What is saved of this model: the towers, with those of a ranker that learns."""
+    if self.ranker_towers is None:
+      return self.towers
+    both = tf.Module()
+    both.generator, both.ranker = self.towers, self.ranker_towers
+    return both
 
   def call(self, user: Codes) -> tf.Tensor:
     """Returns the logits [B, N] of the policy."""
@@ -82,7 +117,10 @@ class CandidateGenerator(tfrs.Model):
       logits, actions, inputs["propensity"], inputs["reward"], ranker_logits, log_q
     )
     self._health.update(logits, terms, log_q)
-    return tf.reduce_mean(terms.loss), self.towers.touched_penalty(inputs["user"], items)
+    penalty = self.towers.touched_penalty(inputs["user"], items)
+    if self.ranker is not None:
+      penalty += self.ranker.touched_penalty(inputs, items)
+    return tf.reduce_mean(terms.loss), penalty
 
   def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
     """Takes a gradient step on the mean loss of the global batch with the L2 penalty.

@@ -52,7 +52,12 @@ class Ranker(tfrs.Model):
 
   def call(self, inputs: Batch) -> tf.Tensor:
     """Ranker logits over the catalogue, [B, N]."""
-    return self.scale * self.towers(self.codes(inputs)) + self._prior
+    return self.logits(inputs)
+
+  def logits(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """Ranker logits of the catalogue, [B, N], or of `items` [S], [B, S], with gradients."""
+    vectors = self.scale * self.towers.candidates(items)
+    return tf.matmul(self.towers.query(self.codes(batch)), vectors, transpose_b=True) + self._prior
 
   def pair_scores(self, inputs: Batch) -> tf.Tensor:
     """Scores of the logged items, [B]."""
@@ -64,7 +69,11 @@ class Ranker(tfrs.Model):
     logits, labels = self.pair_scores(inputs), to_labels(inputs["reward"], self._reward_scale)
     loss = self._task(labels=labels[:, tf.newaxis], predictions=logits[:, tf.newaxis])
     self._loss_mean.update_state(loss)
-    return loss + self.towers.touched_penalty(self.codes(inputs), inputs["action"])
+    return loss + self.touched_penalty(inputs, inputs["action"])
+
+  def touched_penalty(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
+    """The penalty of `sparse_l2` for what a batch reads; see `TwoTower`."""
+    return self.towers.touched_penalty(self.codes(batch), items)
 
   def frozen(self) -> RankerLogits:
     """The fitted ranker as a function of a batch; item vectors are computed once, here."""
