@@ -199,6 +199,13 @@ class TwoStagePolicy:
     return _entropy(self.probabilities())
 
 
+def restricted(logits: tf.Tensor, available: tf.Tensor | None) -> tf.Tensor:
+  """Logits [B, N] with -inf where an item is not available, [B, N] bool; None: all are."""
+  if available is None:
+    return logits
+  return tf.where(available, logits, tf.constant(-np.inf, logits.dtype))
+
+
 def two_stage_log_prob(
   logits: Any, ranker_logits: Any, actions: Any, slate_size: int
 ) -> tuple[tf.Tensor, tf.Tensor]:

@@ -34,6 +34,7 @@ from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.models.two_stage import rerank, retrieve
 from tf_twostage.reports import plots, run_report
 from tf_twostage.reports.tables import STAGES as TITLES
+from tf_twostage.serving.servable import TIME
 from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
 from tf_twostage.training.distribution import Workers
@@ -435,7 +436,8 @@ class TwoStageRecommender:
     Args:
       users: ids of known users; or a DataFrame with a column for each raw feature, for users known
         or not. With the column "user_id", features of known users may be left out. Context
-        features are columns, too. A bag is a list, or text separated by "|".
+        features are columns, too. A bag is a list, or text separated by "|". Where items come and
+        go, those that there are at the column "time"; without it, at the newest of the log.
       k: how many items for each user, at least 1.
       exclude: items never to recommend: a dict from user id to items, or a list for each user.
 
@@ -474,9 +476,11 @@ class TwoStageRecommender:
     """
     environment, _ = self._fitted()
     servable = self._servable(removed, new)
-    extra = self._serve(servable).files(users=users)
+    served, requests = self._serve(servable), dict(environment.requests)
+    if TIME in served.settings:
+      requests[TIME] = np.full(len(requests["exclude"]), served.settings[TIME])
     return serving.export(
-      servable, pathlib.Path(directory), environment.requests, keep=keep, extra=extra
+      servable, pathlib.Path(directory), requests, keep=keep, extra=served.files(users=users)
     )
 
   def plot(self) -> Figure:
@@ -708,13 +712,17 @@ class TwoStageRecommender:
     pair = serving.Pair(
       environment.tables.schema, towers, environment.slate_ranker, environment.titles
     )
-    return serving.ServableRecommender(
-      *serving.change(pair, removed=removed, new=new), self.slate_size
-    )
+    changed = serving.change(pair, removed=removed, new=new)
+    ids = (of.schema.item_id.vocabulary for of in (pair, changed))
+    catalogues = environment.log.catalogues
+    interval = None if catalogues is None else catalogues.interval_of(*ids)
+    return serving.ServableRecommender(*changed, self.slate_size, interval)
 
   def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()
     settings = {"slate_size": self.slate_size, "loss": self.loss_name, "history": self._history}
+    if (catalogues := environment.log.catalogues) is not None and catalogues.changes:
+      settings[TIME] = catalogues.newest
     return Served.of(servable, environment.tables.schema, environment.users, settings)
 
   def _answering(self) -> Served:
@@ -796,6 +804,7 @@ class RecommenderPolicy:
       logits, ranked = scores(at)
       if order is not None:
         logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
+      logits = policies.restricted(logits, rows.available(at))
       if self.stage == SERVED:
         return _served(logits, ranked, self.model.slate_size, self.length).numpy()
       logits /= self.temperature
@@ -813,7 +822,8 @@ def _served(logits: tf.Tensor, ranker_logits: tf.Tensor, slate_size: int, length
   slate, _ = retrieve(logits, None, min(slate_size, num_items))
   scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
   shown, _ = rerank(slate, scores, min(length, num_items))
-  return tf.reduce_sum(tf.one_hot(shown, num_items), axis=1) / shown.shape[1]
+  counts = tf.reduce_sum(tf.one_hot(shown, num_items), axis=1)
+  return counts / tf.reduce_sum(counts, axis=1, keepdims=True)
 
 
 def positives_only(config: Config, objective: OffPolicyLoss) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tf_twostage.data import feature_tables
+from tf_twostage.data.catalogues import Catalogues
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.columns import IdSet, combinations
+from tf_twostage.data.files.columns import LIST_SEPARATOR, IdSet, combinations
 from tf_twostage.data.files.locate import LogFiles, locate
-from tf_twostage.data.log_schema import FeatureColumn, LogSchema, load_schema, propensity_of
+from tf_twostage.data.log_schema import (
+  AVAILABLE,
+  FeatureColumn,
+  LogSchema,
+  load_schema,
+  propensity_of,
+)
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id, Schema, unit_range
 from tf_twostage.errors import InputError
@@ -44,6 +52,7 @@ class RawLog:
   columns: Columns  # [n] each; users and items are numbered in the order in which they were met
   user_rank: np.ndarray  # number of a user -> its row in the table of users
   item_rank: np.ndarray  # number of an item -> its row in the table of items
+  catalogues: Catalogues | None = None
 
   def user_index(self) -> np.ndarray:
     """The user of every row, [n]."""
@@ -59,6 +68,8 @@ class RawLog:
       reward=part["reward"],
       context={feature.name: part[feature.name] for feature in self.shared["schema"].context},
       position=part.get("position"),
+      catalogue=part.get("catalogue"),
+      catalogues=self.catalogues,
     )
 
 
@@ -93,10 +104,10 @@ def read(
       f"{_place(users)}: a users file needs ids to look up, but the schema says `user_id: null`;"
       " name the column of the user ids, or leave the file out"
     )
-  if items is None and (schema.item_features or schema.title):
+  if items is None and (schema.item_features or schema.title or schema.intervals):
     raise InputError(
-      "the schema has item features or a title, which are columns of an items file; name the file,"
-      " or leave them out"
+      "the schema has item features, a title or times at which items come and go, which are columns"
+      " of an items file; name the file, or leave them out"
     )
   vectors = [feature.name for feature in schema.user_features if feature.kind == "embedding"]
   if users is None and vectors:
@@ -104,12 +115,14 @@ def read(
       f"user_features: {vectors[0]!r} is an embedding, a column of a users file with one vector a"
       " user; name the file, or leave the feature out"
     )
-  catalogue = _Ids("item", items, schema.item_key, schema.item_features, schema.title)
+  catalogue = _Ids(
+    "item", items, schema.item_key, schema.item_features, schema.title, schema.intervals
+  )
   people = _Ids("user", users, schema.user_key, schema.user_features)
   of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
   found = locate(log)
   context = [feature.name for feature in schema.context_features]
-  policies, slates = _Vocabulary(), _Vocabulary()
+  policies, slates, lists = _Vocabulary(), _Vocabulary(), _Vocabulary()
   policies.encode(pa.array(schema.policies, pa.string()))
 
   def parts() -> Iterator[dict[str, np.ndarray]]:
@@ -130,8 +143,14 @@ def read(
           "mend these rows, or give each user's features once, in a users file",
         )
         good &= same
+      action = catalogue.encode(table["item_id"])
+      for name, valid, rule, remedy in _shown(schema, catalogue, table, action):
+        faults.require(valid, part, name, rule, remedy)
+        good &= valid
       faults.bad += int((~good).sum())
-      columns = {"user_index": user, "action": catalogue.encode(table["item_id"])}
+      columns = {"user_index": user, "action": action}
+      if schema.candidates:
+        columns["candidates"] = lists.encode(table["candidates"])
       numbers = [name for name in (*_NUMBERS, *context) if name in table.column_names]
       columns |= {name: table[name].to_numpy() for name in numbers}
       if schema.policy:
@@ -152,6 +171,7 @@ def read(
       f"{found.place}: no row of policy {schema.policies[idle[0]]!r}, whose propensities are named;"
       f" leave it out, or write its name as in column {schema.policy!r}"
     )
+  listed = [catalogue.encode(pa.chunked_array([c.split(LIST_SEPARATOR)])) for c in lists]
   item_table, item_rank = catalogue.table({})
   user_table, user_rank = people.table({name: f.values() for name, f in of_users.items()})
   item_ids, user_ids = strings(item_table.ids), strings(user_table.ids)
@@ -182,7 +202,49 @@ def read(
     "impressions": schema.reward is not None or schema.propensity is not None,
     "policies": tuple(policies),
   }
-  return RawLog(shared, columns, user_rank, item_rank)
+  catalogues = None
+  if schema.intervals or schema.candidates:
+    time = columns.get("time", np.zeros(len(columns["action"])))
+    lists_of_items = [item_rank[items] for items in listed]
+    catalogues, number = Catalogues.of_rows(
+      _interval(item_table), time, columns.get("candidates"), lists_of_items
+    )
+    columns = {**columns, "catalogue": number}
+  return RawLog(shared, columns, user_rank, item_rank, catalogues)
+
+
+def _shown(
+  schema: LogSchema, catalogue: _Ids, table: pa.Table, action: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, str, str]]:
+  """Checks that rows could show their items: column, valid rows [k], rule and remedy."""
+  if schema.intervals:
+    (start, end), time = catalogue.interval[action].T, table["time"].to_numpy()
+    valid = (start <= time) & (time < end)
+    rule = "must be a time at which the row's item was available"
+    yield "time", valid, rule, "mend the times of the items file, or drop these rows"
+  if schema.candidates:
+    cells = pc.split_pattern(table["candidates"].combine_chunks(), LIST_SEPARATOR)
+    row, ids = pc.list_parent_indices(cells).to_numpy(), cells.flatten()
+    itself = pc.equal(ids, table["item_id"].combine_chunks().take(pa.array(row)))
+    chosen = np.bincount(row, itself.to_numpy(zero_copy_only=False), len(table)) > 0
+    rule = "must list the row's item among the candidates"
+    yield "candidates", chosen, rule, "list all items that could be shown, or drop these rows"
+    if known := catalogue.known.get("item_id"):
+      is_known = pc.is_in(ids, value_set=known.ids).to_numpy(zero_copy_only=False)
+      valid = np.bincount(row, ~is_known, len(table)) == 0
+      yield (
+        "candidates",
+        valid,
+        known.text.replace("must name a known", "must list known"),
+        (known.remedy),
+      )
+
+
+def _interval(table: RawTable) -> np.ndarray:
+  """When there are the items of a table, [N, 2]; see `Catalogues`."""
+  always = np.tile([-np.inf, np.inf], (len(table.ids), 1))
+  ends = [table.columns.get(name, always[:, i]) for i, name in enumerate(AVAILABLE)]
+  return np.stack(ends, axis=1)
 
 
 class _Ids:
@@ -195,12 +257,15 @@ class _Ids:
     key: str | None,
     features: Sequence[FeatureColumn],
     title: str | None = None,
+    intervals: Mapping[str, str] = types.MappingProxyType({}),
   ):
     self.met = _Vocabulary()
     self.known: dict[str, IdSet] = {}
     self._listed = None
+    self.interval = np.empty((0, 2))  # of the table
     if file is not None:
-      self._listed = feature_tables.read(file, str(key), features, title)
+      self._listed = feature_tables.read(file, str(key), features, title, intervals)
+      self.interval = _interval(self._listed)
       self.known[f"{side}_id"] = IdSet(
         self._listed.ids,
         f"must name a known {side}: unknown {side}, not in {_place(file)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.files.columns import NUMBER, CheckedColumns
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.files.reader import chunks
-from tf_twostage.data.log_schema import FeatureColumn
+from tf_twostage.data.log_schema import AVAILABLE, FeatureColumn
 from tf_twostage.data.schema import Bag, Categorical, Feature, FeatureTable, embedding, unit_range
 from tf_twostage.errors import InputError, require
 
@@ -36,6 +37,7 @@ def read(
   key: str,
   features: Sequence[FeatureColumn],
   title: str | None = None,
+  intervals: Mapping[str, str] = types.MappingProxyType({}),
 ) -> RawTable:
   """Reads a users or items file: CSV or Parquet, or whatever a log may be."""
   found = locate(path)
@@ -43,6 +45,7 @@ def read(
   wanted = {"": key} | {f.name: f.column for f in features if f.name not in beside}
   if title is not None:
     wanted["title"] = title
+  wanted |= intervals
   bad_rows = BadRows()
   ids: list[pa.Array] = []
   parts: dict[str, list[np.ndarray]] = {name: [] for name in wanted if name}
@@ -62,6 +65,8 @@ def read(
       elif of_kind.get(name) == "embedding":
         width = values[0].shape[1] if values else 0
         values.append(columns.vectors(name, separators[name], width))
+      elif name in intervals:
+        values.append(columns.times_or(name, -np.inf if name == AVAILABLE[0] else np.inf))
       else:
         is_bag = of_kind.get(name) == "bag"
         values.append(strings(columns.text(name, separators[name] if is_bag else None)))

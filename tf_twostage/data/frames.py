@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,12 @@ def table(
   side: str,
   *,
   taken: Collection[str] = (),
-  title: str | None = None,
+  others: Mapping[str, str | None] = types.MappingProxyType({}),
 ) -> tuple[LogFiles | None, tuple[FeatureColumn, ...], list[str]]:
-  """A frame of users or items as a file, its features, and notes on columns that are not read."""
+  """A frame of users or items as a file, its features, and notes on columns that are not read.
+
+  `others` are columns besides ids and features, by their native names.
+  """
   if frame is None:
     if chosen:
       raise InputError(f"{side}_features needs a frame of {side}s; pass it as `{side}s`")
@@ -82,9 +86,9 @@ def table(
     raise InputError(f"{side}s: the frame needs ids; name their column as `{side}`")
   if key == frame.index.name:
     frame = frame.reset_index()
-  found, unread = features(chosen, frame, side, skip=(key, title), taken=taken)
+  found, unread = features(chosen, frame, side, skip=(key, *others.values()), taken=taken)
   columns = {side: key} | {feature.name: feature.column for feature in found}
-  columns |= {} if title is None else {"title": title}
+  columns |= {name: column for name, column in others.items() if column is not None}
   note = (
     f"columns of {side}s that are not read: {', '.join(unread)}; name their kinds in"
     f" {side}_features to read them"

@@ -134,6 +134,9 @@ class BanditLog:
     first_position: int = 0,
     ranker_score: str | None = None,
     split: str | None = None,
+    candidates: str | None = None,
+    available_from: str | None = None,
+    available_to: str | None = None,
     items: pd.DataFrame | None = None,
     users: pd.DataFrame | None = None,
     item_features: Mapping[str, str] | None = None,
@@ -171,6 +174,9 @@ class BanditLog:
       first_position: the position of the first slot, 0 or 1.
       ranker_score: column of the production ranker's scores.
       split: column of "train", "validation" or "test".
+      candidates: column of lists of the items that could be shown in the row. None: all could.
+      available_from, available_to: columns of `items`: the time from which an item could be shown,
+        and the first at which it no longer could; missing: always. They need `time`.
       items: a row for each item of the catalogue, with a column called as `item`. None: the
         catalogue is the items that were logged.
       users: a row for each user, with a column called as `user`.
@@ -210,7 +216,8 @@ class BanditLog:
         )
     if title is None and items is not None and "title" in items:
       title = "title"
-    item_table, of_items, notes = frames.table(items, item, item_features, "item", title=title)
+    others = {"title": title, "available_from": available_from, "available_to": available_to}
+    item_table, of_items, notes = frames.table(items, item, item_features, "item", others=others)
     taken = [feature.name for feature in of_items]
     if users is None:
       user_table, of_users = None, frames.features(user_features or {}, frame, "user")[0]
@@ -231,6 +238,9 @@ class BanditLog:
       time=time,
       ranker_score=ranker_score,
       split=split,
+      candidates=candidates,
+      available_from=available_from,
+      available_to=available_to,
       title=title,
       user_features=of_users,
       item_features=of_items,
@@ -448,4 +458,5 @@ class BanditLog:
     arrays |= {f"item.{k}": v for k, v in self.items.items()}
     arrays |= {f"context.{k}": v for k, v in self.rows.context.items()}
     arrays |= {"titles": self.titles, **self.rows.columns(), **self._columns()}
+    arrays |= self.rows.catalogues.arrays() if self.rows.catalogues else {}
     return fingerprint_arrays(self.schema.to_json(), arrays)

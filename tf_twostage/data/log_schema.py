@@ -35,8 +35,10 @@ ROLES = (
   "time",
   "ranker_score",
   "split",
+  "candidates",
 )
-RESERVED = {*ROLES, "user_index", "action", "title"}
+AVAILABLE = ("available_from", "available_to")  # of an items file
+RESERVED = {*ROLES, *AVAILABLE, "user_index", "action", "title"}
 _DEEPEST = 8  # mappings within mappings; a schema needs three
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it is built
 
@@ -117,6 +119,10 @@ class LogSchema:
     time: numbers or ISO 8601 text. None: not logged, as for the next two.
     ranker_score: score of the ranker in production.
     split: train, validation or test.
+    candidates: the ids of all items that could be shown in the row, lists or text separated by "|".
+      None: the whole catalogue could.
+    available_from, available_to: columns of the items file: the time from which an item could be
+      shown, and the first at which it no longer could; blank: always. They need `time`.
     user_key: the id's column in a users file; by default as in the log.
     item_key: the id's column in an items file; by default as in the log.
     title: the column of the items file with display names; by default the item id.
@@ -138,6 +144,9 @@ class LogSchema:
   time: str | None = None
   ranker_score: str | None = None
   split: str | None = None
+  candidates: str | None = None
+  available_from: str | None = None
+  available_to: str | None = None
   user_key: str | None = None
   item_key: str | None = None
   title: str | None = None
@@ -159,6 +168,11 @@ class LogSchema:
     self._check_policies()
     self._check_slates()
     self._check_rewards()
+    if self.intervals and not self.time:
+      raise InputError(
+        f"{next(iter(self.intervals))}: whether a row could show an item depends on its time; name"
+        " the column as `time`"
+      )
     twice = repeated(self._role_columns().values())
     if twice:
       raise InputError(f"column {twice[0]!r} has two roles; give each role its own column")
@@ -178,6 +192,11 @@ class LogSchema:
   def policies(self) -> tuple[str, ...]:
     """The names of the logging policies, if there are several."""
     return tuple(self.propensity) if isinstance(self.propensity, Mapping) else ()
+
+  @property
+  def intervals(self) -> dict[str, str]:
+    """Native name -> column of the items file, of the times at which items come and go."""
+    return {name: column for name in AVAILABLE if (column := getattr(self, name))}
 
   @property
   def rewards(self) -> dict[str, float]:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tf_twostage.data.catalogues import Catalogues, check_same
 from tf_twostage.data.files.columns import rule
 from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
   import tensorflow as tf
 
-_FIELDS = ("user_index", "action", "propensity", "reward", "position")
+_FIELDS = ("user_index", "action", "propensity", "reward", "position", "catalogue")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ class LogRows:
     reward: [n] float32, >= 0.
     context: raw context features by name, each [n] float64.
     position: [n] int32, 0-based draw or slot; None if it was not logged.
+    catalogue: [n] int32, number in `catalogues` of the items that could be shown; None: all could.
+    catalogues: sets of items.
 
   Raises:
     InputError: a column has the wrong type, shape or length, or holds a value out of range.
@@ -89,6 +92,8 @@ class LogRows:
   reward: np.ndarray
   context: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   position: np.ndarray | None = None
+  catalogue: np.ndarray | None = None
+  catalogues: Catalogues | None = None
 
   def __post_init__(self):
     columns = {name: _cast(name, value) for name, value in self.columns().items()}
@@ -111,9 +116,15 @@ class LogRows:
 
   def select(self, rows: np.ndarray | slice) -> LogRows:
     """The rows of a boolean mask [n], of indices, or of a slice."""
-    columns = {name: value[rows] for name, value in self.columns().items()}
+    columns: dict[str, Any] = {name: value[rows] for name, value in self.columns().items()}
     context = {name: value[rows] for name, value in self.context.items()}
     return dataclasses.replace(self, **columns, context=context)
+
+  def available(self, rows: np.ndarray) -> tf.Tensor | None:
+    """The items that rows [m] could show, [m, N] bool; None: the whole catalogue."""
+    if self.catalogue is None or self.catalogues is None:
+      return None
+    return self.catalogues.available(self.catalogue[rows])
 
   def positives(self) -> LogRows:
     """The rows with reward > 0."""
@@ -161,7 +172,8 @@ class LogRows:
     Returns:
       A dataset of dicts, one for each slice of b = B / slices.of rows: "user" {name: [b, ...]},
       "context" {name: [b] float64}, "user_index" and "action" [b] int32, "propensity" (where the
-      log has it) and "reward" [b] float32. All shapes are static.
+      log has it) and "reward" [b] float32, "available" [b, N] bool (unless all items always are).
+      All shapes are static.
 
     Raises:
       InputError: the log is empty, `user_features` lacks users of the log, a number is too small,
@@ -177,7 +189,10 @@ class LogRows:
     columns = tf.nest.map_structure(tf.convert_to_tensor, columns)
 
     def example(rows):
-      return with_users(tf.nest.map_structure(lambda c: tf.gather(c, rows), columns), users)
+      batch = with_users(tf.nest.map_structure(lambda c: tf.gather(c, rows), columns), users)
+      if self.catalogues is not None:
+        batch["available"] = self.catalogues.available(batch.pop("catalogue"))
+      return batch
 
     rows = shuffled_rows(n, batch_size, seed=seed, start_step=start_step, slices=slices)
     return rows.map(example, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -186,12 +201,15 @@ class LogRows:
 def joined(logs: Sequence[LogRows]) -> LogRows:
   """The rows of all, in order, with the columns that all have."""
   columns = [log.columns() for log in logs]
+  for log in logs:
+    check_same(log.catalogues, logs[0].catalogues)
   fields: dict[str, Any] = {
     n: np.concatenate([c[n] for c in columns]) for n in _FIELDS if all(n in c for c in columns)
   }
   return LogRows(
     **{"propensity": None, **fields},
     context={n: np.concatenate([log.context[n] for log in logs]) for n in logs[0].context},
+    catalogues=logs[0].catalogues,
   )
 
 

@@ -14,7 +14,7 @@ import json
 import pathlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class StreamedRows:
   # address of a tf.data service that reads the files, such as "grpc://host:5000". None: this
   # process reads them
   service: str | None = None
+  catalogues: ClassVar[None] = None  # every row could show every item
 
   def __len__(self) -> int:
     return sum(block.rows for block in self.blocks)

@@ -165,7 +165,8 @@ def _logged(
     log = simulate_log(vectors, feedback, **drawn, first_user=first_user)
     return {_CONTEXT + n: values for n, values in log.context.items()} | log.columns()
 
-  arrays, stage = workspace.arrays(name, {**depends_on, **drawn}, draw)
+  found, stage = workspace.arrays(name, {**depends_on, **drawn}, draw)
+  arrays: dict[str, Any] = found
   names = [name for name in arrays if name.startswith(_CONTEXT)]
   context = {name.removeprefix(_CONTEXT): arrays.pop(name) for name in names}
   return LogRows(**arrays, context=context), stage

@@ -63,6 +63,11 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
       f"{settings.log}: slates are read into memory; leave `stream` out, or leave `slate_id` and"
       " `examination` out of the schema"
     )
+  if schema.intervals or schema.candidates:
+    raise InputError(
+      f"{settings.log}: what could be shown is read into memory; leave `stream` out, or leave"
+      " `available_from`, `available_to` and `candidates` out of the schema"
+    )
   if schema.policies:
     raise InputError(
       f"{settings.log}: propensities of several policies are balanced in memory; leave `stream`"

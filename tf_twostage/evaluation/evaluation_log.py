@@ -28,8 +28,8 @@ _OVERSHOOT = 1e-3  # of probabilities, by the quadrature of two-stage policies
 class EvaluationLog:
   """Logged rows that no evaluated policy has learned from, and what is known beyond them.
 
-  A context is a user with the values of the context features. Policies and reward models answer
-  the same to all rows of one context.
+  A context is a user with the values of the context features and the items that could be shown.
+  Policies and reward models answer the same to all rows of one context.
 
   Attributes:
     rows: n rows with propensities. Its context features are what a policy sees when it decides, so
@@ -89,6 +89,7 @@ class EvaluationLog:
   def distinct_contexts(self) -> tuple[np.ndarray, np.ndarray]:
     """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
     columns = [self.rows.user_index.astype(np.float64), *self.rows.context.values()]
+    columns += [] if self.rows.catalogue is None else [self.rows.catalogue]
     _, first, index = np.unique(
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
     )
@@ -108,10 +109,12 @@ def require_impressions(log: BanditLog) -> None:
 def model_inputs(log: LogRows, rows: np.ndarray, users: Codes) -> dict[str, Any]:
   """What models read in rows [m] of a log, given the codes of all users."""
   index = log.user_index[rows]
+  available = log.available(rows)
   return {
     "user": {name: tf.gather(codes, index) for name, codes in users.items()},
     "context": {name: tf.constant(values[rows]) for name, values in log.context.items()},
     "user_index": tf.constant(index),
+    **({} if available is None else {"available": available}),
   }
 
 
@@ -124,7 +127,8 @@ def reduce_to_rows(
 ) -> list[tuple[PolicyRows, float]]:
   """Reduces policies to what estimators read of each row, and to their true values.
 
-  Arrays [m, N] exist for one chunk at a time, and are made once for each distinct context.
+  Arrays [m, N] exist for one chunk at a time, and are made once for each distinct context. What a
+  policy gives to items that could not be shown goes to the others, in proportion.
 
   Args:
     evaluation: the log, n rows.
@@ -149,7 +153,7 @@ def reduce_to_rows(
     pairs = context[rows] - start, log.action[rows]
     policies, rewards = answer(asked)
     known = evaluation.expected_rewards and evaluation.expected_rewards(asked)
-    arrays = [np.asarray(policy) for policy in policies]
+    arrays = [_available(np.asarray(policy), log.available(asked)) for policy in policies]
     columns.append(np.stack([_columns(policy, rewards, known, pairs) for policy in arrays]))
     # Not a BLAS product, whose threads wait for each other on a busy machine.
     weights = np.bincount(pairs[0], minlength=len(asked))
@@ -178,6 +182,20 @@ def reduce_to_rows(
       )
     results.append((reduced, float(truth.mean())))
   return results
+
+
+def _available(policy: np.ndarray, available: Any) -> np.ndarray:
+  """Probabilities [m, N] of the available items alone, with the same sums."""
+  if available is None:
+    return policy
+  kept = np.where(available, policy, 0)
+  total, left = policy.sum(axis=1, keepdims=True), kept.sum(axis=1, keepdims=True)
+  if not (left > 0).all():
+    raise InputError(
+      f"a policy gives all probability to items that could not be shown, in {(left <= 0).sum()}"
+      f" of {len(left)} contexts; give some to the items that were available"
+    )
+  return kept * (total / left)
 
 
 def _columns(

@@ -26,7 +26,7 @@ from tf_twostage.evaluation.overlap import (
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import HELD_OUT, STAGES, Scores
 from tf_twostage.models.encoders import Codes
-from tf_twostage.policies import SoftmaxPolicy, two_stage_probabilities
+from tf_twostage.policies import SoftmaxPolicy, restricted, two_stage_probabilities
 
 _NAMES = ("snips", "ips", "dr")
 _ESTIMATORS = {name: ESTIMATORS[name] for name in (*_NAMES, "clipped_ips")}
@@ -128,7 +128,7 @@ def _answer(
   inputs: Mapping[str, Any],
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
   """Probabilities in one stage and in two, and expected rewards: [S, N] each."""
-  logits = scorer(inputs)
+  logits = restricted(scorer(inputs), inputs.get("available"))
   two_stages = two_stage_probabilities(logits, ranker_logits(inputs), slate_size)
   return (SoftmaxPolicy(logits).probabilities(), two_stages), reward_model(inputs)
 

@@ -26,6 +26,7 @@ from tf_twostage.data.schema import Id
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import model_inputs, require_impressions
 from tf_twostage.models.encoders import Codes, EncodedTables, TwoTower
+from tf_twostage.policies import restricted
 from tf_twostage.training.loop import fit
 from tf_twostage.workspace import Workspace
 
@@ -142,12 +143,13 @@ class _LoggingPolicy(tfrs.Model):
     return {**inputs["user"], **self._context_lookup(inputs["context"])}
 
   def call(self, inputs) -> tf.Tensor:
-    """The towers' logits, [B, N]."""
-    return self._towers(self._codes(inputs))
+    """The towers' logits, [B, N]; -inf for items that could not be shown."""
+    return restricted(self._towers(self._codes(inputs)), inputs.get("available"))
 
   def log_probs(self, logits: tf.Tensor, scale: float) -> tf.Tensor:
     """Log probability of every item from the towers' logits: [B, N] to [B, N]."""
-    return tf.nn.log_softmax(self._log_shares + scale * logits)
+    scaled = tf.where(logits == -np.inf, logits, scale * logits)
+    return tf.nn.log_softmax(self._log_shares + scaled)
 
   def compute_loss(self, inputs, training: bool = False) -> tf.Tensor:
     """Negative log likelihood of the logged items."""
@@ -210,20 +212,22 @@ def _calibration_error(
   for fold, model in enumerate(models):
     for logits, actions in model.chunks(log, np.flatnonzero(folds == fold)):
       log_p = model.log_probs(logits, scale).numpy()
-      place = np.clip((-log_p / np.log(1e8) * _BINS).astype(int), 0, _BINS - 1)
+      place = np.clip(-log_p / np.log(1e8) * _BINS, 0, _BINS - 1).astype(int)
       expected += np.bincount(place.ravel(), np.exp(log_p, dtype=np.float64).ravel(), _BINS)
       shown += np.bincount(place[np.arange(len(actions)), actions], minlength=_BINS)
   return float(np.abs(expected - shown).sum() / 2 / len(log))
 
 
 def shares(log: LogRows, num_items: int) -> np.ndarray:
-  """The share of each item in all rows, [N]; smoothed, so that none is 0.
+  """The share of each item in the rows that could show it, [N], which sum to 1; none is 0.
 
   To the rows of each item 1 is added, or less in a catalogue so large that this would add more
   than a tenth of all rows.
   """
   extra = min(1.0, 0.1 * len(log) / num_items)
   counts = np.bincount(log.action, minlength=num_items) + extra
+  if log.catalogues is not None and log.catalogue is not None:
+    counts *= len(log) / np.maximum(log.catalogues.counts(log.catalogue), 1)
   return counts / counts.sum()
 
 

@@ -13,6 +13,7 @@ from tf_twostage.losses.replicas import num_replicas
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.models.health import PolicyHealth
 from tf_twostage.models.support import SampledSupport
+from tf_twostage.policies import restricted
 
 Batch = Mapping[str, Any]
 
@@ -111,6 +112,9 @@ class CandidateGenerator(tfrs.Model):
       tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items, training))
     ]
     logits = tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32)
+    if (available := inputs.get("available")) is not None:
+      available = available if items is None else tf.gather(available, items, axis=1)
+      logits = restricted(logits, available)
     if self._ranker_logits is not None:
       ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
     terms = self.objective.terms(

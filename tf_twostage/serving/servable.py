@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.data.catalogues import there_are
 from tf_twostage.data.schema import (
   Bag,
   Embedding,
@@ -26,13 +27,14 @@ from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
 from tf_twostage.models.two_stage import PADDING, rerank, retrieve
-from tf_twostage.policies import TwoStagePolicy
+from tf_twostage.policies import TwoStagePolicy, restricted
 
 LOWEST_SCORE = tf.float32.min  # the score of padding
 # A NumPy integer: TensorFlow converts some large Python integers by way of float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 Answer = dict[str, tf.Tensor]
+TIME = "time"  # the input of exports whose items come and go
 
 
 class ServableRecommender(tf.Module):
@@ -48,7 +50,11 @@ class ServableRecommender(tf.Module):
     ranker: SlateRanker,
     titles: np.ndarray,
     slate_size: int,
+    interval: np.ndarray | None = None,
   ):
+    """`interval` [N, 2]: the times from which and before which there is an item; see `Catalogues`.
+
+    With it requests have a time."""
     super().__init__(name="recommender")
     if slate_size > schema.num_items:
       raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
@@ -61,6 +67,7 @@ class ServableRecommender(tf.Module):
     # [D, N]: a product with few users is a third faster than with [N, D].
     self._items = tf.Variable(tf.transpose(generator.candidates()), trainable=False)
     self._ranker = ranker
+    self._interval = None if interval is None else tf.Variable(interval, trainable=False)
     # Objects: NumPy's unicode arrays lose trailing NULs.
     ids = np.asarray(schema.item_id.vocabulary, dtype=object)
     self._index = tf.lookup.StaticHashTable(
@@ -87,7 +94,7 @@ class ServableRecommender(tf.Module):
     raw, exclude, rows = self._checked(features, exclude=exclude)
     k = self._checked_k(k, rows)
     codes = self._codes(raw)
-    logits = self._logits(codes, exclude)
+    logits = self._logits(codes, exclude, raw.pop(TIME, None))
     slate, _ = self._retrieve(logits, tf.maximum(k, self.slate_size))
     ranker_scores = self._ranker(raw, codes, tf.maximum(slate, 0))
     ids, scores = rerank(slate, ranker_scores, tf.minimum(_largest(k), tf.shape(slate)[1]))
@@ -105,7 +112,7 @@ class ServableRecommender(tf.Module):
     The probability is a softmax over all items that are not excluded.
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
-    logits = self._logits(self._user_lookup(raw), exclude)
+    logits = self._logits(self._user_lookup(raw), exclude, raw.pop(TIME, None))
     ids, scores = self._retrieve(logits, self._checked_k(k, rows))
     log_total = tf.reduce_logsumexp(logits, 1, keepdims=True)
     return {
@@ -151,7 +158,7 @@ class ServableRecommender(tf.Module):
     temperature = _require_each(positive, "temperature must be above 0 and finite", temperature)
     uniform = uniforms(_for_each_row("seed", seed, rows), self.slate_size + 1)
     codes = self._codes(raw)
-    logits = self._logits(codes, exclude)
+    logits = self._logits(codes, exclude, raw.pop(TIME, None))
     best = tf.reduce_max(logits, 1, keepdims=True)
     remains = best > logits.dtype.min
     # Relative to the best, so that a small temperature cannot overflow.
@@ -183,7 +190,8 @@ class ServableRecommender(tf.Module):
 
   def signatures(self) -> dict[str, tuple[Callable[..., Answer], dict[str, tf.TensorSpec]]]:
     """The exported methods, each with the names, shapes and types of its inputs."""
-    user = _specs(self._user)
+    time = {} if self._interval is None else {TIME: tf.TensorSpec([None], tf.float64, TIME)}
+    user = time | _specs(self._user)
     both = user | _specs(self._context)
     exclude, candidates = (
       {name: tf.TensorSpec([None, None], tf.string, name)} for name in ("exclude", "candidates")
@@ -196,7 +204,7 @@ class ServableRecommender(tf.Module):
     return {
       "recommend": (self.recommend, both | exclude | k),
       "retrieve": (self.retrieve, user | exclude | k),
-      "rank": (self.rank, both | candidates),
+      "rank": (self.rank, self.inputs | candidates),
       "sample": (self.sample, both | exclude | temperature | seed),
     }
 
@@ -216,6 +224,10 @@ class ServableRecommender(tf.Module):
       if isinstance(f, Numeric | SparseVector | Embedding) and name in inputs:
         finite = tf.math.is_finite(inputs[name])
         inputs[name] = _require_each(finite, f"{name} must be finite", inputs[name])
+    if TIME in inputs:
+      inputs[TIME] = _require_each(
+        tf.math.is_finite(inputs[TIME]), f"{TIME} must be finite", inputs[TIME]
+      )
     (item_ids,) = (inputs.pop(name) for name in items)
     return inputs, item_ids, tf.shape(item_ids)[0]
 
@@ -226,16 +238,19 @@ class ServableRecommender(tf.Module):
   def _codes(self, raw: Mapping[str, tf.Tensor]) -> Codes:
     return {**self._user_lookup(raw), **self._context_lookup(raw)}
 
-  def _logits(self, codes: Codes, exclude: tf.Tensor) -> tf.Tensor:
-    """The generator's scores [B, N], -inf where items are excluded."""
+  def _logits(self, codes: Codes, exclude: tf.Tensor, time: tf.Tensor | None) -> tf.Tensor:
+    """The generator's scores [B, N], -inf where items are excluded or absent at times [B]."""
     logits = tf.matmul(self._query(codes), self._items)
     index = self._index.lookup(exclude)
     named = tf.where(index != PADDING)
     pairs = tf.stack([named[:, 0], tf.gather_nd(index, named)], 1)
     # Written into the logits: a [B, N] mask would cost as much as the product.
-    return tf.tensor_scatter_nd_update(
+    logits = tf.tensor_scatter_nd_update(
       logits, pairs, tf.fill(tf.shape(pairs)[:1], tf.constant(-np.inf, logits.dtype))
     )
+    if self._interval is None or time is None:
+      return logits
+    return restricted(logits, there_are(self._interval, time[:, tf.newaxis]))
 
   def _retrieve(self, logits: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Each row's best `sizes` [B] items and their scores, padded to the largest size."""

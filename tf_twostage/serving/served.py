@@ -11,14 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import tensorflow as tf
 
 from tf_twostage.data.feature_tables import from_parquet, to_parquet
+from tf_twostage.data.files.columns import are_dates, as_numbers, as_times
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 from tf_twostage.serving.exporting import EXTRA, load_latest
-from tf_twostage.serving.servable import ServableRecommender
+from tf_twostage.serving.servable import TIME, ServableRecommender
 from tf_twostage.workspace import read_numbers, to_json
 
 _log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class Served:
     return cls(
       model,
       signature,
-      {name: spec for name, spec in inputs.items() if name not in ("exclude", "k")},
+      {name: spec for name, spec in inputs.items() if name not in ("exclude", "k", TIME)},
       from_parquet(users) if users.is_file() else None,
       read_numbers(file),
     )
@@ -123,6 +125,8 @@ class Served:
         len(unknown),
         min(unknown),
       )
+    if TIME in self.settings:
+      features[TIME] = _times(users, self.settings[TIME])
     parts = []
     size = max(1, _PAIRS_PER_CALL // len(self.items))
     for start in range(0, len(users), size):
@@ -188,7 +192,7 @@ class Served:
   def _tensors(self, features: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
     tensors = {}
     for name, values in features.items():
-      dtype = self.inputs[name].dtype
+      dtype = self.inputs[name].dtype if name != TIME else tf.float64
       text = dtype == tf.string
       tensors[name] = tf.constant(values, tf.string) if text else tf.cast(values, dtype)
     return tensors
@@ -247,6 +251,17 @@ def _column(name: str, values: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
     )
   padding = {tf.string: "", tf.int64: -1}.get(spec.dtype, 0.0)
   return _padded(cells, padding, np.dtype(object if text else spec.dtype.as_numpy_dtype))
+
+
+def _times(frame: pd.DataFrame, newest: float) -> np.ndarray:
+  """The times of requests in seconds, [B] float64; without a column, the newest of the log."""
+  if TIME not in frame:
+    return np.full(len(frame), newest)
+  column = pa.chunked_array([pa.array(frame[TIME])])
+  times = as_times(column) if are_dates(column) else as_numbers(column)[0]
+  valid = np.isfinite(times)
+  require(valid, f"recommend: column {TIME!r}", "must hold times", "write dates or seconds", times)
+  return times
 
 
 def _id(value: Any) -> str:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from tf_twostage.data.files.bad_rows import REMEDY, BadRows, Chunk
 
+LIST_SEPARATOR = "\x1f"  # the ASCII unit separator, which is in no text
 _INT_MAX = np.iinfo(np.int32).max
 _DECIDING = 1000  # rows that decide whether times are dates
 
@@ -52,6 +53,7 @@ RULES = {
     "let the lowest reward be 0, such as that of a dislike, or drop these rows",
   ),
   "position": _INDEX,
+  "catalogue": _INDEX,
   "ranker_score": Rule("float32", np.isfinite, "must be finite"),
 }
 NUMBER = Rule("float64", lambda x: np.abs(x) <= 1e30, "must be finite, within -1e30 and 1e30")
@@ -178,12 +180,29 @@ class CheckedColumns:
 
   def times(self, column: str, are_dates: bool) -> np.ndarray:
     """Values as seconds, [k] float64."""
+    return self._times(column, are_dates, np.zeros(len(self.chunk.rows), bool), 0.0)
+
+  def times_or(self, column: str, missing: float) -> np.ndarray:
+    """Values as seconds, [k] float64; `missing` where a cell is blank."""
+    raw = self.chunk.table[column]
+    blank = _mask(pc.equal(pc.utf8_trim_whitespace(as_text(raw)[0]), ""))
+    given = raw.filter(pa.array(~blank))
+    return self._times(column, bool(len(given)) and are_dates(given), blank, missing)
+
+  def _times(self, column: str, are_dates: bool, blank: np.ndarray, missing: float) -> np.ndarray:
     raw = self.chunk.table[column]
     values = as_times(raw) if are_dates else as_numbers(raw)[0]
     remedy = "write ISO 8601 such as 2024-05-01T12:00:00Z in all rows, or seconds in all"
     valid = np.abs(values) <= 1e30
-    self.require(valid, column, "must be a time", remedy)
-    return np.where(valid, values, 0)
+    self.require(valid | blank, column, "must be a time", remedy)
+    return np.where(blank, missing, np.where(valid, values, 0))
+
+  def lists(self, column: str) -> pa.Array:
+    """Lists, or text separated by "|", as strings joined by LIST_SEPARATOR."""
+    values, is_utf8 = as_text(self.chunk.table[column], LIST_SEPARATOR)
+    self.require(is_utf8, column, "must be text in UTF-8")
+    nested = pa.types.is_nested(self.chunk.table[column].type)
+    return values if nested else pc.replace_substring(values, "|", LIST_SEPARATOR)
 
   def good_rows(self, columns: dict[str, Any]) -> Chunk:
     """The chunk with converted columns, without its bad rows."""

@@ -69,6 +69,8 @@ def read(
         if dates is None and len(chunk.rows):
           dates = are_dates(chunk.table[name])
         checked[name] = columns.times(name, bool(dates))
+      elif name == "candidates":
+        checked[name] = columns.lists(name)
       elif name == "position" and (first := schema.first_position):
         checked[name] = columns.numbers(name, position_rule(first)) - np.int32(first)
       elif name in numeric:

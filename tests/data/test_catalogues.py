@@ -1,0 +1,201 @@
+"""Items that come and go, and candidates that were logged: from frames and files to answers."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests import user_logs
+from tests.serving import small
+from tf_twostage import BanditLog, TwoStageRecommender, estimate_propensities, evaluate
+from tf_twostage.config import FitConfig, GeneratorConfig, SupportConfig
+from tf_twostage.data.rows import joined
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+
+ROWS, ITEMS = 600, user_logs.ITEMS
+START = 1_600_000_000
+END = START + 60 * ROWS
+NEW, OLD = 20, 5  # items from this one on come in the middle; items before this one go then
+MIDDLE = START + 30 * ROWS
+ROLES = {
+  "user": "user_id",
+  "item": "item_id",
+  "reward": "reward",
+  "propensity": "propensity",
+  "time": "time",
+}
+
+
+def world():
+  """A log that shows new items in its second half, old ones in its first, as their times say."""
+  made = user_logs.make(ROWS)
+  index = made.log["item_id"].str[1:].astype(int)
+  late = made.log["time"] >= MIDDLE
+  possible = np.where(late, index >= OLD, index < NEW)
+  made.log = made.log[possible].reset_index(drop=True)
+  number = np.arange(ITEMS)
+  made.items["start"] = np.where(number >= NEW, MIDDLE, np.nan)
+  made.items["stop"] = np.where(number < OLD, MIDDLE, np.nan)
+  return made
+
+
+def log_of(made, **options):
+  roles = {**ROLES, "available_from": "start", "available_to": "stop", **options}
+  return BanditLog.from_pandas(made.log, items=made.items, users=made.users, **roles)
+
+
+@pytest.fixture(scope="module")
+def log():
+  return log_of(world())
+
+
+@pytest.fixture(scope="module")
+def model(log):
+  training = GeneratorConfig(epochs=1, batch_size=64)
+  made = TwoStageRecommender(
+    "ips", slate_size=5, training=training, ranker_training=FitConfig(epochs=1, batch_size=64)
+  )
+  return made.fit(log, progress=False)
+
+
+def expected(log):
+  """Which items there are in each row, from the times of the made-up world."""
+  number, late = np.arange(ITEMS), (log.time >= MIDDLE)[:, np.newaxis]
+  return np.where(late, number >= OLD, number < NEW)
+
+
+def test_a_row_could_show_the_items_of_its_time(log):
+  np.testing.assert_array_equal(log.rows.available(np.arange(len(log))), expected(log))
+  part = log.select(slice(200, 300))
+  np.testing.assert_array_equal(part.rows.available(np.arange(100)), expected(part))
+
+
+def test_times_may_be_dates_and_come_from_files(log, tmp_path):
+  made = world()
+  made.log["time"] = pd.to_datetime(made.log["time"], unit="s").map(lambda t: t.isoformat())
+  for name in ("start", "stop"):
+    dates = pd.to_datetime(made.items[name], unit="s")
+    made.items[name] = dates.dt.strftime("%Y-%m-%dT%H:%M:%S")
+  made.schema |= {"available_from": "start", "available_to": "stop"}
+  made.write(tmp_path)
+  files = {name: tmp_path / f"{name}.csv" for name in ("items", "users")}
+  again = BanditLog.from_files(tmp_path / "log.csv", schema=tmp_path / "schema.yaml", **files)
+  rows = np.arange(len(log))
+  np.testing.assert_array_equal(again.rows.available(rows), log.rows.available(rows))
+
+
+@pytest.mark.parametrize("cells", [list, "|".join])
+def test_a_row_could_show_its_candidates(cells):
+  made = world()
+  rng = np.random.default_rng(0)
+  lists = [[item, *rng.choice(made.items["item_id"], 3)] for item in made.log["item_id"]]
+  made.log["pool"] = [cells(items) for items in lists]
+  log = log_of(made, candidates="pool")
+  among = np.array([[item in items for item in made.items["item_id"]] for items in lists])
+  np.testing.assert_array_equal(log.rows.available(np.arange(len(log))), among & expected(log))
+  alone = BanditLog.from_pandas(made.log, **ROLES, candidates="pool")
+  ids = alone.schema.item_id.vocabulary
+  among = np.array([[item in items for item in ids] for items in lists])
+  np.testing.assert_array_equal(alone.rows.available(np.arange(len(log))), among)
+
+
+def test_batches_say_what_each_row_could_show(log):
+  tables = {"user_id": np.arange(log.num_users)}
+  batch = next(iter(log.rows.batches(tables, batch_size=32, seed=0)))
+  assert batch["available"].shape == (32, ITEMS)
+  assert batch["available"].numpy()[np.arange(32), batch["action"]].all()
+  assert not batch["available"].numpy().all()
+
+
+def test_a_row_that_shows_an_item_before_it_came_is_bad():
+  made = world()
+  made.log.loc[3, "item_id"] = f"i{NEW}"
+  with pytest.raises(InputError, match=r"column 'time' must be a time at which .*row 3"):
+    log_of(made)
+  assert len(log_of(made, on_bad_rows="skip")) == len(made.log) - 1
+
+
+def test_a_row_whose_item_is_no_candidate_is_bad():
+  made = world()
+  made.log["pool"] = [[item, "i7"] for item in made.log["item_id"]]
+  made.log.at[4, "pool"] = ["x"]
+  with pytest.raises(InputError, match=r"(?s)must list the row's item.*must list known item"):
+    log_of(made, candidates="pool")
+
+
+def test_intervals_need_times_and_an_items_file():
+  made = world()
+  with pytest.raises(InputError, match=r"available_from: .* name the column as `time`"):
+    log_of(made, time=None)
+  with pytest.raises(InputError, match="times at which items come and go, which are columns"):
+    BanditLog.from_pandas(made.log, **ROLES, available_from="start")
+
+
+def test_logs_with_different_sets_of_items_are_not_joined(log):
+  with pytest.raises(InputError, match="make one BanditLog of all rows and split it"):
+    joined([log.rows, log_of(world()).rows])
+
+
+def test_training_normalises_over_what_there_was(model, log):
+  """The cross-entropy of a softmax over the available items, also over a sampled support."""
+  tables = model.environment.tables
+  batch = next(iter(log.rows.batches(tables.users, batch_size=32, seed=0)))
+  for size in (0, 4096):  # a support of that size has every item
+    made = TwoStageRecommender("cross_entropy", support=SupportConfig(support_size=size))
+    generator = made.fresh_generator(model.environment)
+    generator.compile(optimizer="sgd")
+    loss, _ = generator._loss_and_penalty(batch, training=False)
+    logits = np.where(batch["available"], generator.towers(batch["user"]), -np.inf)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    logged = log_p[np.arange(32), batch["action"]]
+    assert float(loss) == pytest.approx(np.mean(-batch["reward"] * logged), rel=1e-3)
+
+
+def test_estimated_propensities_are_shares_of_what_there_was():
+  """Σ_a q(a) / p(a) is the number of items that there are, if p is the true q."""
+  made = world()
+  options = {**ROLES, "propensity": None, "available_from": "start", "available_to": "stop"}
+  unknown = BanditLog.from_pandas(made.log, items=made.items, **options)
+  estimated = estimate_propensities(unknown, training=FitConfig(epochs=1))
+  assert np.mean(1 / estimated.rows.propensity) == pytest.approx(NEW, rel=0.1)
+
+
+def test_policies_give_nothing_to_items_that_were_not_there(model, log):
+  rows = np.arange(0, len(log), 7)
+  for policy in (model.policy("one_stage"), model.policy(), model.policy("served", length=3)):
+    probabilities = np.asarray(policy.on(log).probabilities(rows))
+    assert not probabilities[~expected(log)[rows]].any()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-4)
+
+
+def test_a_fixed_policy_is_evaluated_on_what_was_there(log):
+  """Its weights are those of the policy restricted to the items of each time."""
+  uniform = np.full(ITEMS, 1 / ITEMS)
+  found = evaluate(log, {"uniform": uniform}, ["ips"], progress=False).to_frame()
+  weights = 1 / expected(log).sum(axis=1) / log.rows.propensity
+  value = found.set_index("estimator").loc["ips", "value"]
+  assert value == pytest.approx(np.mean(weights * log.rows.reward), rel=1e-5)
+
+
+def test_contexts_with_different_items_are_different(log):
+  same = dataclasses.replace(log.rows, user_index=np.zeros_like(log.rows.user_index))
+  first, _ = EvaluationLog(same, ITEMS, "log").distinct_contexts
+  assert len(first) == 2
+
+
+def test_recommendations_are_of_the_items_that_there_are(model, tmp_path):
+  everything = {f"i{i}" for i in range(ITEMS)}
+  late, early = ({f"i{i}" for i in chosen} for chosen in (range(OLD, ITEMS), range(NEW)))
+  export = tmp_path / "shop"
+  with pytest.MonkeyPatch.context() as patch:
+    small.skip_replay(patch.setattr)
+    model.export(export)
+  for one in (model, TwoStageRecommender.load(export)):
+    assert {*one.recommend(["u1"], k=ITEMS)["item"]} == late  # as at the newest time
+    times = pd.DataFrame({"user_id": ["u1", "u2"], "time": [START, MIDDLE]})
+    shown = one.recommend(times, k=ITEMS).groupby("user")["item"].agg(set)
+    assert (shown["u1"], shown["u2"]) == (early, late)
+    dates = times.assign(time=pd.to_datetime(times["time"], unit="s"))
+    assert {*one.recommend(dates, k=ITEMS)["item"]} == everything
