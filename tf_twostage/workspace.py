@@ -263,6 +263,7 @@ def _finite(value: Any) -> Any:
     return {name: _finite(inner) for name, inner in value.items()}
   if isinstance(value, list | tuple):
     return list(map(_finite, value))
+  value = value.item() if isinstance(value, np.generic) else value
   return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -10,6 +10,7 @@ from tests import user_logs
 from tests.serving import small
 from tf_twostage import BanditLog, TwoStageRecommender, estimate_propensities, evaluate
 from tf_twostage.config import FitConfig, GeneratorConfig, SupportConfig
+from tf_twostage.data.files.shards import convert
 from tf_twostage.data.rows import joined
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
@@ -84,6 +85,21 @@ def test_times_may_be_dates_and_come_from_files(log, tmp_path):
   again = BanditLog.from_files(tmp_path / "log.csv", schema=tmp_path / "schema.yaml", **files)
   rows = np.arange(len(log))
   np.testing.assert_array_equal(again.rows.available(rows), log.rows.available(rows))
+
+
+def test_candidates_are_converted_with_the_log(log, tmp_path):
+  made = world()
+  made.log["pool"] = made.log["item_id"] + "|i7"
+  made.schema |= {"available_from": "start", "available_to": "stop", "candidates": "pool"}
+  made.write(tmp_path)
+  convert(tmp_path / "log.csv", tmp_path / "native", tmp_path / "schema.yaml", num_shards=1)
+  files = {name: tmp_path / f"{name}.csv" for name in ("items", "users")}
+  schema = tmp_path / "native" / "schema.yaml"
+  again = BanditLog.from_files(tmp_path / "native", schema=schema, **files)
+  candidates = np.arange(ITEMS) == log.rows.action[:, np.newaxis]
+  candidates[:, 7] = True
+  found = again.rows.available(np.arange(len(log)))
+  np.testing.assert_array_equal(found, candidates & expected(log))
 
 
 @pytest.mark.parametrize("cells", [list, "|".join])

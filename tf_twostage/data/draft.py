@@ -19,6 +19,7 @@ from tf_twostage.data.files.columns import are_dates, as_numbers, as_text, as_ti
 from tf_twostage.data.files.locate import locate
 from tf_twostage.data.files.reader import chunks
 from tf_twostage.data.log_schema import RESERVED, ROLES
+from tf_twostage.data.schema import can_be_input
 from tf_twostage.errors import InputError
 
 _ROWS = 100_000  # of the first chunk that are looked at
@@ -161,7 +162,13 @@ def _section(side: str, columns: Sequence[Column], taken: set[str], unread: list
     if not kind:
       unread.append(column.name)
       continue
-    name = f"{side}_{column.plain_name}" if column.plain_name in taken else column.plain_name
+    name = column.plain_name
+    if side != "item" and not can_be_input(name):
+      name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    if name in taken or not (side == "item" or can_be_input(name)):
+      name = f"{side}_{name}"
+    while name in taken:
+      name += "_"
     taken.add(name)
     spec = {"kind": kind}
     spec |= {"column": column.name} if name != column.name else {}

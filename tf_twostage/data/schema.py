@@ -25,6 +25,11 @@ _RESERVED = {*keyword.kwlist, "k", "exclude", "candidates", "temperature", "seed
 FeatureTable = Mapping[str, np.ndarray]
 
 
+def can_be_input(name: str) -> bool:
+  """Whether an exported model can have an input of this name."""
+  return bool(_INPUT.fullmatch(name)) and name not in _RESERVED
+
+
 @dataclasses.dataclass(frozen=True)
 class Categorical:
   """A string out of a vocabulary, [rows]; values outside it share one embedding."""
@@ -148,7 +153,7 @@ class Schema:
           f"schema: the {side} side has nothing that a tower reads; add a feature, or embed its Id"
         )
     inputs = [name for f in (*self.user, *self.context) for name in columns(f)]
-    odd = [name for name in inputs if not _INPUT.fullmatch(name) or name in _RESERVED]
+    odd = [name for name in inputs if not can_be_input(name)]
     if odd:
       raise InputError(
         "schema: user and context features are inputs of the exported model. Their names consist"

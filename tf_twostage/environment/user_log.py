@@ -240,7 +240,8 @@ def _policies(
   generator hands K items on. Few rows would show its best item alone.
   """
   means = full_information.popularity(train, num_items)
-  top = np.full(num_items, -np.inf)
+  # Where none of the K items could be shown, the others share the probability.
+  top = np.full(num_items, -np.inf if train.catalogues is None else -100.0)
   top[np.argsort(-means, kind="stable")[: config.slate_size]] = 0.0
   return {
     "popularity": full_information.list_scorer(top),

@@ -125,6 +125,13 @@ def _is_utf8(path: pathlib.Path) -> bool:
   return True
 
 
+def _begins_with_mark(path: pathlib.Path) -> bool:
+  """Whether a file begins with a byte order mark of UTF-8, as Excel writes it."""
+  with contextlib.suppress(OSError, EOFError, zlib.error), _bytes(path) as raw:
+    return raw.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8
+  return False
+
+
 def _undone(cells: pa.Array, encoding: str) -> pa.Array:
   """The bytes of cells as they are in the file, [k] binary."""
   if encoding != _BYTES or pc.all(pc.string_is_ascii(cells.cast(pa.string()))).as_py():
@@ -152,6 +159,8 @@ def _open(
   )
   with path.open("rb") as file, pa.input_stream(file, compression=compression) as stream:
     try:
+      if _begins_with_mark(path):
+        stream.read(len(codecs.BOM_UTF8))
       try:
         reader = arrow_csv.open_csv(stream, *options)
       except pa.ArrowInvalid as error:
