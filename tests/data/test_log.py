@@ -118,7 +118,7 @@ def test_without_an_items_file_the_catalogue_is_what_was_logged(places):
 
 def test_a_schema_with_item_features_asks_for_the_file(places):
   with pytest.raises(
-    InputError, match="item features, a title or times .* which are columns of an items file"
+    InputError, match=r"item features, a title or times .* which are columns of an items file"
   ):
     small_log.read(places[0], None, places[2])
 
