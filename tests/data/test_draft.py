@@ -257,3 +257,11 @@ def test_policies_and_probabilities_of_slots_are_found(tmp_path):
   )
   schema, _ = drafted(tmp_path, several)
   assert schema.propensity == {"a": "p_a", "b": "pB"}
+
+
+def test_numbers_of_ids_are_no_context(tmp_path):
+  schema, text = drafted(
+    tmp_path, log(**{"Trip ID": np.arange(200) % 9, "load": np.arange(200) % 7})
+  )
+  assert [f.name for f in schema.context_features] == ["load"]
+  assert "#   Trip ID" in text

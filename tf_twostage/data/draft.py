@@ -136,7 +136,7 @@ def _sort_out(
       unread.append(column)
     elif describes_user and not elsewhere and not column.dated:
       user_features.append(column)
-    elif column.numbers is not None and user is not None and not describes_user:
+    elif column.numbers is not None and user and not describes_user and not column.is_id:
       context.append(column)
     else:
       unread.append(column)

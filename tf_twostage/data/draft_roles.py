@@ -39,6 +39,11 @@ class Column:
   def plain_name(self) -> str:
     return TYPE.sub("", self.name)
 
+  @property
+  def is_id(self) -> bool:
+    """Whether its name says that it is an id, of which the number means nothing."""
+    return self.plain_name.lower().endswith("id") or _plain(self.plain_name) in _SLATES.split()
+
   def within(self, low: float, high: float) -> bool:
     return self.numbers is not None and self.numbers.min() >= low and self.numbers.max() <= high
 
