@@ -30,6 +30,7 @@ if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
   from tf_twostage.data.sets.ratings import RatingsData
   from tf_twostage.errors import InputError, RunError
+  from tf_twostage.evaluation.examination import Examination, estimate_examination
   from tf_twostage.evaluation.rows import balanced_propensities
   from tf_twostage.policy_evaluation import Evaluation, estimate_propensities, evaluate
   from tf_twostage.recommender import TwoStageRecommender
@@ -60,6 +61,7 @@ __all__ = [
   "Config",
   "EncoderConfig",
   "Evaluation",
+  "Examination",
   "FitConfig",
   "GeneratorConfig",
   "InputError",
@@ -68,6 +70,7 @@ __all__ = [
   "SupportConfig",
   "TwoStageRecommender",
   "balanced_propensities",
+  "estimate_examination",
   "estimate_propensities",
   "evaluate",
   "losses",
@@ -75,9 +78,11 @@ __all__ = [
 _MODULES = {
   "BanditLog": "data.log",
   "Evaluation": "policy_evaluation",
+  "Examination": "evaluation.examination",
   "RatingsData": "data.sets.ratings",
   "TwoStageRecommender": "recommender",
   "balanced_propensities": "evaluation.rows",
+  "estimate_examination": "evaluation.examination",
   "estimate_propensities": "policy_evaluation",
   "evaluate": "policy_evaluation",
 }

@@ -16,6 +16,7 @@ PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
 RATINGS = "ratings"  # the data set that is not simulated by default
 TRAINED = ("generator", "ranker", "both")
+EXAMINATIONS = ("auto", "none", "randomized", "harvesting", "em", "cascade")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
 GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
@@ -116,6 +117,15 @@ class UserLogConfig(Section):
   on_bad_rows: str = _option(
     "fail", "what to do about invalid rows: fail or skip", choices=("fail", "skip")
   )
+  examination: str | None = _option(
+    None,
+    "how to estimate which slots of a slate are examined: none, randomized, harvesting, em,"
+    " cascade, or auto; unset: auto for slates without a column `examination`",
+    choices=EXAMINATIONS,
+  )
+  trust_bias: bool = _option(
+    False, "examination by em: clicks in higher slots may be less deserved"
+  )
   stream: bool = _option(
     False, "read the training rows from files during training: for logs larger than memory"
   )
@@ -130,6 +140,8 @@ class UserLogConfig(Section):
     super().__post_init__()
     if self.data_service and not self.stream:
       raise InputError(f"data_service={self.data_service} needs stream=true")
+    if self.trust_bias and self.examination not in (None, "auto", "em"):
+      raise InputError(f"trust_bias needs examination=em, got {self.examination}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -536,6 +536,8 @@ class TwoStageRecommender:
       write_json(place / METRICS, values)
       write_text(place / "table.csv", run_report.flat_csv(table))
       plotting.save({place / "curves.png": draw})
+      if environment.examination is not None:
+        environment.examination.save(place)
     notes = [*values["notes"], *run_report.unknown_values(table, evaluator.metrics)]
     summary = [
       run_report.format_table(table, evaluator.metrics),

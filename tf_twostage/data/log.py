@@ -441,6 +441,30 @@ class BanditLog:
       )
     return Slates.of_rows(self.slate, self.rows.position, self.rows.user_index, self.name)
 
+  def with_examination(self, curve: np.ndarray) -> BanditLog:
+    """The same data, whose slots are examined with the probabilities [L], up to a factor.
+
+    The largest counts as 1. A slot with NaN counts as the one that is examined least.
+
+    Raises:
+      InputError: the log has no positions, or positions beyond the curve; a value is below 0.
+    """
+    curve, position = np.asarray(curve, np.float32), self.rows.position
+    if position is None or position.max() >= len(curve):
+      found = "no positions" if position is None else f"positions up to {position.max()}"
+      raise InputError(f"{self.name}: the log has {found}, and examination {len(curve)} slots")
+    of_slot = np.nan_to_num(curve / np.nanmax(curve), nan=np.nanmin(curve) / np.nanmax(curve))
+    return dataclasses.replace(self, examination=of_slot[position])
+
+  def examined(self) -> LogRows:
+    """The rows with the rewards that they would have if every slot were examined, on average.
+
+    These are rewards divided by `examination`, if the log has it.
+    """
+    if self.examination is None:
+      return self.rows
+    return dataclasses.replace(self.rows, reward=self.rows.reward / self.examination)
+
   def exposure(self) -> LogRows:
     """The rows with exposure propensities: of being shown and examined, [n].
 

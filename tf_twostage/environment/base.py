@@ -16,6 +16,7 @@ from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
+from tf_twostage.evaluation.examination import Examination
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
 from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
@@ -60,6 +61,7 @@ class Environment:
     evaluation_log: builds, or finds built, the log for off-policy evaluation: rows that generators
       were not trained on, or a note that they were.
     notes: sentences for readers of the results.
+    examination: of the slots of the log, if it was estimated.
   """
 
   tables: EncodedTables
@@ -76,6 +78,7 @@ class Environment:
   evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
   trainable_ranker: Callable[[], Ranker] | None = None
+  examination: Examination | None = None
 
   def following(self, ranker: Ranker) -> Environment:
     """The same environment with a ranker that learns, as it is whenever it is asked."""

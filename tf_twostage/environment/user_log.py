@@ -19,9 +19,10 @@ from tf_twostage.environment.base import Environment, requests
 from tf_twostage.environment.choices import choices
 from tf_twostage.environment.streaming import FIRST, stream_log
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation import full_information, propensities
+from tf_twostage.evaluation import examination, full_information, propensities
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Scorer
+from tf_twostage.evaluation.examination import Examination
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.external import ExternalRanker, RankerLike
@@ -102,31 +103,37 @@ def log_environment(
   for problem in examine.unusable(data):
     _log.warning("%s: %s", data.name, problem)
   external = _external(ranker, data)
+  logged, (data, slots, note) = data, _with_examination(config, data, workspace)
   if not data.impressions:
     parts = {name: data.select(mask) for name, mask in masks.items()}
     inputs = {"log": data.fingerprint(), "split": split, "seed": config.environment_seed}
     return choices(config, parts, workspace, external=external, digest=fingerprint(inputs))
   facts: dict[str, Any] = {"rows": sizes, "propensities": {"estimated": False}}
-  notes = [note for note in data.notes if "have to be estimated" not in note]
-  log_stage = data.fingerprint()
+  notes = [text for text in logged.notes if "have to be estimated" not in text]
+  if note:
+    facts["examination"] = {"estimated": slots is not None, **(slots.facts() if slots else {})}
+    notes.append(note)
+  log_stage = logged.fingerprint()
   if not data.has_propensities:
-    estimated, log_stage = propensities.estimate(config, data, workspace)
+    estimated, log_stage = propensities.estimate(config, logged, workspace)
     data = data.with_propensities(estimated.values)
     facts["propensities"] = {"estimated": True, **estimated.facts()}
     notes.append(estimated.note())
   logs = {name: data.select(mask) for name, mask in masks.items()}
-  digest = fingerprint({"log": log_stage, "split": split, "seed": config.environment_seed})
+  inputs = {"log": log_stage, "split": split, "seed": config.environment_seed}
+  digest = fingerprint(inputs | ({"examined": data.fingerprint()} if note else {}))
   return _environment(
     config,
     logs["train"],
-    logs["train"].rows,
-    {name: log.rows for name, log in logs.items() if name != "train"},
+    logs["train"].examined(),
+    {name: log.examined() for name, log in logs.items() if name != "train"},
     workspace,
     external=external,
     digest=digest,
     facts=facts,
     notes=notes,
     logs=logs,
+    slots=slots,
   )
 
 
@@ -142,6 +149,7 @@ def _environment(
   facts: dict[str, Any],
   notes: Sequence[str],
   logs: Mapping[str, BanditLog] | None = None,
+  slots: Examination | None = None,
 ) -> Environment:
   """The environment of rows that are split already.
 
@@ -192,8 +200,40 @@ def _environment(
     name=name,
     facts={**facts, **ranker.facts},
     notes=(*notes, *ranker.notes),
+    examination=slots,
     evaluation_log=lambda workspace: evaluated.get("test") or evaluated["validation"],
   )
+
+
+def _with_examination(
+  config: Config, data: BanditLog, workspace: Workspace
+) -> tuple[BanditLog, Examination | None, str]:
+  """The log with examination, the estimate if there is one, and a note for readers.
+
+  A column of the log wins; slates without it get an estimate, and other logs none.
+  """
+  settings = config.user_log
+  method, asked = settings.examination or "auto", settings.examination or settings.trust_bias
+  if asked and data.slate is None and data.examination is None:
+    raise InputError(
+      f"{data.name}: the log has no slates, so examination and trust_bias change nothing; leave"
+      " them out, or name the columns slate_id and position"
+    )
+  if method == "none":
+    note = "rewards are not corrected for the examination of slots"
+    return dataclasses.replace(data, examination=None), None, note
+  if data.examination is not None:
+    if asked:
+      raise InputError(
+        f"{data.name}: the log has a column of examination, which is used; leave the"
+        " settings examination and trust_bias out, or the column"
+      )
+    note = "rewards are divided by the examination of their slots, a column of the log"
+    return data, None, note
+  if data.slate is None:
+    return data, None, ""
+  found, _ = examination.estimate(config, data, workspace)
+  return found.apply(data), found, found.note()
 
 
 def _external(ranker: RankerLike | None, data: BanditLog) -> ExternalRanker | None:

@@ -62,7 +62,7 @@ class EvaluationLog:
 
   @classmethod
   def of(cls, log: BanditLog) -> EvaluationLog:
-    """All rows of a user's log.
+    """All rows of a user's log, with rewards as if every slot were examined.
 
     Raises:
       InputError: the log has no propensities, or its rows are no impressions.
@@ -70,7 +70,7 @@ class EvaluationLog:
     require_impressions(log)
     stage = f"{log.name}-{log.fingerprint()[:10]}"
     grouped = log.schema.user_id.embedded
-    return cls(log.rows, log.num_items, stage, log.notes, grouped=grouped)
+    return cls(log.examined(), log.num_items, stage, log.notes, grouped=grouped)
 
   def __len__(self) -> int:
     return len(self.rows)

@@ -1,0 +1,408 @@
+"""How likely users examine each slot of a slate, estimated from their clicks."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tf_twostage import plotting
+from tf_twostage.config import Config, EncoderConfig, FitConfig
+from tf_twostage.data.log import BanditLog
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import cascade, click_sums
+from tf_twostage.evaluation.click_sums import Clicks
+from tf_twostage.workspace import Workspace, write_text
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_log = logging.getLogger(__name__)
+
+METHODS = {
+  "randomized": "slots drawn with logged probabilities, or independently of the items",
+  "harvesting": "clicks on the same item of the same user in several slots",
+  "em": "a model of relevance by user and item, fitted together with examination",
+  "cascade": "users go from slot to slot, and may leave after a click",
+}
+_DEFAULTS = Config()
+_BLOCKS = 500  # of users or slates, which the bootstrap resamples
+_FEW_USERS = 30  # fewer are too few to resample; then slates are
+_RESAMPLES = 400
+_VAGUE = 0.1  # a standard error; above it, `auto` asks a model
+_FALSE_ALARMS = 0.001  # of the test whether slots are independent of items
+_UNEVEN = 0.05  # deviation of a slot's mean weight from 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examination:
+  """The probability that each slot is examined, relative to slot 0. Print it, or `plot` it.
+
+  Attributes:
+    method: one of `METHODS`.
+    reason: why it was chosen, and what it used; a sentence.
+    curve: [L]; NaN where no row of the slot has a reward.
+    low, high: [L], ends of the intervals.
+    standard_error: [L], of the same bootstrap of users or slates. The model of relevance is taken
+      as fixed.
+    confidence: of the intervals.
+    noise: [L], with trust bias: a click on an item of relevance γ has the probability
+      curve γ + noise, where γ is that of a click in slot 0. None without.
+    continuation: [L], of a cascade: the probability that a user goes on after a click. None else.
+  """
+
+  method: str
+  reason: str
+  curve: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+  standard_error: np.ndarray
+  confidence: float = 0.95
+  noise: np.ndarray | None = None
+  continuation: np.ndarray | None = None
+
+  def apply(self, log: BanditLog) -> BanditLog:
+    """The log with its column `examination`, and with trust taken off its rewards.
+
+    Of a cascade, rows have Π λ over the clicked slots above them, see `cascade.path_probabilities`.
+    With trust bias a reward r becomes r - noise, plus what makes the smallest corrected reward
+    zero: a constant times the examination of the slot, which is the same relevance for all items.
+
+    Raises:
+      InputError: the log has no slates, or slots that the estimate has not seen.
+    """
+    slates, slot = log.slates(), np.asarray(log.rows.position)
+    if slates.rows.shape[1] > len(self.curve):
+      raise InputError(
+        f"{log.name}: slots reach {slates.rows.shape[1] - 1}, but examination is known up to"
+        f" {len(self.curve) - 1}; estimate it from a log with all slots"
+      )
+    if self.continuation is not None:
+      clicked = (log.rows.reward > 0).astype(float)
+      seen = cascade.path_probabilities(slates, clicked, self.continuation)
+      changed = dataclasses.replace(log, examination=seen.astype(np.float32))
+    else:
+      changed = log.with_examination(self.curve)
+    if self.noise is not None:
+      least = np.nanmax(self.noise / self.curve)
+      reward = log.rows.reward + np.nan_to_num(least * self.curve - self.noise)[slot]
+      rows = dataclasses.replace(log.rows, reward=np.maximum(reward, 0).astype(np.float32))
+      changed = dataclasses.replace(changed, rows=rows)
+    return dataclasses.replace(changed, notes=(*log.notes, self.note()))
+
+  def to_frame(self) -> pd.DataFrame:
+    """A row for each slot: examination, its error and interval, and what the model adds."""
+    columns = {
+      "slot": np.arange(len(self.curve)),
+      "examination": self.curve,
+      "standard_error": self.standard_error,
+      "low": self.low,
+      "high": self.high,
+      "noise": self.noise,
+      "continuation": self.continuation,
+    }
+    return pd.DataFrame({name: values for name, values in columns.items() if values is not None})
+
+  def facts(self) -> dict[str, Any]:
+    """JSON-able: method, reason, curve and standard errors."""
+    numbers = {"curve": self.curve.tolist(), "standard_error": self.standard_error.tolist()}
+    return {"method": self.method, "reason": self.reason, **numbers}
+
+  def note(self) -> str:
+    """One sentence for reports."""
+    last = len(self.curve) - 1
+    return (
+      f"examination of slots is ESTIMATED, {self.method}: {self.reason}; slot {last} is examined"
+      f" {self.curve[-1]:.3g} ± {self.standard_error[-1]:.2g} times as often as slot 0"
+    )
+
+  def plot(self) -> Figure:
+    """The curve by slot with its intervals: a matplotlib figure."""
+    figure = plotting.figure(7, 4.5)
+    axis = figure.subplots()
+    slot = np.arange(len(self.curve))
+    axis.fill_between(slot, self.low, self.high, color=plotting.COLORS[0], alpha=0.2)
+    axis.plot(slot, self.curve, ".-", color=plotting.COLORS[0], label="examination")
+    for i, name in enumerate(("continuation", "noise"), start=1):
+      if (values := getattr(self, name)) is not None:
+        axis.plot(slot, values, ".--", color=plotting.COLORS[i], label=name)
+    axis.set(
+      title=f"Examination of slots ({self.method}), {100 * self.confidence:g}% intervals",
+      xlabel="slot",
+      ylabel="relative to slot 0",
+      ylim=(min(0.0, np.nanmin(self.noise) if self.noise is not None else 0.0), None),
+    )
+    axis.set_xticks(slot[:: -(-len(slot) // 20)])
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Writes examination.csv and examination.png."""
+    text = self.to_frame().to_csv(index=False, float_format="%.6g")
+    write_text(directory / "examination.csv", text)
+    plotting.save({directory / "examination.png": self.plot})
+
+  def __str__(self) -> str:
+    table = self.to_frame().to_string(index=False, float_format="{:.4f}".format)
+    return f"Examination by slot, {self.method}: {self.reason}\n{table}"
+
+
+class _Found(NamedTuple):
+  """An estimate before its errors: sums by block, the curve that follows from sums, and reasons."""
+
+  sums: np.ndarray  # [B, ...]
+  curve: Callable[[np.ndarray], np.ndarray]  # [..., L] of sums without blocks
+  reason: str
+
+
+def estimate_examination(
+  log: BanditLog,
+  method: str = "auto",
+  *,
+  trust_bias: bool = False,
+  encoder: EncoderConfig = _DEFAULTS.encoder,
+  training: FitConfig = _DEFAULTS.ranker,
+  confidence: float = 0.95,
+  seed: int = 0,
+) -> Examination:
+  """Estimates how likely each slot of a slate is examined, from which rows have a reward.
+
+  All methods but the cascade take the position-based model: P(click) = examination of the slot
+  times relevance of the item to the user, whatever else the slate shows. Intervals are of a
+  bootstrap of users, or of slates where users are few.
+
+  - "randomized": clicks by slot, weighted by 1/propensity if propensities are logged. Without
+    propensities, slots must be independent of items, and the log is refused if they are not.
+  - "harvesting": the same item, shown to the same user in the same context in several slots.
+  - "em": regression EM with two towers, fitted without the slates that they predict. It relies on
+    towers that know as much of relevance as the logging policy did.
+  - "cascade": the dependent click model.
+  - "auto": of harvesting and randomized (with logged propensities) what has the smaller errors; em
+    where neither has errors below 0.1.
+
+  Args:
+    log: all rows, with slates.
+    method: "auto", or a key of `METHODS`.
+    trust_bias: whether clicks in higher slots may be less deserved: P(click) is then affine in
+      relevance, slot by slot. Needs rewards of 0 and 1, and "em".
+    encoder, training: of the towers of "em".
+    confidence: of the intervals.
+    seed: of folds, weights and the bootstrap.
+
+  Raises:
+    InputError: the log has no slates, too few clicks, or does not allow the method.
+
+  References:
+    Agarwal, Zaitsev, Wang, Li, Najork, Joachims, Estimating Position Bias without Intrusive
+      Interventions, WSDM 2019: harvesting.
+    Wang, Golbandi, Bendersky, Metzler, Najork, Position Bias Estimation for Unbiased Learning to
+      Rank in Personal Search, WSDM 2018: em.
+    Agarwal, Wang, Li, Bendersky, Najork, Addressing Trust Bias for Unbiased Learning-to-Rank, WWW
+      2019; Vardasbi, Oosterhuis, de Rijke, CIKM 2020: trust bias.
+    Guo, Liu, Wang, Efficient Multiple-Click Models in Web Search, WSDM 2009: cascade.
+  """
+  if method not in ("auto", *METHODS):
+    raise InputError(f"unknown method {method!r}; choose auto, {', '.join(METHODS)}")
+  if not 0 < confidence < 1:
+    raise InputError(f"confidence must lie between 0 and 1, got {confidence}; 0.95 is customary")
+  slates = log.slates()
+  clicks = _clicks(log, seed)
+  if slates.rows.shape[1] == 1:
+    raise InputError(f"{log.name}: all slates have one slot; examination compares several")
+  by_slot = clicks.sums(clicks.clicked)[:, 0].sum(axis=0)
+  if not by_slot[0]:
+    raise InputError(
+      f"{log.name}: no row in slot 0 has a reward, and examination is relative to slot 0; log more"
+    )
+  if trust_bias:
+    if method not in ("auto", "em"):
+      raise InputError(f"trust_bias needs method em, which models relevance; got {method!r}")
+    if not np.isin(log.rows.reward, (0, 1)).all():
+      raise InputError(
+        f"{log.name}: trust_bias needs rewards of 0 and 1; choose a column of clicks"
+      )
+
+  def regression() -> _Found:
+    return _regression(log, clicks, trust_bias, encoder, training, seed)
+
+  found: _Found
+  if method == "auto":
+    method, found = ("em", regression()) if trust_bias else _chosen(log, clicks, regression, seed)
+  elif method == "randomized":
+    found = _randomized(log, clicks)
+  elif method == "harvesting":
+    found = _harvested(log, clicks)
+  elif method == "em":
+    found = regression()
+  else:
+    sums = cascade.continuation_sums(slates, clicks, log.rows.action, _pairs(log))
+    found = _Found(sums, cascade.from_continuation, METHODS["cascade"])
+  total = found.sums.sum(axis=0)
+  replicates = _resampled(found, seed)
+  tail = (1 - confidence) / 2
+  low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+  return Examination(
+    method=method,
+    reason=found.reason,
+    curve=np.where(by_slot > 0, found.curve(total), np.nan),
+    low=low,
+    high=high,
+    standard_error=replicates.std(axis=0),
+    confidence=confidence,
+    noise=click_sums.from_products(total)[1] if trust_bias else None,
+    continuation=cascade.continuation(total) if method == "cascade" else None,
+  )
+
+
+def estimate(config: Config, data: BanditLog, workspace: Workspace) -> tuple[Examination, str]:
+  """The estimate of a run, or a finished one, with its stage's name."""
+  settings = config.user_log
+  options: dict[str, Any] = {
+    "method": settings.examination or "auto",
+    "trust_bias": settings.trust_bias,
+    "seed": config.environment_seed,
+  }
+  inputs = {
+    **options,
+    "data": data.fingerprint(),
+    "encoder": dataclasses.asdict(config.encoder),
+    "fit": dataclasses.asdict(config.ranker),
+  }
+
+  def build() -> dict[str, Any]:
+    found = estimate_examination(data, encoder=config.encoder, training=config.ranker, **options)
+    return {name: value for name, value in vars(found).items() if value is not None}
+
+  arrays, stage = workspace.arrays("examination", inputs, build)
+  fields: dict[str, Any] = {n: a if a.ndim else a.item() for n, a in arrays.items()}
+  found = Examination(**fields)
+  _log.warning("%s", found.note())
+  return found, stage
+
+
+def _clicks(log: BanditLog, seed: int) -> Clicks:
+  """The log's clicks, in random blocks of its users, or of its slates where users are few."""
+  slate, user = np.asarray(log.slate), log.rows.user_index
+  by_user = log.schema.user_id.embedded and len(np.unique(user)) >= _FEW_USERS
+  unit = np.unique(user if by_user else slate, return_inverse=True)[1]
+  block = np.random.default_rng(seed).permutation(unit.max() + 1) % _BLOCKS
+  return Clicks(np.asarray(log.rows.position), (log.rows.reward > 0).astype(float), block[unit])
+
+
+def _pairs(log: BanditLog) -> np.ndarray:
+  """The number of each row's item in its context, [n]: a user with the context features."""
+  keys = {"user": log.rows.user_index, "item": log.rows.action, **log.rows.context}
+  return pd.DataFrame(keys).groupby(list(keys), sort=False).ngroup().to_numpy()
+
+
+def _resampled(found: _Found, seed: int) -> np.ndarray:
+  return found.curve(click_sums.resampled(found.sums, _RESAMPLES, seed))
+
+
+def _chosen(
+  log: BanditLog, clicks: Clicks, regression: Callable[[], _Found], seed: int
+) -> tuple[str, _Found]:
+  """What `auto` chooses."""
+  tried: dict[str, Callable[[], _Found]] = {"harvesting": lambda: _harvested(log, clicks)}
+  if log.has_propensities and not log.estimated_propensities:
+    tried["randomized"] = lambda: _randomized(log, clicks)
+  found, errors, refused = {}, {}, []
+  for name, estimate in tried.items():
+    try:
+      found[name] = estimate()
+    except InputError as error:
+      refused.append(f"{name} is not possible ({str(error).split('; ')[0]})")
+      continue
+    errors[name] = float(np.nanmax(_resampled(found[name], seed).std(axis=0)))
+    if not errors[name] <= _VAGUE:
+      refused.append(f"{name} has standard errors up to {errors.pop(name):.2g}")
+  if errors:
+    best = min(errors, key=errors.__getitem__)
+    return best, found[best]
+  fitted = regression()
+  return "em", fitted._replace(reason=f"{fitted.reason}, because {' and '.join(refused)}")
+
+
+def _randomized(log: BanditLog, clicks: Clicks) -> _Found:
+  """Clicks by slot, as if each slot had shown items in one distribution."""
+  if log.rows.propensity is None or log.estimated_propensities:
+    for name, group in (("item", log.rows.action), ("user and item", _pairs(log))):
+      if (p_value := _dependence(clicks.slot, group)) < _FALSE_ALARMS:
+        raise InputError(
+          f"{log.name}: slots depend on the {name} (p = {p_value:.1g}), so they were not drawn at"
+          " random; log the propensity of each item in its slot, or choose harvesting or em"
+        )
+    weight, reason = np.ones(len(log)), "clicks by slot, which do not depend on user and item"
+  else:
+    share = log.rows.shown(log.num_items) / len(log)
+    weight = share[log.rows.action] / log.rows.propensity.astype(float)
+    rows = np.bincount(clicks.slot)
+    mean = np.bincount(clicks.slot, weight) / rows
+    spread = np.bincount(clicks.slot, weight**2) / rows - mean**2
+    far = np.abs(mean - 1) > np.maximum(5 * np.sqrt(spread / rows), _UNEVEN)
+    if far.any():
+      k = int(far.argmax())
+      raise InputError(
+        f"{log.name}: weights in slot {k} have the mean {mean[k]:.3g}, but it should be 1: that"
+        " slot never shows some items, or its propensities are not those of the item in the slot;"
+        " choose harvesting or em"
+      )
+    effective = weight.sum() ** 2 / (weight**2).sum() / len(log)
+    reason = f"clicks by slot, weighted by 1/propensity ({effective:.0%} of the rows are effective)"
+  return _Found(clicks.sums(weight * clicks.clicked, weight), click_sums.from_ratios, reason)
+
+
+def _dependence(slot: np.ndarray, group: np.ndarray) -> float:
+  """The p-value of equal mean slots in all groups, [n] each, by the analysis of variance."""
+  sizes = np.bincount(group)
+  means = np.bincount(group, slot)[sizes > 0] / sizes[sizes > 0]
+  between = (sizes[sizes > 0] * (means - slot.mean()) ** 2).sum()
+  degrees = len(means) - 1, len(slot) - len(means)
+  if min(degrees) < 1:
+    return 1.0
+  within = len(slot) * slot.var() - between
+  return float(stats.f.sf(between / degrees[0] / max(within / degrees[1], 1e-12), *degrees))
+
+
+def _harvested(log: BanditLog, clicks: Clicks) -> _Found:
+  """Clicks on what was shown to the same user in several slots."""
+  pair = _pairs(log)
+  sums = clicks.pair_sums(pair)
+  if not click_sums.connected(sums.sum(axis=0)):
+    raise InputError(
+      f"{log.name}: too few items were shown to the same user in several slots, and clicked, to"
+      " compare all slots; choose em, or log policies that order items differently"
+    )
+  cells = np.unique(pair.astype(np.int64) * clicks.num_slots + clicks.slot)
+  moved = int((np.bincount(cells // clicks.num_slots) > 1).sum())
+  reason = f"{moved} pairs of a user (in one context) and an item were shown in several slots"
+  return _Found(sums, click_sums.from_pairs, reason)
+
+
+def _regression(
+  log: BanditLog,
+  clicks: Clicks,
+  trust_bias: bool,
+  encoder: EncoderConfig,
+  training: FitConfig,
+  seed: int,
+) -> _Found:
+  """Clicks by slot over what cross-fitted towers predict of them."""
+  from tf_twostage.evaluation.click_model import relevance  # brings TensorFlow
+
+  gamma = relevance(
+    log, clicks.clicked, trust_bias=trust_bias, encoder=encoder, training=training, seed=seed
+  )
+  reason = "relevance by two towers, fitted without the slates that they predict"
+  if not trust_bias:
+    return _Found(clicks.sums(clicks.clicked, gamma), click_sums.from_ratios, reason)
+  columns = (np.ones_like(gamma), gamma, clicks.clicked, gamma**2, gamma * clicks.clicked)
+  reason += "; clicks in higher slots may be less deserved"
+  return _Found(clicks.sums(*columns), lambda s: click_sums.from_products(s)[..., 0, :], reason)
