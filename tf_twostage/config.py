@@ -14,6 +14,7 @@ from tf_twostage.errors import InputError, checked_type
 DRAWS = ("uniform", "log_uniform", "popularity")
 PRECISIONS = ("float32", "mixed_bfloat16")
 SELECTIONS = ("two_stage", "one_stage", "both")
+SEQUENCE_ENCODERS = ("mean", "gru", "attention")
 RATINGS = "ratings"  # the data set that is not simulated by default
 TRAINED = ("generator", "ranker", "both")
 EXAMINATIONS = ("auto", "none", "randomized", "harvesting", "em", "cascade")
@@ -153,6 +154,14 @@ class EncoderConfig(Section):
   embedding_stddev: float = _option(0.1, "embeddings start as N(0, stddev^2)")
   id_buckets: int = _option(
     0, "hash ids into at most this many embedding rows per side; 0: one row per id", at_least=0
+  )
+  sequence_encoder: str = _option(
+    "mean",
+    "how items of a sequence become one vector: their mean, a GRU, or attention (one block)",
+    choices=SEQUENCE_ENCODERS,
+  )
+  sequence_length: int = _option(
+    20, "items of a sequence that are read, the newest ones", at_least=1
   )
 
 

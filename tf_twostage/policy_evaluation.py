@@ -80,6 +80,8 @@ def evaluate(
   if isinstance(policies, RecommenderPolicy | TwoStageRecommender | np.ndarray):
     raise InputError('evaluate takes policies by name; pass {"ours": policy}')
   chosen = by_name(estimators)
+  if isinstance(log, BanditLog):
+    log = log.with_sequence_length(encoder.sequence_length)
   evaluation = log if isinstance(log, EvaluationLog) else EvaluationLog.of(log)
   targets: Iterable[TargetPolicy]
   if isinstance(policies, Mapping):
@@ -125,6 +127,7 @@ def estimate_propensities(
     seed: of folds and weights.
   """
   config = Config(encoder=encoder, behavior=training, environment_seed=seed)
+  log = log.with_sequence_length(encoder.sequence_length)
   with _workspace(workdir) as workspace:
     found, _ = propensities.estimate(config, log, workspace)
   estimated = log.with_propensities(found.values)

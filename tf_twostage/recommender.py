@@ -593,6 +593,13 @@ class TwoStageRecommender:
     A fitted `generator` is held fixed.
     """
     tf.keras.utils.set_random_seed(self.config.seed)
+    length = self.config.encoder.sequence_length
+    for name, history in getattr(environment.log, "histories", {}).items():
+      if history.length < length:
+        raise InputError(
+          f"sequence_length is {length}, but {name!r} has {history.length} items in this"
+          " environment; make the environment with the longer one"
+        )
     towers = generator or self.fresh_towers(environment)
     towers.trainable = generator is None
     ranker = self._fresh_ranker(environment) if self._trains_ranker else None
@@ -722,7 +729,12 @@ class TwoStageRecommender:
 
   def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()
-    settings = {"slate_size": self.slate_size, "loss": self.loss_name, "history": self._history}
+    settings: dict[str, Any] = {
+      "slate_size": self.slate_size,
+      "loss": self.loss_name,
+      "history": self._history,
+      "sequence_length": self.config.encoder.sequence_length,
+    }
     if (catalogues := environment.log.catalogues) is not None and catalogues.changes:
       settings[TIME] = catalogues.newest
     return Served.of(servable, environment.tables.schema, environment.users, settings)
@@ -795,12 +807,13 @@ class RecommenderPolicy:
     served, environment = self.model._answering(), self.model._environment
     if isinstance(log, BanditLog):
       order = served.order_of(log.schema.item_id.vocabulary, log.name)
-      rows, users = log.rows, log.users
+      rows, users, items = log.rows, log.users, log.schema.item_id.vocabulary
     else:
       if environment is None:
         raise InputError("a loaded model is evaluated on a BanditLog, not on an EvaluationLog")
       order, rows, users = None, log.rows, environment.users
-    scores = served.scores(rows, users)
+      items = environment.tables.schema.item_id.vocabulary
+    scores = served.scores(rows, users, items)
 
     def probabilities(at: np.ndarray) -> np.ndarray:
       logits, ranked = scores(at)

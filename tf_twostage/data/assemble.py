@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tf_twostage.data import feature_tables
+from tf_twostage.data import feature_tables, histories
 from tf_twostage.data.catalogues import Catalogues
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
 from tf_twostage.data.files.columns import LIST_SEPARATOR, IdSet, combinations
 from tf_twostage.data.files.locate import LogFiles, locate
+from tf_twostage.data.histories import Histories
 from tf_twostage.data.log_schema import (
   AVAILABLE,
   FeatureColumn,
@@ -27,7 +28,7 @@ from tf_twostage.data.log_schema import (
   propensity_of,
 )
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import Id, Schema, unit_range
+from tf_twostage.data.schema import Id, ItemSequence, Schema, unit_range
 from tf_twostage.errors import InputError
 
 File = str | os.PathLike | LogFiles
@@ -53,6 +54,7 @@ class RawLog:
   user_rank: np.ndarray  # number of a user -> its row in the table of users
   item_rank: np.ndarray  # number of an item -> its row in the table of items
   catalogues: Catalogues | None = None
+  histories: Mapping[str, Histories] = dataclasses.field(default_factory=dict)  # of all rows
 
   def user_index(self) -> np.ndarray:
     """The user of every row, [n]."""
@@ -70,6 +72,7 @@ class RawLog:
       position=part.get("position"),
       catalogue=part.get("catalogue"),
       catalogues=self.catalogues,
+      histories={name: history.select(chosen) for name, history in self.histories.items()},
     )
 
 
@@ -109,7 +112,8 @@ def read(
       "the schema has item features, a title or times at which items come and go, which are columns"
       " of an items file; name the file, or leave them out"
     )
-  vectors = [feature.name for feature in schema.user_features if feature.kind == "embedding"]
+  of_table = [feature for feature in schema.user_features if feature.kind != "sequence"]
+  vectors = [feature.name for feature in of_table if feature.kind == "embedding"]
   if users is None and vectors:
     raise InputError(
       f"user_features: {vectors[0]!r} is an embedding, a column of a users file with one vector a"
@@ -118,8 +122,8 @@ def read(
   catalogue = _Ids(
     "item", items, schema.item_key, schema.item_features, schema.title, schema.intervals
   )
-  people = _Ids("user", users, schema.user_key, schema.user_features)
-  of_users = {f.name: _FirstValues(f) for f in schema.user_features} if users is None else {}
+  people = _Ids("user", users, schema.user_key, of_table)
+  of_users = {f.name: _FirstValues(f) for f in of_table} if users is None else {}
   found = locate(log)
   context = [feature.name for feature in schema.context_features]
   policies, slates, lists = _Vocabulary(), _Vocabulary(), _Vocabulary()
@@ -160,6 +164,9 @@ def read(
       if schema.policies:
         several = [table[propensity_of(policy)].to_numpy() for policy in schema.policies]
         columns["policy_propensities"] = np.stack(several, axis=1)
+      for feature in schema.sequences:
+        if feature.name in table.column_names:
+          columns[feature.name] = strings(table[feature.name].combine_chunks())
       if schema.split:
         columns["split_label"] = strings(table["split"].combine_chunks())
       yield {name: values[good] for name, values in columns.items()}
@@ -176,7 +183,7 @@ def read(
   user_table, user_rank = people.table({name: f.values() for name, f in of_users.items()})
   item_ids, user_ids = strings(item_table.ids), strings(user_table.ids)
   item_features, item_columns = feature_tables.build(schema.item_features, item_table.columns)
-  user_features, user_columns = feature_tables.build(schema.user_features, user_table.columns)
+  user_features, user_columns = feature_tables.build(of_table, user_table.columns)
   notes = []
   if faults.bad:
     notes.append(f"{faults.bad} of {faults.rows} rows are bad and were left out")
@@ -184,10 +191,18 @@ def read(
     notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
   if schema.propensity is None and schema.reward is not None:
     notes.append("the log has no propensities; they have to be estimated")
+  if made := [feature.name for feature in schema.sequences if feature.name not in columns]:
+    notes.append(
+      f"{', '.join(made)}: the items that the user was rewarded for before the row, in any split"
+    )
   # Combinations of features have no identity beyond them.
   user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
   schema_of_features = Schema(
-    user=(user_id, *user_features),
+    user=(
+      user_id,
+      *user_features,
+      *(ItemSequence(f.name, tuple(item_ids.tolist())) for f in schema.sequences),
+    ),
     item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
     context=tuple(unit_range(name, columns[name]) for name in context),
   )
@@ -210,7 +225,8 @@ def read(
       _interval(item_table), time, columns.get("candidates"), lists_of_items
     )
     columns = {**columns, "catalogue": number}
-  return RawLog(shared, columns, user_rank, item_rank, catalogues)
+  raw = RawLog(shared, columns, user_rank, item_rank, catalogues)
+  return dataclasses.replace(raw, histories={f.name: _history(raw, f) for f in schema.sequences})
 
 
 def _shown(
@@ -245,6 +261,19 @@ def _interval(table: RawTable) -> np.ndarray:
   always = np.tile([-np.inf, np.inf], (len(table.ids), 1))
   ends = [table.columns.get(name, always[:, i]) for i, name in enumerate(AVAILABLE)]
   return np.stack(ends, axis=1)
+
+
+def _history(raw: RawLog, feature: FeatureColumn) -> Histories:
+  """What users did before each row: as it was logged, or made of the rows."""
+  columns, user = raw.columns, raw.user_index()
+  ids, num_users = raw.shared["items"]["item_id"], len(raw.shared["users"]["user_id"])
+  time = columns.get("time")
+  if feature.name in columns:
+    cells = columns[feature.name]
+    return histories.listed(cells, feature.separator, ids, user, time, num_users=num_users)
+  item, earns, slate = raw.item_rank[columns["action"]], columns["reward"] > 0, columns.get("slate")
+  assert time is not None  # the schema needs it
+  return histories.earlier(user, item, time, earns, num_users=num_users, slate=slate)
 
 
 class _Ids:

@@ -118,12 +118,21 @@ def features(
     name = column
     if inferred and (column in RESERVED or column in taken):
       name = f"{side}_{column}"
-    separator = "|"
-    if what == "bag" and column in frame:
-      lists, text = kinds.holds_lists(frame[column]), frame[column].dropna().astype(str)
-      separator = _SEPARATOR if lists else kinds.separates(text) or "|"
+    separator = _separator(frame, column) if what == "bag" else "|"
     found.append(FeatureColumn(name, what, column, separator))
   return tuple(found), unread
+
+
+def sequences(chosen: Mapping[str, str], frame: pd.DataFrame) -> tuple[FeatureColumn, ...]:
+  """The sequence features in columns of a log, by name."""
+  return tuple(FeatureColumn(n, "sequence", c, _separator(frame, c)) for n, c in chosen.items())
+
+
+def _separator(frame: pd.DataFrame, column: str) -> str:
+  """What separates the values of a bag or a sequence once its cells are text."""
+  if column in frame and kinds.holds_lists(frame[column]):
+    return _SEPARATOR
+  return (column in frame and kinds.separates(frame[column].dropna().astype(str))) or "|"
 
 
 def from_dataset(dataset: tf.data.Dataset, item: str) -> pd.DataFrame:

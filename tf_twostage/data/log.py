@@ -97,7 +97,10 @@ class BanditLog:
     if not len(self.rows):
       raise InputError(f"{self.name}: the log has no rows; log some traffic first")
     sizes = {
-      "user features": (check_table(self.schema.user, self.users, "user features"), self.num_users),
+      "user features": (
+        check_table(self.schema.user_table, self.users, "user features"),
+        self.num_users,
+      ),
       "item features": (check_table(self.schema.item, self.items, "item features"), self.num_items),
       "titles": (len(self.titles), self.num_items),
       "user_index": (max(self.rows.user_index.max() + 1, self.num_users), self.num_users),
@@ -105,6 +108,9 @@ class BanditLog:
     }
     sizes |= {name: (len(values), len(self.rows)) for name, values in self._columns().items()}
     wrong = {name: size for name, size in sizes.items() if size[0] != size[1]}
+    absent = [f.name for f in self.schema.sequences if f.name not in self.rows.histories]
+    if absent:
+      raise InputError(f"{self.name}: rows lack the histories {', '.join(absent)} of the schema")
     if wrong:
       raise InputError(f"{self.name}: found and expected sizes differ: {wrong}")
     if self.policy is not None and self.policy_propensities is not None:
@@ -141,6 +147,7 @@ class BanditLog:
     users: pd.DataFrame | None = None,
     item_features: Mapping[str, str] | None = None,
     user_features: Mapping[str, str] | None = None,
+    sequences: Mapping[str, str] | None = None,
     context: Sequence[str] = (),
     title: str | None = None,
     name: str = "log",
@@ -183,6 +190,8 @@ class BanditLog:
       item_features: column of `items` -> "categorical", "numeric" or "bag". None: inferred.
       user_features: column of `users`, or of `frame` without `users`, -> kind. None: inferred from
         `users`, none without it.
+      sequences: name of a user feature -> the column of `frame` with lists of items, oldest first;
+        or `item`: the items of the user's earlier rewarded rows, which needs `time`.
       context: numeric columns of `frame` that models may read.
       title: column of `items` with display names; by default "title" if it exists, else the ids.
       name: what messages call the log.
@@ -198,6 +207,8 @@ class BanditLog:
     for side, kinds in (("item_features", item_features), ("user_features", user_features)):
       if not isinstance(kinds, Mapping | None):
         raise InputError(f'{name}: {side} must be a dict such as {{"genre": "categorical"}}')
+    if "sequence" in (user_features or {}).values():
+      raise InputError(f"{name}: a sequence differs by row: pass sequences={{name: column}} for it")
     if isinstance(context, str | Mapping):
       raise InputError(
         f"{name}: context must be a list of numeric columns, got {context!r}; encode other columns"
@@ -224,6 +235,7 @@ class BanditLog:
     else:
       user_table, of_users, unread = frames.table(users, user, user_features, "user", taken=taken)
       notes += unread
+    of_users += frames.sequences(sequences or {}, frame)
     schema = LogSchema(
       user_id=user,
       item_id=item,
@@ -428,6 +440,17 @@ class BanditLog:
     one = dataclasses.replace(self, policy_propensities=None)
     return dataclasses.replace(one, rows=log, estimated_propensities=True)
 
+  def with_sequence_length(self, length: int) -> BanditLog:
+    """The same data with the last `length` items of each history."""
+    cut = {n: dataclasses.replace(h, length=length) for n, h in self.rows.histories.items()}
+    return dataclasses.replace(self, rows=dataclasses.replace(self.rows, histories=cut))
+
+  def users_now(self) -> FeatureTable:
+    """Raw user features after the last row of the log, [U] each: with what users did by then."""
+    ids, everyone = self.schema.item_id.vocabulary, np.arange(self.num_users)
+    found = self.rows.histories.items()
+    return {**self.users, **{n: history.of_users().texts(everyone, ids) for n, history in found}}
+
   def slates(self) -> Slates:
     """The rows by slate and slot.
 
@@ -481,6 +504,10 @@ class BanditLog:
     arrays = {f"user.{k}": v for k, v in self.users.items()}
     arrays |= {f"item.{k}": v for k, v in self.items.items()}
     arrays |= {f"context.{k}": v for k, v in self.rows.context.items()}
+    for name, history in self.rows.histories.items():
+      ranges = {"begin": history.begin, "end": history.end, "latest": history.latest}
+      parts = {"codes": history.codes, "length": np.array(history.length), **ranges}
+      arrays |= {f"history.{name}.{part}": values for part, values in parts.items()}
     arrays |= {"titles": self.titles, **self.rows.columns(), **self._columns()}
     arrays |= self.rows.catalogues.arrays() if self.rows.catalogues else {}
     return fingerprint_arrays(self.schema.to_json(), arrays)

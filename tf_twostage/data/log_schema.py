@@ -19,7 +19,7 @@ import yaml
 
 from tf_twostage.errors import InputError
 
-KINDS = ("categorical", "numeric", "bag", "embedding")
+KINDS = ("categorical", "numeric", "bag", "embedding", "sequence")
 SIDES = ("user_features", "item_features", "context_features")
 # Names in a native log. Features cannot have them, or two columns would share a name.
 ROLES = (
@@ -69,10 +69,11 @@ class FeatureColumn:
 
   Attributes:
     name: the feature's name in models and requests.
-    kind: "categorical" (one string), "numeric", "bag" (several strings in one cell) or "embedding"
-      (a list of numbers, as many in each row).
+    kind: "categorical" (one string), "numeric", "bag" (several strings in one cell), "embedding"
+      (a list of numbers, as many in each row), or, of users, "sequence" (items, oldest first).
     column: its column; by default its name. The vectors of a users or items file may also be in a
-      NumPy file beside it, NAME.npy, a row for each of its rows.
+      NumPy file beside it, NAME.npy, a row for each of its rows. A sequence is a column of the log:
+      lists of items, or the column of the item itself, of whose earlier rewarded rows it is made.
     separator: separates values that are text in one cell.
   """
 
@@ -126,7 +127,8 @@ class LogSchema:
     user_key: the id's column in a users file; by default as in the log.
     item_key: the id's column in an items file; by default as in the log.
     title: the column of the items file with display names; by default the item id.
-    user_features: columns of the users file, or of the log where there is none.
+    user_features: columns of the users file, or of the log where there is none. Sequences are
+      columns of the log.
     item_features: columns of the items file.
     context_features: numeric columns of the log, one value a row. The time column may be one.
   """
@@ -187,6 +189,12 @@ class LogSchema:
           f"context_features: {feature.name!r} is {feature.kind}; context must be numeric: encode"
           " it as numbers, or make it a user feature"
         )
+    self._check_sequences()
+
+  @property
+  def sequences(self) -> tuple[FeatureColumn, ...]:
+    """The user features that are what a user did before each row."""
+    return tuple(f for f in self.user_features if f.kind == "sequence")
 
   @property
   def policies(self) -> tuple[str, ...]:
@@ -250,6 +258,20 @@ class LogSchema:
     if self.examination and not self.position:
       raise InputError("examination: it belongs to a slot; name its column as `position`")
 
+  def _check_sequences(self) -> None:
+    for feature in self.item_features:
+      if feature.kind == "sequence":
+        raise InputError(
+          f"item_features: {feature.name!r} is a sequence, which users have; make it a bag, or list"
+          " it among user_features"
+        )
+    for feature in self.sequences:
+      if feature.column == self.item_id and not (self.time and self.user_id):
+        raise InputError(
+          f"user_features: {feature.name!r} is made of earlier rows of a user; name the columns of"
+          " `time` and `user_id`, or give it a column of lists"
+        )
+
   def _check_rewards(self) -> None:
     if not isinstance(self.reward, Mapping):
       return
@@ -278,8 +300,9 @@ class LogSchema:
   def columns(self, *, user_features: bool = True) -> dict[str, str]:
     """The columns to read of the log: native name -> name in the file."""
     roles = self._role_columns()
-    sides = (self.user_features if user_features else ()) + self.context_features
-    features = {feature.name: feature.column for feature in sides}
+    sides = (self.user_features if user_features else self.sequences) + self.context_features
+    made = [feature for feature in self.sequences if feature.column == self.item_id]
+    features = {feature.name: feature.column for feature in sides if feature not in made}
     return roles | self.slate_columns | features
 
   def native(self, *, user_features: bool = True) -> LogSchema:
@@ -288,11 +311,12 @@ class LogSchema:
     named: dict[str, Any] = {role: role for role in ROLES if role in columns}
     named |= {"reward": "reward", "first_position": 0}
     named |= {"slate_id": "slate_id"} if self.slate_id else {}
+    made = {f.name: "item_id" for f in self.sequences}  # of the log, unless they are in columns
     if self.policies:
       named["propensity"] = {policy: propensity_of(policy) for policy in self.policies}
     sides: dict[str, Any] = {
       side: tuple(
-        dataclasses.replace(f, column=f.name if f.name in columns else f.column)
+        dataclasses.replace(f, column=f.name if f.name in columns else made.get(f.name, f.column))
         for f in getattr(self, side)
       )
       for side in SIDES

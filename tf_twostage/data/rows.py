@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tf_twostage.data import histories
 from tf_twostage.data.catalogues import Catalogues, check_same
 from tf_twostage.data.files.columns import rule
+from tf_twostage.data.histories import Histories
 from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ class LogRows:
     position: [n] int32, 0-based draw or slot; None if it was not logged.
     catalogue: [n] int32, number in `catalogues` of the items that could be shown; None: all could.
     catalogues: sets of items.
+    histories: what users did before the rows, n each, by the name of the sequence feature.
 
   Raises:
     InputError: a column has the wrong type, shape or length, or holds a value out of range.
@@ -94,11 +97,13 @@ class LogRows:
   position: np.ndarray | None = None
   catalogue: np.ndarray | None = None
   catalogues: Catalogues | None = None
+  histories: Mapping[str, Histories] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     columns = {name: _cast(name, value) for name, value in self.columns().items()}
     context = {name: _cast(name, value) for name, value in self.context.items()}
     shapes = {name: value.shape for name, value in (columns | context).items()}
+    shapes |= {name: (len(history),) for name, history in self.histories.items()}
     if set(shapes.values()) != {(columns["action"].size,)}:
       raise InputError(f"bandit log: columns must be vectors of one length, got {shapes}")
     for name, value in (columns | context).items():
@@ -118,7 +123,8 @@ class LogRows:
     """The rows of a boolean mask [n], of indices, or of a slice."""
     columns: dict[str, Any] = {name: value[rows] for name, value in self.columns().items()}
     context = {name: value[rows] for name, value in self.context.items()}
-    return dataclasses.replace(self, **columns, context=context)
+    chosen = {name: history.select(rows) for name, history in self.histories.items()}
+    return dataclasses.replace(self, **columns, context=context, histories=chosen)
 
   def available(self, rows: np.ndarray) -> tf.Tensor | None:
     """The items that rows [m] could show, [m, N] bool; None: the whole catalogue."""
@@ -141,6 +147,10 @@ class LogRows:
   def earned(self, num_items: int) -> np.ndarray:
     """The sum of the rewards of each item of a catalogue, [N]."""
     return np.bincount(self.action, weights=self.reward, minlength=num_items)
+
+  def past(self, rows: Any) -> dict[str, tf.Tensor]:
+    """Codes of sequence features in rows [m], [m, L] each."""
+    return {name: history.padded(rows) for name, history in self.histories.items()}
 
   def reading(self) -> AbstractContextManager[None]:
     """Does nothing: rows in memory can always be read."""
@@ -190,6 +200,7 @@ class LogRows:
 
     def example(rows):
       batch = with_users(tf.nest.map_structure(lambda c: tf.gather(c, rows), columns), users)
+      batch["user"] |= self.past(rows)
       if self.catalogues is not None:
         batch["available"] = self.catalogues.available(batch.pop("catalogue"))
       return batch
@@ -210,6 +221,7 @@ def joined(logs: Sequence[LogRows]) -> LogRows:
     **{"propensity": None, **fields},
     context={n: np.concatenate([log.context[n] for log in logs]) for n in logs[0].context},
     catalogues=logs[0].catalogues,
+    histories={n: histories.joined([log.histories[n] for log in logs]) for n in logs[0].histories},
   )
 
 

@@ -67,6 +67,15 @@ class Bag(Categorical):
 
 
 @dataclasses.dataclass(frozen=True)
+class ItemSequence(Bag):
+  """The items of a user's last events, oldest first: what there was before the row of a log.
+
+  It differs between rows of a user, so it is not in the table of users. In requests to an export
+  raw values are ids, [rows, any length] str; "" is padding, wherever it stands.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
 class Numeric:
   """A number, [rows] float64, read as (value - offset) / scale."""
 
@@ -127,7 +136,10 @@ class Embedding:
 
 
 Feature = Categorical | Numeric | SparseVector | Embedding
-_KINDS = {kind.__name__: kind for kind in (Id, Categorical, Bag, Numeric, SparseVector, Embedding)}
+_KINDS = {
+  kind.__name__: kind
+  for kind in (Id, Categorical, Bag, ItemSequence, Numeric, SparseVector, Embedding)
+}
 
 
 def columns(feature: Feature) -> tuple[str, ...]:
@@ -174,6 +186,16 @@ class Schema:
   @property
   def item_id(self) -> Id:
     return next(f for f in self.item if isinstance(f, Id))
+
+  @property
+  def sequences(self) -> tuple[ItemSequence, ...]:
+    """What differs between rows of a user."""
+    return tuple(f for f in self.user if isinstance(f, ItemSequence))
+
+  @property
+  def user_table(self) -> tuple[Feature, ...]:
+    """The columns of the table of users."""
+    return tuple(f for f in self.user if not isinstance(f, ItemSequence))
 
   @property
   def user_inputs(self) -> tuple[Feature, ...]:

@@ -16,6 +16,7 @@ from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment.base import SecondStage
+from tf_twostage.evaluation.evaluation_log import model_inputs
 from tf_twostage.evaluation.evaluator import Scorer
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.external import ExternalRanker, digest
@@ -153,12 +154,10 @@ def _fit_inputs(config: Config) -> dict[str, Any]:
 
 
 def _agreement(ranker: ImitatingRanker, tables: EncodedTables, log: LogRows) -> dict[str, float]:
-  rows = {
-    "user": {name: tf.gather(codes, log.user_index) for name, codes in tables.users.items()},
-    "context": dict(log.context),
-    "action": log.action,
-  }
-  batches = tf.data.Dataset.from_tensor_slices(rows).batch(_ROWS_PER_CHUNK)
+  chunks = np.array_split(np.arange(len(log)), -(-len(log) // _ROWS_PER_CHUNK))
+  batches = (
+    model_inputs(log, rows, tables.users) | {"action": log.action[rows]} for rows in chunks
+  )
   predicted = np.concatenate([ranker.pair_scores(batch) for batch in batches]).astype(np.float64)
   logged = log.context[ImitatingRanker.SCORE]
   with np.errstate(divide="ignore", invalid="ignore"):  # NaN where all scores are equal

@@ -169,7 +169,8 @@ def _logged(
   arrays: dict[str, Any] = found
   names = [name for name in arrays if name.startswith(_CONTEXT)]
   context = {name.removeprefix(_CONTEXT): arrays.pop(name) for name in names}
-  return LogRows(**arrays, context=context), stage
+  fields: dict[str, Any] = {**arrays, "context": context}
+  return LogRows(**fields), stage
 
 
 def simulate_log(

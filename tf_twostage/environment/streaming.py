@@ -73,6 +73,11 @@ def stream_log(config: Config, workspace: Workspace) -> StreamedLog:
       f"{settings.log}: propensities of several policies are balanced in memory; leave `stream`"
       " out, or write one column of propensities with tf_twostage.balanced_propensities"
     )
+  if schema.sequences:
+    raise InputError(
+      f"{settings.log}: {schema.sequences[0].name!r} is made of all rows at once, which `stream`"
+      " does not hold in memory; leave `stream` or the sequence out"
+    )
   if schema.ranker_score and settings.ranker is None:
     raise InputError(
       f"{settings.log}: a ranker is fitted to its scores in memory; leave `ranker_score` out of the"

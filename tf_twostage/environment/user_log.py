@@ -97,6 +97,7 @@ def log_environment(
     held_out = np.repeat([False, True], split)
     masks = {"train": ~held_out, "validation": held_out}
     data = _stacked(data, validation)
+  data = data.with_sequence_length(config.encoder.sequence_length)
   sizes = {name: int(mask.sum()) for name, mask in masks.items()}
   rewarded = int((data.rows.reward[masks["train"]] > 0).sum())
   _check_rows(config, data, sizes, rewarded)
@@ -157,7 +158,7 @@ def _environment(
   all rows. `logs` are the parts with their ranker scores, if they are in memory.
   """
   tables = EncodedTables.encode(data.schema, data.users, data.items)
-  first = data.rows.select(slice(0, FIRST))
+  users, first = data.users_now(), data.rows.select(slice(0, FIRST))
   fitted, expected_rewards = rankers.fitted_to_rewards(
     config, tables, train, workspace, depends_on=digest
   )
@@ -184,7 +185,7 @@ def _environment(
       _log.warning("%s: one user is left for %s; errors of estimates need two", data.name, split)
   return Environment(
     tables=tables,
-    users=data.users,
+    users=users,
     titles=data.titles,
     log=train,
     evaluator=HeldOutEvaluator(evaluated, tables.users, expected_rewards),
@@ -194,7 +195,7 @@ def _environment(
     policies=_policies(config, train, data.num_items, ranker.logits),
     requests=requests(
       data.schema,
-      {feature: values[first.user_index] for feature, values in data.users.items()},
+      {feature: values[first.user_index] for feature, values in users.items()},
       first.context,
     ),
     name=name,

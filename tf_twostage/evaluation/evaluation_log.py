@@ -28,8 +28,8 @@ _OVERSHOOT = 1e-3  # of probabilities, by the quadrature of two-stage policies
 class EvaluationLog:
   """Logged rows that no evaluated policy has learned from, and what is known beyond them.
 
-  A context is a user with the values of the context features and the items that could be shown.
-  Policies and reward models answer the same to all rows of one context.
+  A context is a user with a history, the values of the context features and the items that could be
+  shown. Policies and reward models answer the same to all rows of one context.
 
   Attributes:
     rows: n rows with propensities. Its context features are what a policy sees when it decides, so
@@ -90,6 +90,7 @@ class EvaluationLog:
     """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
     columns = [self.rows.user_index.astype(np.float64), *self.rows.context.values()]
     columns += [] if self.rows.catalogue is None else [self.rows.catalogue]
+    columns += [part for past in self.rows.histories.values() for part in (past.begin, past.end)]
     _, first, index = np.unique(
       np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
     )
@@ -111,7 +112,7 @@ def model_inputs(log: LogRows, rows: np.ndarray, users: Codes) -> dict[str, Any]
   index = log.user_index[rows]
   available = log.available(rows)
   return {
-    "user": {name: tf.gather(codes, index) for name, codes in users.items()},
+    "user": {n: tf.gather(codes, index) for n, codes in users.items()} | log.past(rows),
     "context": {name: tf.constant(values[rows]) for name, values in log.context.items()},
     "user_index": tf.constant(index),
     **({} if available is None else {"available": available}),

@@ -22,12 +22,14 @@ from tf_twostage.data.schema import (
   Feature,
   FeatureTable,
   Id,
+  ItemSequence,
   Numeric,
   Schema,
   SparseVector,
 )
 from tf_twostage.errors import InputError
 from tf_twostage.losses.replicas import all_rows
+from tf_twostage.models.sequence_encoder import SequenceEncoder
 
 _LARGEST = 1e12  # the square is far from the largest float32, and so are sums of products
 
@@ -70,7 +72,8 @@ class FeatureLookup(tf.Module):
   def __call__(self, raw: FeatureTable) -> dict[str, tf.Tensor]:
     """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B].
 
-    An embedding is float32 [B, width]. A sparse vector has ids int32 and weights float32,
+    An embedding is float32 [B, width]. A sequence is [B, any length], oldest first, with padding
+    before. A sparse vector has ids int32 and weights float32,
     [B, max_length] each.
     """
     codes = {}
@@ -91,12 +94,17 @@ class FeatureLookup(tf.Module):
         codes[f.weights] = tf.math.divide_no_nan(weights, length)
       else:
         codes[f.name] = self._tables[f.name].lookup(tf.convert_to_tensor(raw[f.name], tf.string))
+        if isinstance(f, ItemSequence):
+          codes[f.name] = _padding_first(codes[f.name])
     return codes
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedTables:
-  """Users and items of a data set as codes, looked up once for all models of a run."""
+  """Users and items of a data set as codes, looked up once for all models of a run.
+
+  Sequences are not among them: they differ between rows, see `LogRows.past`.
+  """
 
   schema: Schema
   users: Codes  # [U, ...] each
@@ -107,10 +115,15 @@ class EncodedTables:
   def encode(cls, schema: Schema, users: FeatureTable, items: FeatureTable) -> EncodedTables:
     return cls(
       schema,
-      FeatureLookup(schema.user_inputs)(users),
+      FeatureLookup([f for f in schema.user_inputs if not isinstance(f, ItemSequence)])(users),
       FeatureLookup(schema.item_inputs)(items),
       FeatureLookup(schema.context),
     )
+
+  def example(self) -> Codes:
+    """What a user tower reads, of the first two users, with an empty sequence."""
+    few = {name: codes[:2] for name, codes in self.users.items()}
+    return few | {f.name: tf.zeros([2, 1], tf.int64) for f in self.schema.sequences}
 
 
 class FeatureEncoder(tf.keras.layers.Layer):
@@ -121,6 +134,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   same normal distribution, except out-of-vocabulary and padding rows, which start (and, untrained,
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1, and
   so does the product of a given vector and a matrix, since the mean square of its numbers is 1.
+
+  A sequence has embeddings of its own for the items, and a `SequenceEncoder` of them.
 
   With `EncoderConfig.id_buckets`, ids whose places in the vocabulary differ by a multiple of it
   share an embedding. Buckets have equal sizes, and the first ids do not share with each other.
@@ -141,12 +156,12 @@ class FeatureEncoder(tf.keras.layers.Layer):
     self._buckets = {
       f.name: config.id_buckets
       for f in features
-      if isinstance(f, Id) and 0 < config.id_buckets < len(f.vocabulary)
+      if isinstance(f, Id | ItemSequence) and 0 < config.id_buckets < len(f.vocabulary)
     }
     self._embeddings = {
       f.name: tf.keras.layers.Embedding(
         _special_rows(f) + self._num_values(f),
-        config.id_width if isinstance(f, Id) else config.feature_width,
+        config.id_width if isinstance(f, Id | ItemSequence) else config.feature_width,
         embeddings_initializer=_zero_rows_first(
           _special_rows(f), tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
         ),
@@ -172,6 +187,22 @@ class FeatureEncoder(tf.keras.layers.Layer):
       for f in features
       if isinstance(f, Embedding)
     }
+    self._length = config.sequence_length
+    self._sequences = {
+      f.name: SequenceEncoder(
+        config.sequence_encoder,
+        config.id_width,
+        config.sequence_length,
+        config.embedding_stddev,
+        l2_regularizer(l2),
+        name=f"{f.name}_encoder",
+      )
+      for f in features
+      if isinstance(f, ItemSequence)
+    }
+    for layer in self._sequences.values():
+      shape = 1, config.sequence_length
+      layer(tf.zeros([*shape, config.id_width]), tf.ones(shape, tf.bool))
     self.width = (
       sum(layer.output_dim for layer in self._embeddings.values())
       + sum(layer.units for layer in self._projections.values())
@@ -206,7 +237,12 @@ class FeatureEncoder(tf.keras.layers.Layer):
   def _rows(self, feature: Categorical, codes: Codes) -> tf.Tensor:
     """Rows of the embedding, by code."""
     code, buckets = codes[feature.name], self._buckets.get(feature.name)
-    return code if buckets is None else tf.where(code > 0, 1 + (code - 1) % buckets, 0)
+    if isinstance(feature, ItemSequence):
+      code = code[:, -self._length :]
+    special = _special_rows(feature)
+    if buckets is None:
+      return code
+    return tf.where(code < special, code, special + (code - special) % buckets)
 
   def _encode(self, feature: Feature, codes: Codes) -> tf.Tensor:
     if isinstance(feature, Numeric):
@@ -216,9 +252,12 @@ class FeatureEncoder(tf.keras.layers.Layer):
     embedding = self._embeddings[feature.name]
     if isinstance(feature, SparseVector):
       return _weighted_sum(codes[feature.ids], codes[feature.weights], embedding.embeddings)
-    vectors = embedding(self._rows(feature, codes))
+    rows = self._rows(feature, codes)
+    vectors = embedding(rows)
     if not isinstance(feature, Bag):
       return vectors
+    if isinstance(feature, ItemSequence):
+      return self._sequences[feature.name](vectors, rows > 0)
     present = tf.cast(codes[feature.name] > 0, tf.float32)[..., tf.newaxis]
     return tf.math.divide_no_nan(tf.reduce_sum(vectors * present, -2), tf.reduce_sum(present, -2))
 
@@ -258,6 +297,7 @@ class TwoTower(tf.keras.layers.Layer):
     """
     super().__init__(**kwargs)
     schema = tables.schema
+    check_sequence_settings(schema, config)
     self._item_codes = tables.items
     encoder = functools.partial(FeatureEncoder, config=config, l2=l2, sparse_l2=sparse_l2)
     context = schema.context if use_context else ()
@@ -271,7 +311,7 @@ class TwoTower(tf.keras.layers.Layer):
       self._users = encoder((*schema.user_inputs, *context), name="users")
       self._projection = dense(self._users.width, width, l2, name="projection")
     else:
-      self._users, own_width = _custom("user_tower", user_tower, tables.users)
+      self._users, own_width = _custom("user_tower", user_tower, tables.example())
       if own_width != width:
         raise InputError(
           f"user_tower returns vectors of width {own_width}, but the item tower's have {width}, and"
@@ -369,6 +409,17 @@ class TwoTower(tf.keras.layers.Layer):
     return tf.reduce_sum(self.query(user) * self.candidates(actions), axis=-1)
 
 
+def check_sequence_settings(schema: Schema, config: EncoderConfig) -> None:
+  """Refuses settings of sequences where there is none."""
+  for name in ("sequence_encoder", "sequence_length"):
+    value = getattr(config, name)
+    if not schema.sequences and value != getattr(EncoderConfig, name):
+      raise InputError(
+        f"{name}={value} changes nothing: users have no sequence feature; add one to user_features"
+        " of the schema, or leave the setting out"
+      )
+
+
 def _custom(name: str, tower: Tower, codes: Codes) -> tuple[tf.keras.Model, int]:
   """A custom tower with all its variables, and its width."""
   model = tower if isinstance(tower, tf.keras.layers.Layer) else tower()
@@ -425,7 +476,7 @@ def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> 
 
 def _special_rows(feature: Categorical | SparseVector) -> int:
   """Number of embeddings for unknown values and padding."""
-  return {Bag: 2, SparseVector: 0}.get(type(feature), 1)
+  return {Bag: 2, ItemSequence: 2, SparseVector: 0}.get(type(feature), 1)
 
 
 def _table(feature: Categorical) -> tf.lookup.StaticHashTable:
@@ -436,6 +487,12 @@ def _table(feature: Categorical) -> tf.lookup.StaticHashTable:
   return tf.lookup.StaticHashTable(
     tf.lookup.KeyValueTensorInitializer(keys, codes, tf.string, tf.int64), special - 1
   )
+
+
+def _padding_first(codes: tf.Tensor) -> tf.Tensor:
+  """Codes [B, L] with all zeros of a row before the others, which keep their order."""
+  order = tf.argsort(tf.cast(codes > 0, tf.int32), stable=True)
+  return tf.gather(codes, order, batch_dims=1)
 
 
 def _zero_rows_first(rows: int, initializer):

@@ -44,7 +44,8 @@ class ExternalRanker(tf.Module):
     super().__init__()
     self.path = pathlib.Path(ranker) if isinstance(ranker, str | os.PathLike) else None
     self.place = f"ranker {self.path or getattr(ranker, '__name__', None) or repr(ranker)}"
-    features = {"user": schema.user_inputs, "item": schema.item}
+    of_users = tuple(f for f in schema.user_inputs if f not in schema.sequences)
+    features = {"user": of_users, "item": schema.item}
     if self.path is not None:
       self._model, self._call, specs = _load(self.path, self.place)
     elif isinstance(ranker, tf.keras.Model):
@@ -153,12 +154,12 @@ class ExternalRanker(tf.Module):
 
   def _check_inputs(self, schema: Schema) -> None:
     known = {**self._users, **self._items}
-    context = [feature.name for feature in schema.context]
+    context = [feature.name for feature in (*schema.context, *schema.sequences)]
     for name, spec in self._specs.items():
       if name in context:
         raise InputError(
-          f"{self.place}: input {name!r} is a context feature, and pairs of users and items are"
-          " scored once, whatever the context; wrap the model with a fixed value of it"
+          f"{self.place}: input {name!r} is a context feature or a sequence, and pairs of"
+          " users and items are scored once, whatever these are; wrap the model with a fixed value"
         )
       if name not in known:
         features = sorted(f.name for f in (*schema.user_inputs, *schema.item))

@@ -42,7 +42,8 @@ class Served:
     inputs: the user and context features that it reads, by name.
     users: raw features of the known users, [U, ...] each; None: not known.
     settings: JSON-able. "user_id" is the name of the user ids, "context" the names of the inputs
-      that belong to a request and not to the user.
+      that belong to a request and not to the user, "sequences" those that are what a user did, of
+      which the last "sequence_length" items are read.
   """
 
   model: Any
@@ -61,7 +62,11 @@ class Served:
   ) -> Served:
     """A recommender that was fitted in this process."""
     model.scores.get_concrete_function(**model.inputs)  # of any batch size
-    names = {"user_id": schema.user_id.name, "context": [f.name for f in schema.context]}
+    names = {
+      "user_id": schema.user_id.name,
+      "context": [f.name for f in schema.context],
+      "sequences": [f.name for f in schema.sequences],
+    }
     return cls(
       model,
       model.recommend,
@@ -170,22 +175,31 @@ class Served:
     return None if np.array_equal(order, np.arange(len(order))) else order
 
   def scores(
-    self, rows: LogRows, users: FeatureTable
+    self, rows: LogRows, users: FeatureTable, items: Sequence[str]
   ) -> Callable[[np.ndarray], tuple[tf.Tensor, tf.Tensor]]:
     """A function from row numbers, [m], of a log to scores of both stages, [m, N] each.
 
-    `users` are raw features of the users of the log.
+    `users` are raw features of the users of the log, and `items` the ids of its catalogue.
     """
-    context = self.settings["context"]
-    tables = {name: rows.context if name in context else users for name in self.inputs}
-    missing = [name for name, table in tables.items() if name not in table]
+    context, sequences = self.settings["context"], self.settings.get("sequences", [])
+    known = {*users, *rows.context, *rows.histories}
+    missing = [name for name in self.inputs if name not in known]
     if missing:
       raise InputError(f"the log lacks {', '.join(missing)}, which the model reads; add columns")
+    past = {
+      name: dataclasses.replace(rows.histories[name], length=self.settings["sequence_length"])
+      for name in sequences
+    }
 
     def scores(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-      place = {False: rows.user_index[at], True: at}
-      features = {n: np.asarray(table[n])[place[n in context]] for n, table in tables.items()}
-      return self.model.scores(**self._tensors(features))
+      def raw(name: str) -> np.ndarray:
+        if name in past:
+          return past[name].texts(at, items)
+        if name in context:
+          return np.asarray(rows.context[name])[at]
+        return np.asarray(users[name])[rows.user_index[at]]
+
+      return self.model.scores(**self._tensors({name: raw(name) for name in self.inputs}))
 
     return scores
 

@@ -96,8 +96,8 @@ def read(
         remedy = "write one of these, or leave `split` out of the schema"
         columns.require(splits.is_label(checked[name].to_pandas()), name, expected, remedy)
       else:
-        is_bag = features[name].kind == "bag"
-        checked[name] = columns.text(name, features[name].separator if is_bag else None)
+        several = features[name].kind in ("bag", "sequence")
+        checked[name] = columns.text(name, features[name].separator if several else None)
     if len(schema.slate_columns) > 1:
       checked["slate_id"] = combinations([checked.pop(name) for name in schema.slate_columns])
     if weights:

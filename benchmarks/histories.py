@@ -1,0 +1,130 @@
+"""What sequence features are worth: recall@10 of the next movie that users of MovieLens-1M like.
+
+  python -m benchmarks.histories --data_dir=ml-1m
+
+Ratings above 3 are the rows. The latest 15% test. Towers are fitted to the earlier ones by
+cross-entropy against sampled items, for a fixed number of epochs: with the user's id alone, or also
+with what the user liked before the row. They recommend the catalogue without what the user liked
+before. Recall@10 is the share of test rows, drawn at random, whose movie is among the first ten. An
+id says nothing about users without training rows, so that the others are also shown alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pandas as pd
+
+from tf_twostage import BanditLog, losses  # before tensorflow: selects Keras 2
+from tf_twostage.config import SEQUENCE_ENCODERS, EncoderConfig, FitConfig
+from tf_twostage.evaluation.evaluation_log import model_inputs
+from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.models.support import SampledSupport
+from tf_twostage.training.loop import fit
+
+import tensorflow as tf  # isort: skip
+
+K, TEST, CHUNK = 10, 0.15, 512
+
+
+def likes(directory: pathlib.Path) -> BanditLog:
+  """Ratings above 3; a rating's propensity is unknown, and cross-entropy needs none."""
+  columns = ["user", "item", "rating", "time"]
+  frame = pd.read_csv(directory / "ratings.dat", sep=":", usecols=[0, 2, 4, 6], names=range(7))
+  frame = frame.set_axis(columns, axis=1)
+  frame = frame[frame["rating"] > 3].assign(liked=1.0, propensity=1.0)
+  roles = {"user": "user", "item": "item", "reward": "liked", "time": "time"}
+  past = {"sequences": {"history": "item"}}
+  return BanditLog.from_pandas(frame, propensity="propensity", name="likes", **roles, **past)
+
+
+def trained(log: BanditLog, kind: str, seed: int, args: argparse.Namespace) -> TwoTower:
+  """Towers of the rows of a log, which read histories unless the kind is "none"."""
+  encoder = EncoderConfig(id_width=args.width, sequence_length=args.length)
+  if kind != "none":
+    encoder = dataclasses.replace(encoder, sequence_encoder=kind)
+  settings = FitConfig(epochs=args.epochs, batch_size=args.batch_size, sparse_l2=True)
+  tables = EncodedTables.encode(log.schema, log.users, log.items)
+  tf.keras.utils.set_random_seed(seed)
+  towers = TwoTower.of(tables, encoder, settings, item_bias=True)
+  draws = losses.DRAWS["popularity"](log.rows.shown(log.num_items))
+  size = settings.batch_size + args.sampled
+  support = SampledSupport(draws, num_items=log.num_items, size=size, seed=seed)
+  model = CandidateGenerator(towers, losses.get("cross_entropy"), support=support)
+  batches = log.rows.batches(tables.users, batch_size=settings.batch_size, seed=seed)
+  fit(model, batches, settings, rows=len(log), name=f"{kind}, seed {seed}")
+  return towers
+
+
+def hits(towers: TwoTower, log: BanditLog, rows: np.ndarray, liked: BanditLog) -> np.ndarray:
+  """Whether the item of each of these rows is among the first K, [m] bool.
+
+  `liked` is the same log with whole histories.
+  """
+  users = EncodedTables.encode(log.schema, log.users, log.items).users
+  items = towers.candidates()
+  found = []
+  for some in np.array_split(rows, -(-len(rows) // CHUNK)):
+    query = towers.query(model_inputs(log.rows, some, users)["user"])
+    scores = np.array(tf.matmul(query, items, transpose_b=True))
+    past = liked.rows.past(some)["history"].numpy() - 2
+    row, place = np.nonzero(past >= 0)
+    scores[row, past[row, place]] = -np.inf
+    first = np.argpartition(-scores, K, axis=1)[:, :K]
+    found.append((first == log.rows.action[some, np.newaxis]).any(axis=1))
+  return np.concatenate(found)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--data_dir", type=pathlib.Path, required=True)
+  parser.add_argument("--kinds", nargs="*", default=("none", *SEQUENCE_ENCODERS))
+  parser.add_argument("--seeds", type=int, default=5)
+  parser.add_argument("--epochs", type=int, default=3)
+  parser.add_argument("--batch_size", type=int, default=512)
+  parser.add_argument("--sampled", type=int, default=512)
+  parser.add_argument("--width", type=int, default=32)
+  parser.add_argument("--length", type=int, default=EncoderConfig.sequence_length)
+  parser.add_argument("--rows", type=int, default=10_000, help="test rows that are drawn")
+  args = parser.parse_args()
+  log = likes(args.data_dir).with_sequence_length(args.length)
+  longest = log.rows.histories["history"]
+  liked = log.with_sequence_length(int((longest.end - longest.begin).max()))
+  masks = log.masks("time", validation=0.0, test=TEST)
+  known = np.isin(log.rows.user_index, log.rows.user_index[masks["train"]])
+  test = np.flatnonzero(masks["test"])
+  rows = np.sort(np.random.default_rng(0).choice(test, min(args.rows, len(test)), replace=False))
+  print(
+    f"{masks['train'].sum()} training rows; {len(rows)} of {len(test)} test rows, of which"
+    f" {known[rows].sum()} of known users"
+  )
+  plain = dataclasses.replace(
+    log,
+    schema=dataclasses.replace(log.schema, user=log.schema.user_table),
+    rows=dataclasses.replace(log.rows, histories={}),
+  )
+  recall: dict[str, list[list[float]]] = {kind: [] for kind in args.kinds}
+  for seed in range(args.seeds):
+    for kind, values in recall.items():
+      own = plain if kind == "none" else log
+      towers = trained(own.select(masks["train"]), kind, seed, args)
+      found = hits(towers, own, rows, liked)
+      values.append([found.mean(), found[known[rows]].mean()])
+      print(f"seed {seed} {kind:10s} {values[-1][0]:.4f} {values[-1][1]:.4f}", flush=True)
+  print(f"\nrecall@{K}, mean and standard error over {args.seeds} seeds")
+  print(f"{'':10s} {'all users':>17s} {'known users':>17s}")
+  for kind, values in recall.items():
+    mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / args.seeds**0.5
+    shown = (f"{m:.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True))
+    print(f"{kind:10s} " + " ".join(f"{text:>17s}" for text in shown))
+
+
+if __name__ == "__main__":
+  main()
