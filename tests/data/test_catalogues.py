@@ -1,16 +1,20 @@
 """Items that come and go, and candidates that were logged: from frames and files to answers."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from tests import user_logs
 from tests.serving import small
 from tf_twostage import BanditLog, TwoStageRecommender, estimate_propensities, evaluate
 from tf_twostage.config import FitConfig, GeneratorConfig, SupportConfig
+from tf_twostage.data import draft
 from tf_twostage.data.files.shards import convert
+from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.rows import joined
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
@@ -33,8 +37,13 @@ def world():
   """A log that shows new items in its second half, old ones in its first, as their times say."""
   made = user_logs.make(ROWS)
   index = made.log["item_id"].str[1:].astype(int)
+  user = made.log["user_id"].str[1:].astype(int)
   late = made.log["time"] >= MIDDLE
   possible = np.where(late, index >= OLD, index < NEW)
+  mass = np.where(
+    late, made.logging[:, OLD:].sum(axis=1)[user], made.logging[:, :NEW].sum(axis=1)[user]
+  )
+  made.log["propensity"] /= mass  # what is left shares the probability
   made.log = made.log[possible].reset_index(drop=True)
   number = np.arange(ITEMS)
   made.items["start"] = np.where(number >= NEW, MIDDLE, np.nan)
@@ -87,12 +96,41 @@ def test_times_may_be_dates_and_come_from_files(log, tmp_path):
   np.testing.assert_array_equal(again.rows.available(rows), log.rows.available(rows))
 
 
+def test_a_report_counts_what_rows_could_show(log):
+  report = log.check()
+  facts = {fact.name: fact for fact in report.facts}
+  assert facts["items that a row could show"].value == NEW
+  assert facts["mean of 1/propensity"].value == pytest.approx(NEW, rel=0.1)
+  assert not any("items there are" in str(finding) for finding in report.findings)
+
+
+def test_a_draft_proposes_the_columns(tmp_path):
+  made = world()
+  made.log["pool"] = made.log["item_id"] + "|i7"
+  names = {"start": "available_from", "stop": "Valid Until"}
+  made.items = made.items.rename(columns=names)
+  made.write(tmp_path)
+  text = draft.draft(tmp_path / "log.csv", tmp_path / "items.csv", tmp_path / "users.csv")
+  proposed = re.findall(r"^# (candidates|available_\w+): (.*?)  +#", text, re.MULTILINE)
+  assert proposed == [
+    ("candidates", "pool"),
+    ("available_from", "available_from"),
+    ("available_to", "Valid Until"),
+  ]
+  uncommented = re.sub(r"^# (candidates|available_)", r"\1", text, flags=re.MULTILINE)
+  files = {name: tmp_path / f"{name}.csv" for name in ("items", "users")}
+  schema = LogSchema.from_dict(yaml.safe_load(uncommented))
+  again = BanditLog.from_files(tmp_path / "log.csv", schema=schema, **files)
+  assert again.rows.choices(ITEMS).max() == 2
+
+
 def test_candidates_are_converted_with_the_log(log, tmp_path):
   made = world()
   made.log["pool"] = made.log["item_id"] + "|i7"
   made.schema |= {"available_from": "start", "available_to": "stop", "candidates": "pool"}
   made.write(tmp_path)
-  convert(tmp_path / "log.csv", tmp_path / "native", tmp_path / "schema.yaml", num_shards=1)
+  schema = tmp_path / "schema.yaml"
+  convert(tmp_path / "log.csv", tmp_path / "native", schema, num_shards=1, user_features=False)
   files = {name: tmp_path / f"{name}.csv" for name in ("items", "users")}
   schema = tmp_path / "native" / "schema.yaml"
   again = BanditLog.from_files(tmp_path / "native", schema=schema, **files)
@@ -111,6 +149,7 @@ def test_a_row_could_show_its_candidates(cells):
   log = log_of(made, candidates="pool")
   among = np.array([[item in items for item in made.items["item_id"]] for items in lists])
   np.testing.assert_array_equal(log.rows.available(np.arange(len(log))), among & expected(log))
+  np.testing.assert_array_equal(log.rows.choices(ITEMS), (among & expected(log)).sum(axis=1))
   alone = BanditLog.from_pandas(made.log, **ROLES, candidates="pool")
   ids = alone.schema.item_id.vocabulary
   among = np.array([[item in items for item in ids] for items in lists])
@@ -193,6 +232,7 @@ def test_a_fixed_policy_is_evaluated_on_what_was_there(log):
   weights = 1 / expected(log).sum(axis=1) / log.rows.propensity
   value = found.set_index("estimator").loc["ips", "value"]
   assert value == pytest.approx(np.mean(weights * log.rows.reward), rel=1e-5)
+  assert weights.mean() == pytest.approx(1, abs=4 * weights.std() / np.sqrt(len(log)))
 
 
 def test_contexts_with_different_items_are_different(log):

@@ -178,7 +178,8 @@ def read(
       f"{found.place}: no row of policy {schema.policies[idle[0]]!r}, whose propensities are named;"
       f" leave it out, or write its name as in column {schema.policy!r}"
     )
-  listed = [catalogue.encode(pa.chunked_array([c.split(LIST_SEPARATOR)])) for c in lists]
+  distinct = [[*dict.fromkeys(cell.split(LIST_SEPARATOR))] for cell in lists]
+  listed = [catalogue.encode(pa.chunked_array([ids])) for ids in distinct]
   item_table, item_rank = catalogue.table({})
   user_table, user_rank = people.table({name: f.values() for name, f in of_users.items()})
   item_ids, user_ids = strings(item_table.ids), strings(user_table.ids)

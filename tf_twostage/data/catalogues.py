@@ -91,6 +91,20 @@ class Catalogues:
     counts = tf.scatter_nd(pairs, tf.ones_like(listed.values), tf.shape(could))
     return tf.ensure_shape(could & (counts > 0), could.shape)
 
+  def sizes(self) -> np.ndarray:
+    """The number of items of each set, [S]."""
+    if self.lists is None or self.splits is None or self.candidates is None:
+      starts, ends = np.sort(self.interval, axis=0).T
+      return np.searchsorted(starts, self.times, "right") - np.searchsorted(
+        ends, self.times, "right"
+      )
+    length = np.diff(self.splits)[self.lists]
+    number = np.repeat(np.arange(len(length)), length)
+    place = np.arange(len(number)) - np.repeat(np.cumsum(length) - length, length)
+    items = self.candidates[self.splits[self.lists][number] + place]
+    (start, end), time = self.interval[items].T, self.times[number]
+    return np.bincount(number, (start <= time) & (time < end), len(length)).astype(int)
+
   def counts(self, numbers: np.ndarray) -> np.ndarray:
     """How many of the sets, [n], have each item: [N]."""
     times = np.bincount(numbers, minlength=len(self.times))

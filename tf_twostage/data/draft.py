@@ -31,6 +31,12 @@ _MISSING = {
   "reward": "MISSING: name the column of clicks, ratings or the like",
   "position": "none found",
 }
+# Proposed in a comment: rows that do not fit are bad.
+_CANDIDATES = "candidates candidateids candidateitems candidateset pool shortlist eligible"
+_AVAILABLE = {
+  "available_from": ("availablefrom validfrom onlinefrom onsalefrom", "when items come"),
+  "available_to": ("availableto availableuntil validto validuntil onlineuntil", "when they go"),
+}
 _TITLES = "title name itemname productname movietitle headline"
 
 
@@ -53,6 +59,10 @@ def draft(
     elif role in _MISSING:
       lines.append(_line(role, None, _MISSING[role]))
   lines += [f"# {remark}" for remark in remarks]
+  if (pool := draft_roles.named(columns, _CANDIDATES)) is not None:
+    lines.append(
+      f"# {_line('candidates', pool.name, 'by its name: the items that a row could show')}"
+    )
   chosen = {role: found.columns[0] for role, found in roles.items() if found.columns}
   used = [column for found in roles.values() for column in found.columns]
   left = [c for c in columns if c not in used and not _is_row_number(c)]
@@ -72,6 +82,10 @@ def draft(
     if side == "item" and (title := draft_roles.named(table, _TITLES)) is not None:
       lines.append(_line("title", title.name, "by its name"))
       table.remove(title)
+    for role, (names, meaning) in _AVAILABLE.items():
+      if side == "item" and (column := draft_roles.named(table, names)) is not None:
+        lines.append(f"# {_line(role, column.name, f'by its name: {meaning}; needs time')}")
+        table.remove(column)
     lines += _section(side, table, taken, unread)
     unread += repeated
   if users is None:

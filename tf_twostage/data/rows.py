@@ -132,6 +132,12 @@ class LogRows:
       return None
     return self.catalogues.available(self.catalogue[rows])
 
+  def choices(self, num_items: int) -> np.ndarray:
+    """How many items each row could show of a catalogue, [n]."""
+    if self.catalogue is None or self.catalogues is None:
+      return np.full(len(self), num_items)
+    return self.catalogues.sizes()[self.catalogue]
+
   def positives(self) -> LogRows:
     """The rows with reward > 0."""
     return self.select(self.reward > 0)

@@ -100,6 +100,10 @@ def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
   yield Fact(section, "users", log.num_users)
   yield Fact(section, "users with rows", len(np.unique(log.rows.user_index)))
   yield Fact(section, "items", log.num_items)
+  if log.rows.catalogues is not None:
+    sizes = log.rows.choices(log.num_items)
+    meaning = f"on average; {sizes.min()} to {sizes.max()}"
+    yield Fact(section, "items that a row could show", float(sizes.mean()), meaning)
   yield Fact(section, "items never shown", never, f"{never / log.num_items:.1%} of the catalogue")
   rare = int(((counts > 0) & (counts < _RARE)).sum())
   yield Fact(section, f"items shown less than {_RARE} times", rare)
@@ -163,9 +167,9 @@ def _propensities(log: BanditLog) -> Iterator[Fact | Finding]:
 
 def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
   """E[1/β] is the number of items with β > 0, averaged over contexts, for any policy."""
-  items = log.num_items
+  items = float(log.rows.choices(log.num_items).mean())
   mean, error = _mean(inverse)
-  meaning = f"± {error:.2g}; the number of items that can be shown, at most {items}"
+  meaning = f"± {error:.2g}; the number of items that can be shown, at most {items:.6g}"
   yield Fact("Propensity", "mean of 1/propensity", mean, meaning)
   found = f"the mean of 1/propensity is {mean:.6g} ± {error:.2g}"
   chance = max(_ERRORS * error, _ROUNDING * items)
@@ -173,25 +177,25 @@ def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
     if log.items_listed:
       yield Finding(
         "problem",
-        f"{found}, but cannot exceed the {items} items there are: the propensities are too small."
-        " Log the probability of the single item, not of a slate, over this catalogue, and all"
-        " rows, not a sample that depends on their items",
+        f"{found}, but cannot exceed the {items:.6g} items there are: the propensities are too"
+        " small. Log the probability of the single item, not of a slate, over this catalogue, and"
+        " all rows, not a sample that depends on their items",
       )
     else:
       yield _warning(
-        f"{found}, but only {items} items were logged: either items that were never shown are"
+        f"{found}, but only {items:.6g} items were logged: either items that were never shown are"
         " missing (name the items file), or propensities are too small (the smallest is"
         f" {1 / inverse.max():.3g})",
       )
   elif mean - items > chance:
     yield _warning(
-      f"{found}, above the {items} items there are: propensities are a little too small, as"
+      f"{found}, above the {items:.6g} items there are: propensities are a little too small, as"
       " estimated or rounded ones can be",
     )
   elif items - mean > chance:
     yield Finding(
       "note",
-      f"{found}, below the {items} items there are: the policy never shows some items to some"
+      f"{found}, below the {items:.6g} items there are: the policy never shows some items to some"
       " users, or too rarely for this log to contain them. Only a reward model can evaluate what is"
       " outside its support",
     )

@@ -21,7 +21,7 @@ _BINS = 50
 
 def weights(log: BanditLog, policy: PolicyTable | None = None) -> np.ndarray:
   """Importance weights π/β of a policy, by default the uniform one, [n]."""
-  probability: np.ndarray | float = 1 / log.num_items
+  probability = 1 / log.rows.choices(log.num_items)
   if policy is not None:
     probability = policy.probabilities[policy.rows(log.rows.position), log.rows.action]
   return probability / np.asarray(log.rows.propensity, np.float64)
