@@ -291,6 +291,17 @@ class SimulationConfig(Section):
     1000, "documents: labelled documents that the behavior policy is fitted to", at_least=1
   )
   items_per_user: int = _option(5, "logged items per user", at_least=1)
+  slots: int = _option(
+    0,
+    "items of a slate, of which slot k is examined with probability 1 / (k + 1), and rewarded only"
+    " then; 0: items are shown one by one",
+    at_least=0,
+  )
+  position_blind: bool = _option(
+    False,
+    "slates: log how probable it was to show an item, and not to show it in a slot that is"
+    " examined; for comparisons",
+  )
   replacement: bool = _option(
     True, "draw the items of a user with replacement; without it propensities are approximate"
   )
@@ -299,6 +310,16 @@ class SimulationConfig(Section):
     "which log: every number stands for another logging policy, log and ranker, of the same labels",
     at_least=0,
   )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.position_blind and not self.slots:
+      raise InputError("position_blind changes nothing without slots; set slots, or leave it out")
+    if self.slots and (self.items_per_user % self.slots or not self.replacement):
+      raise InputError(
+        f"slots={self.slots} needs whole slates and draws with replacement: make items_per_user"
+        f" ({self.items_per_user}) a multiple of slots, and leave replacement on"
+      )
 
 
 def parse_loss(text: str) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ from tf_twostage.workspace import Workspace
 _log = logging.getLogger(__name__)
 
 _CONTEXT = "context_"
+_SHARPEST, _FLATTEST = 2.0, 0.5  # factors of the logits in the first slot of a slate and the last
 _USERS_PER_CHUNK = 256  # a user may be a document of a thousand words, an embedding each
 _PAIRS_PER_CHUNK = 2**25  # 128 MB of logits
 
@@ -91,6 +92,7 @@ def fit_and_log(
     workspace,
     feedback,
     seed=seed,
+    slots=config.simulation.slots,
   )
   _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())
   return LoggedPolicy((users, items), log, log_stage)
@@ -153,6 +155,7 @@ def _logged(
   *,
   seed: int,
   first_user: int = 0,
+  slots: int = 0,
 ) -> tuple[LogRows, str]:
   """Returns a log and the name of its stage; see `simulate_log`."""
   drawn: dict[str, Any] = {
@@ -160,6 +163,8 @@ def _logged(
     "replacement": config.simulation.replacement,
     "seed": seed,
   }
+  if slots:
+    drawn |= {"slots": slots, "position_blind": config.simulation.position_blind}
 
   def draw() -> dict[str, np.ndarray]:
     log = simulate_log(vectors, feedback, **drawn, first_user=first_user)
@@ -181,8 +186,16 @@ def simulate_log(
   replacement: bool,
   seed: int,
   first_user: int = 0,
+  slots: int = 0,
+  position_blind: bool = False,
 ) -> LogRows:
   """Shows `items_per_user` items to every user and records propensity and reward.
+
+  With `slots`, items are shown in slates. Slot k is examined with probability 1 / (k + 1), and its
+  item rewarded only then. It is drawn by itself, from logits that are multiplied by a number from
+  `_SHARPEST` in the first slot to `_FLATTEST` in the last: the policy shows on top what it is sure
+  of. The propensity is that of exposure, Σ_k P(item in slot k) / (k + 1), as expected for one
+  slate; if `position_blind`, Σ_k P(item in slot k), at most 1.
 
   The propensity is the softmax probability of a single draw. With replacement that is exact;
   without, only for the first draw (the published log is of that kind). Users are in order; the
@@ -193,13 +206,36 @@ def simulate_log(
   actions, propensities = [], []
   for start in range(0, num_users, chunk):
     logits = tf.matmul(user_vectors[start : start + chunk], item_vectors, transpose_b=True)
-    drawn = _draw(logits, items_per_user, replacement, [seed, start])
+    if slots:
+      seeds = [[seed, start * slots + slot] for slot in range(slots)]
+      drawn, chance = _draw_slates(logits, items_per_user // slots, seeds, position_blind)
+    else:
+      drawn = _draw(logits, items_per_user, replacement, [seed, start])
+      chance = tf.nn.softmax(logits)
     actions.append(drawn.numpy().ravel())
-    propensities.append(tf.gather(tf.nn.softmax(logits), drawn, batch_dims=1).numpy().ravel())
+    propensities.append(tf.gather(chance, drawn, batch_dims=1).numpy().ravel())
   users = first_user + np.repeat(np.arange(num_users, dtype=np.int32), items_per_user)
   items = np.concatenate(actions).astype(np.int32)
   rewards, context = feedback(users, items)
-  return LogRows(users, items, np.concatenate(propensities), rewards, context)
+  position = None
+  if slots:
+    position = np.tile(np.arange(slots, dtype=np.int32), len(items) // slots)
+    rewards = rewards * (np.random.default_rng(abs(seed)).random(len(items)) < 1 / (1 + position))
+    rewards = rewards.astype(np.float32)
+  return LogRows(users, items, np.concatenate(propensities), rewards, context, position)
+
+
+def _draw_slates(
+  logits: tf.Tensor, slates: int, seeds: list[list[int]], position_blind: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Items [U, slates * slots] by a seed for each slot, and the propensity of every item, [U, N]."""
+  drawn, chance = [], tf.zeros_like(logits)
+  for slot, sharpness in enumerate(np.linspace(_SHARPEST, _FLATTEST, len(seeds))):
+    sharpened = logits * np.float32(sharpness)
+    drawn.append(tf.random.stateless_categorical(sharpened, slates, seeds[slot]))
+    chance += tf.nn.softmax(sharpened) * (1.0 if position_blind else 1 / (1 + slot))
+  items = tf.reshape(tf.stack(drawn, 2), [len(logits), -1])
+  return items, tf.minimum(chance, 1.0)
 
 
 def _draw(logits: tf.Tensor, items: int, replacement: bool, seed: list[int]) -> tf.Tensor:
