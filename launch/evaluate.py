@@ -26,8 +26,9 @@ from tf_twostage import environment as environments
 from tf_twostage import evaluate
 from tf_twostage.config import Config
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation import policy_file
+from tf_twostage.evaluation import policy_file, values
 from tf_twostage.evaluation.estimators import ESTIMATORS, by_name
+from tf_twostage.evaluation.slate_estimators import SLATE_ESTIMATORS
 from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
 from tf_twostage.metrics import SERVED, STAGES
@@ -50,8 +51,11 @@ def define_flags() -> None:
     " or .npy or .npz [rows of the evaluation log, items]; may be given several times"
   )
   flags.DEFINE_multi_string("policy_file", [], text)
-  text = f"estimators: {', '.join(ESTIMATORS)}"
-  flags.DEFINE_list("estimators", list(REPORTED), text)
+  text = (
+    f"estimators: {', '.join(ESTIMATORS)}; of slates {', '.join(SLATE_ESTIMATORS)}. By default"
+    f" {', '.join(REPORTED)}; of slates those that fit what was logged"
+  )
+  flags.DEFINE_list("estimators", None, text)
   text = (
     "name the generator with the highest doubly robust value, with the ranker, less a penalty for"
     " thin support in the log"
@@ -61,26 +65,26 @@ def define_flags() -> None:
 
 def main() -> None:
   config = launch_config.config_from_flags()
-  values = flags.FLAGS
+  asked = flags.FLAGS
   plan = [(config.loss, config, config.loss)]
-  if values.losses:
-    plan = launch_config.plan_variants(config, values.losses, "")
-  seeds = [config.seed] if values.seeds is None else range(values.seeds)
-  several = values.losses is not None or values.seeds is not None or values.all
+  if asked.losses:
+    plan = launch_config.plan_variants(config, asked.losses, "")
+  seeds = [config.seed] if asked.seeds is None else range(asked.seeds)
+  several = asked.losses is not None or asked.seeds is not None or asked.all
   generators = [
     (label, dataclasses.replace(variant, seed=seed)) for label, variant, _ in plan for seed in seeds
   ]
   print(
     run(
       config,
-      None if values.all else generators,
+      None if asked.all else generators,
       launch_config.work_path(config),
-      policy_files=[pathlib.Path(path) for path in values.policy_file],
+      policy_files=[pathlib.Path(path) for path in asked.policy_file],
       training_command=steps.command_line(
         "experiment" if several else "train", without=_UNKNOWN_TO_TRAINING
       ),
-      estimators=values.estimators,
-      select=values.select,
+      estimators=asked.estimators,
+      select=asked.select,
     )
   )
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of what train left
@@ -95,7 +99,7 @@ def run(
   *,
   policy_files: Sequence[pathlib.Path] = (),
   training_command: str,
-  estimators: Sequence[str] = REPORTED,
+  estimators: Sequence[str] | None = None,
   select: bool = False,
 ) -> str:
   """Evaluates the logging policy, generators alone, with the ranker and as served, and files.
@@ -107,7 +111,7 @@ def run(
       holds another evaluation.
     policy_files: see `policy_file.read`.
     training_command: trains them; for the message where one is missing.
-    estimators: names in `ESTIMATORS`.
+    estimators: names in `ESTIMATORS` or `SLATE_ESTIMATORS`; None: see `values.reported`.
     select: whether to add the generators in the order of `Evaluation.select`.
 
   Returns:
@@ -117,9 +121,10 @@ def run(
     InputError: a generator has not finished, a file does not fit, or an option does not; nothing
       has been evaluated.
   """
-  by_name(estimators)
-  asked = [config, generators, list(map(str, policy_files)), list(estimators), select]
-  if select and "dr" not in estimators:
+  by_name(estimators or REPORTED, {**ESTIMATORS, **SLATE_ESTIMATORS})
+  names = list(estimators or REPORTED)
+  asked = [config, generators, list(map(str, policy_files)), names, select]
+  if select and "dr" not in names:
     raise InputError("--select needs the estimator dr: add it to --estimators")
   remedy = f"train with\n  {training_command}\nand evaluate again"
   if not any((workdir / "generators").glob("*/checkpoints")):  # before anything is built
@@ -139,6 +144,8 @@ def run(
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
     raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
   evaluation = environment.evaluation_log(workspace)
+  if select and evaluation.slates is not None:
+    raise InputError("--select needs the estimator dr, which is of single items, not of slates")
   item_ids = np.asarray(environment.tables.schema.item_id.vocabulary, object)
   in_files = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
 
@@ -153,7 +160,7 @@ def run(
   found = evaluate(
     evaluation,
     policies(),
-    estimators,
+    estimators or values.reported(evaluation),
     tables=environment.tables,
     encoder=config.encoder,
     reward_training=config.ranker,

@@ -309,6 +309,35 @@ def test_what_is_served_is_valued_as_a_policy(model, parts, length):
   assert found.kind == f"as served, top {length}"
 
 
+def slate_log(slots):
+  """The rows of each user as slates of so many slots, by day."""
+  frame = frames()[0].sort_values(["user", "day"], kind="stable")
+  number = frame.groupby("user").cumcount()
+  frame["slate"] = frame["user"] + "-" + (number // slots).astype(str)
+  return make_log(frame.assign(slot=number % slots), slate="slate", position="slot")
+
+
+def test_what_is_served_is_a_list_on_slates(model):
+  log = slate_log(3)
+  policy = model.policy("served").on(log)
+  rows = np.arange(60)
+  shown = np.asarray(log.schema.item_id.vocabulary)[policy.probabilities(rows).argmax(axis=1)]
+  users = np.asarray(log.schema.user_id.vocabulary)[log.rows.user_index[rows]]
+  served = model.recommend(sorted(set(users)), k=3).groupby("user")["item"].apply(list)
+  assert list(shown) == [served[u][k] for u, k in zip(users, log.rows.position[rows], strict=True)]
+  assert policy.kind == "as served, top 3"
+  assert (policy.probabilities(rows).sum(axis=1) == 1).all()
+
+
+@pytest.mark.parametrize(
+  ("slots", "length", "message"),
+  [(3, 2, "length is 2, but the log's slates have 3 slots"), (7, None, "at most its slate_size")],
+)
+def test_lists_that_do_not_fit_slates_are_refused(model, slots, length, message):
+  with pytest.raises(InputError, match=message):
+    model.policy("served", length=length).on(slate_log(slots))
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

@@ -17,7 +17,7 @@ from tf_twostage.config import Config, EncoderConfig, FitConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import policy_file, propensities, values
-from tf_twostage.evaluation.estimators import Estimators, by_name
+from tf_twostage.evaluation.estimators import Estimators
 from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog
 from tf_twostage.evaluation.reward_model import fit_reward_model
 from tf_twostage.evaluation.rows import check_distribution
@@ -29,6 +29,11 @@ from tf_twostage.training.progress import bars
 from tf_twostage.workspace import Workspace
 
 _DEFAULTS = Config()
+_ESTIMATORS = ("snips", "ips", "dr")
+_ESTIMATED_SLOTS = (
+  "The estimated propensities are those of an item in a slot of any position. If the logging policy"
+  " prefers positions for items, values by iips are wrong; compare with pbm, and log propensities."
+)
 PolicyLike = (
   TargetPolicy
   | RecommenderPolicy
@@ -43,7 +48,7 @@ PolicyLike = (
 def evaluate(
   log: BanditLog | EvaluationLog,
   policies: Mapping[str, PolicyLike] | Iterable[TargetPolicy],
-  estimators: Estimators = ("snips", "ips", "dr"),
+  estimators: Estimators | None = None,
   *,
   tables: EncodedTables | None = None,
   encoder: EncoderConfig = _DEFAULTS.encoder,
@@ -55,6 +60,9 @@ def evaluate(
 ) -> Evaluation:
   """Estimates the value of each policy: the expected reward of one item that it shows.
 
+  On a log of slates it is the expected sum of the rewards of a slate. A policy then draws each slot
+  by itself, from the probabilities for the slot's row; what a recommender serves is a list.
+
   The mean reward of the logging policy comes first. DM and DR need a reward model, which is then
   fitted on this log by cross-fitting: each row is predicted by a model that has not seen it.
 
@@ -63,7 +71,9 @@ def evaluate(
     policies: by name. A recommender or its `policy()`; probabilities of the N items, [N] or
       [n, N]; a function of row numbers [m] that returns [m, N]; the path of a policy file; or a
       `TargetPolicy`. Or target policies that have their names.
-    estimators: names in `evaluation.estimators.ESTIMATORS`, estimators, or a dict of them.
+    estimators: names in `evaluation.estimators.ESTIMATORS`, of slates in
+      `evaluation.slate_estimators.SLATE_ESTIMATORS`, estimators, or a dict of them. None: snips,
+      ips and dr; for slates those that fit what was logged, see `values.reported`.
     tables: users and items as codes; needed by the reward model of an `EvaluationLog`.
     encoder, reward_training: of the reward model.
     workdir: keeps the reward model. None: it is fitted anew.
@@ -79,10 +89,14 @@ def evaluate(
     raise InputError(f"evaluate takes a BanditLog, got {type(log).__name__}")
   if isinstance(policies, RecommenderPolicy | TwoStageRecommender | np.ndarray):
     raise InputError('evaluate takes policies by name; pass {"ours": policy}')
-  chosen = by_name(estimators)
   if isinstance(log, BanditLog):
     log = log.with_sequence_length(encoder.sequence_length)
   evaluation = log if isinstance(log, EvaluationLog) else EvaluationLog.of(log)
+  if evaluation.slate_log is not None and evaluation.slate_log.estimated_propensities:
+    evaluation = dataclasses.replace(evaluation, notes=(*evaluation.notes, _ESTIMATED_SLOTS))
+  if estimators is None:
+    estimators = values.reported(evaluation, _ESTIMATORS)
+  chosen = values.chosen(evaluation, estimators)
   targets: Iterable[TargetPolicy]
   if isinstance(policies, Mapping):
     targets = [_target(name, policy, log, evaluation) for name, policy in policies.items()]

@@ -19,10 +19,11 @@ import tensorflow as tf
 from tf_twostage import losses, metrics, plotting, policies, serving
 from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, SupportConfig
 from tf_twostage.data.log import BanditLog
+from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import Environment, log_environment
 from tf_twostage.errors import InputError
-from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.evaluation_log import EvaluationLog, distinct_contexts
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.losses import OffPolicyLoss
 from tf_twostage.metrics import SERVED, STAGES, Scores
@@ -407,7 +408,8 @@ class TwoStageRecommender:
       stage: "two_stage", generator and ranker, or "one_stage", the generator alone, draw an item;
         "served" shows the list of `recommend`, and its value is the mean reward of an item of it.
       temperature: divides the generator's logits; above 1 explores more. Not for "served".
-      length: how many items "served" shows, at most the slate size; None: 1.
+      length: how many items "served" shows, at most the slate size; None: 1, or on a log of slates
+        a list of as many as it has slots, whose value is the sum of its rewards.
 
     Raises:
       InputError: the model is not fitted, there is no such stage, or an option does not fit it.
@@ -419,8 +421,7 @@ class TwoStageRecommender:
       raise InputError("policy: what is served is the same at every temperature; leave it out")
     if stage != SERVED and length is not None:
       raise InputError(f"policy: length is of stage {SERVED!r} alone, got stage {stage!r}")
-    length = 1 if length is None else length
-    if not 1 <= length <= self.slate_size:
+    if length is not None and not 1 <= length <= self.slate_size:
       raise InputError(
         f"policy: length must lie between 1 and the slate size {self.slate_size}, got {length}"
       )
@@ -786,13 +787,13 @@ class RecommenderPolicy:
     model: fitted or loaded.
     stage: "two_stage", "one_stage" or "served".
     temperature: divides the generator's logits.
-    length: how many items are served.
+    length: how many items are served; None: one, or a list for all slots of a log of slates.
   """
 
   model: TwoStageRecommender
   stage: str
   temperature: float = 1.0
-  length: int = 1
+  length: int | None = None
 
   def on(self, log: BanditLog | EvaluationLog, name: str = "recommender") -> TargetPolicy:
     """The policy on the rows of a log with the same items, in any order.
@@ -814,31 +815,61 @@ class RecommenderPolicy:
       order, rows, users = None, log.rows, environment.users
       items = environment.tables.schema.item_id.vocabulary
     scores = served.scores(rows, users, items)
+    has_slates = (log.slate if isinstance(log, BanditLog) else log.slates) is not None
+    in_slots = self.stage == SERVED and has_slates
+    length = self._list_length(rows) if in_slots else self.length or 1
 
-    def probabilities(at: np.ndarray) -> np.ndarray:
+    def both(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
       logits, ranked = scores(at)
       if order is not None:
         logits, ranked = (tf.gather(values, order, axis=1) for values in (logits, ranked))
-      logits = policies.restricted(logits, rows.available(at))
+      return policies.restricted(logits, rows.available(at)), ranked
+
+    def slots(at: np.ndarray) -> np.ndarray:
+      """1 for the item of the list in the slot of each row."""
+      assert rows.position is not None
+      first, context = distinct_contexts(rows.select(at))
+      logits, ranked = both(at[first])
+      lists = _served(logits, ranked, self.model.slate_size, length).numpy()
+      return tf.one_hot(lists[context, rows.position[at]], logits.shape[1]).numpy()
+
+    def probabilities(at: np.ndarray) -> np.ndarray:
+      logits, ranked = both(at)
       if self.stage == SERVED:
-        return _served(logits, ranked, self.model.slate_size, self.length).numpy()
+        shown = _served(logits, ranked, self.model.slate_size, length)
+        counts = tf.reduce_sum(tf.one_hot(shown, logits.shape[1]), axis=1)
+        return (counts / tf.reduce_sum(counts, axis=1, keepdims=True)).numpy()
       logits /= self.temperature
       if self.stage == "one_stage":
         return policies.SoftmaxPolicy(logits).probabilities().numpy()
       return policies.two_stage_probabilities(logits, ranked, self.model.slate_size).numpy()
 
-    title = f"as served, top {self.length}" if self.stage == SERVED else TITLES[self.stage]
+    title = f"as served, top {length}" if self.stage == SERVED else TITLES[self.stage]
+    if in_slots:
+      return TargetPolicy(name, title, slots, by_row=True)
     return TargetPolicy(name, title, probabilities)
+
+  def _list_length(self, rows: LogRows) -> int:
+    """The slots of a log of slates, which a served list must fill."""
+    assert rows.position is not None
+    slots = int(rows.position.max()) + 1
+    if self.length not in (None, slots):
+      raise InputError(
+        f"policy: length is {self.length}, but the log's slates have {slots} slots; leave it out"
+      )
+    if slots > self.model.slate_size:
+      raise InputError(
+        f"policy: the log's slates have {slots} slots, and the model serves at most its slate_size"
+        f" of {self.model.slate_size}; raise it"
+      )
+    return slots
 
 
 def _served(logits: tf.Tensor, ranker_logits: tf.Tensor, slate_size: int, length: int) -> tf.Tensor:
-  """1 / length for each of the first items of the slate in the ranker's order, else 0: [B, N]."""
-  num_items = logits.shape[1]
-  slate, _ = retrieve(logits, None, min(slate_size, num_items))
+  """The first items of the slate in the ranker's order, best first: [B, length]."""
+  slate, _ = retrieve(logits, None, min(slate_size, logits.shape[1]))
   scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
-  shown, _ = rerank(slate, scores, min(length, num_items))
-  counts = tf.reduce_sum(tf.one_hot(shown, num_items), axis=1)
-  return counts / tf.reduce_sum(counts, axis=1, keepdims=True)
+  return rerank(slate, scores, length)[0]
 
 
 def positives_only(config: Config, objective: OffPolicyLoss) -> bool:

@@ -55,7 +55,7 @@ def world():
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize("pairs", [1, 5 * ITEMS, 2**22])
 def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pairs):
-  monkeypatch.setattr(evaluation_log, "_PAIRS_PER_CHUNK", pairs)
+  monkeypatch.setattr(evaluation_log, "PAIRS_PER_CHUNK", pairs)
   evaluation, target, predictions = world
   ((rows, truth),) = reduce_to_rows(
     evaluation, lambda rows: ([target[rows]], predictions[rows]), by_row=by_row

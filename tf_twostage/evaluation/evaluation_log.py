@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
+from tf_twostage.data.slates import Slates
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.models.encoders import Codes
@@ -20,7 +21,7 @@ from tf_twostage.models.encoders import Codes
 ByRow = Callable[[np.ndarray], Any]
 
 _CONTEXTS_PER_CHUNK = 1024
-_PAIRS_PER_CHUNK = 2**20  # 4 MB for each array [m, N], of which a reduction holds about a dozen
+PAIRS_PER_CHUNK = 2**20  # 4 MB for each array [m, N], of which a reduction holds about a dozen
 _OVERSHOOT = 1e-3  # of probabilities, by the quadrature of two-stage policies
 
 
@@ -41,6 +42,8 @@ class EvaluationLog:
     logging_probabilities: β(a | x_i); None: known for the logged actions alone.
     grouped: whether rows of one user depend on each other. False where users are mere
       combinations of features.
+    slate_log: the same rows as slots of slates, as they were logged; None: rows are shown one by
+      one.
   """
 
   rows: LogRows
@@ -50,6 +53,7 @@ class EvaluationLog:
   expected_rewards: ByRow | None = None
   logging_probabilities: ByRow | None = None
   grouped: bool = True
+  slate_log: BanditLog | None = None
 
   def __post_init__(self):
     if not len(self.rows):
@@ -69,11 +73,30 @@ class EvaluationLog:
     """
     require_impressions(log)
     stage = f"{log.name}-{log.fingerprint()[:10]}"
-    grouped = log.schema.user_id.embedded
-    return cls(log.examined(), log.num_items, stage, log.notes, grouped=grouped)
+    grouped, slates = log.schema.user_id.embedded, log if log.slate is not None else None
+    return cls(log.examined(), log.num_items, stage, log.notes, grouped=grouped, slate_log=slates)
 
   def __len__(self) -> int:
     return len(self.rows)
+
+  @functools.cached_property
+  def slates(self) -> Slates | None:
+    """The rows by slate and slot; None: rows are shown one by one."""
+    return None if self.slate_log is None else self.slate_log.slates()
+
+  @property
+  def rewards(self) -> np.ndarray:
+    """The reward of each row, [n], or of each slate, [S]."""
+    if self.slates is None or self.slate_log is None:
+      return self.rows.reward
+    return self.slates.of(self.slate_log.rows.reward).sum(axis=1)
+
+  @property
+  def reward_groups(self) -> np.ndarray | None:
+    """The user of each reward, if rewards of one user depend on each other; else None."""
+    if not self.grouped:
+      return None
+    return self.rows.user_index if self.slates is None else self.slates.user_index
 
   @property
   def groups(self) -> np.ndarray | None:
@@ -87,14 +110,19 @@ class EvaluationLog:
 
   @functools.cached_property
   def distinct_contexts(self) -> tuple[np.ndarray, np.ndarray]:
-    """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
-    columns = [self.rows.user_index.astype(np.float64), *self.rows.context.values()]
-    columns += [] if self.rows.catalogue is None else [self.rows.catalogue]
-    columns += [part for past in self.rows.histories.values() for part in (past.begin, past.end)]
-    _, first, index = np.unique(
-      np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
-    )
-    return first, index.reshape(-1)
+    """Those of all rows; see `distinct_contexts`."""
+    return distinct_contexts(self.rows)
+
+
+def distinct_contexts(rows: LogRows) -> tuple[np.ndarray, np.ndarray]:
+  """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
+  columns = [rows.user_index.astype(np.float64), *rows.context.values()]
+  columns += [] if rows.catalogue is None else [rows.catalogue]
+  columns += [part for past in rows.histories.values() for part in (past.begin, past.end)]
+  _, first, index = np.unique(
+    np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
+  )
+  return first, index.reshape(-1)
 
 
 def require_impressions(log: BanditLog) -> None:
@@ -146,7 +174,7 @@ def reduce_to_rows(
   first, context = (np.arange(n), np.arange(n)) if by_row else evaluation.distinct_contexts
   order = np.argsort(context, kind="stable")
   begins = np.searchsorted(context[order], np.arange(len(first) + 1))
-  size = max(1, min(_CONTEXTS_PER_CHUNK, _PAIRS_PER_CHUNK // evaluation.num_items))
+  size = max(1, min(_CONTEXTS_PER_CHUNK, PAIRS_PER_CHUNK // evaluation.num_items))
   columns, masses = [], []
   for start in range(0, len(first), size):
     asked = first[start : start + size]

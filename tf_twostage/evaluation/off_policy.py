@@ -126,7 +126,12 @@ def evaluate(
       an option is out of range.
   """
   if isinstance(rows, SlateRows):
-    named = by_name(supported(rows) if estimators is None else estimators, SLATE_ESTIMATORS)
+    fitting = supported(
+      exposures=rows.target_exposures is not None,
+      cascade=rows.cascade_propensities is not None,
+      model=rows.predicted_returns is not None,
+    )
+    named = by_name(fitting if estimators is None else estimators, SLATE_ESTIMATORS)
     terms = [estimator(rows) for estimator in named.values()]
   else:
     has_model = rows.direct_values is not None

@@ -135,16 +135,19 @@ SLATE_ESTIMATORS: Mapping[str, Estimator] = {
 }
 
 
-def supported(rows: SlateRows) -> list[str]:
-  """The estimators for which slates have what they read; whole slates and sums are not among them.
+def supported(*, exposures: bool, cascade: bool, model: bool) -> list[str]:
+  """The estimators that fit what is known of slates; whole slates and sums are not among them.
 
   "sips" assumes nothing and has the largest variance; "pi" is right for independent slots alone.
+
+  Args:
+    exposures: whether the examination of slots is known.
+    cascade: whether the probability of each slate up to each slot is.
+    model: whether there are predicted rewards.
   """
-  names = ["iips", "sniips"] if rows.target_probabilities is not None else []
-  names += ["pbm", "snpbm"] if rows.target_exposures is not None else []
-  names += ["rips", "snrips"] if rows.cascade_propensities is not None else []
-  has_model = rows.predicted_returns is not None and rows.cascade_propensities is not None
-  return names + (["cascade_dr"] if has_model else [])
+  names = ["iips", "sniips", *(["pbm", "snpbm"] if exposures else [])]
+  names += ["rips", "snrips"] if cascade else []
+  return names + (["cascade_dr"] if cascade and model else [])
 
 
 def slate_moments(slates: Any, probabilities: Any, num_items: int) -> np.ndarray:

@@ -115,7 +115,8 @@ class SlateRows:
 
   def prefix_weights(self) -> np.ndarray:
     """[S, L] π(a_1 .. a_k | x) / β(a_1 .. a_k | x)."""
-    return self._ratio(self.get("target_cascade"), self.get("cascade_propensities"))
+    logging = self.get("cascade_propensities")
+    return self._ratio(self.get("target_cascade"), logging)
 
   def slate_weights(self) -> np.ndarray:
     """[S, L] the ratio of whole slates, in each of their slots."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,39 @@ from scipy import stats
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import off_policy
-from tf_twostage.evaluation.estimators import Estimators
+from tf_twostage.evaluation.estimators import ESTIMATORS, Estimator, Estimators, by_name
 from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog, reduce_to_rows
 from tf_twostage.evaluation.off_policy import Estimate
 from tf_twostage.evaluation.rows import PolicyRows
+from tf_twostage.evaluation.slate_estimators import SLATE_ESTIMATORS, supported
+from tf_twostage.evaluation.slate_log import reduce_to_slates
+from tf_twostage.evaluation.slates import SlateRows
 
 LOGGING_POLICY = "logging policy"
-REPORTED = ("dm", "ips", "snips", "dr", "switch_dr")  # estimators by default
+REPORTED = ("dm", "ips", "snips", "dr", "switch_dr")  # estimators of rows by default
+
+
+def reported(evaluation: EvaluationLog, of_rows: Sequence[str] = REPORTED) -> list[str]:
+  """The estimators to choose where none is asked for: those that fit what was logged."""
+  log = evaluation.slate_log
+  if log is None:
+    return list(of_rows)
+  exposures, cascade = log.examination is not None, log.cascade_propensity is not None
+  return supported(exposures=exposures, cascade=cascade, model=True)
+
+
+def chosen(evaluation: EvaluationLog, estimators: Estimators) -> dict[str, Estimator]:
+  """Estimators by name, of rows or of slates, as the log has them.
+
+  Raises:
+    InputError: a name is unknown, or is not of such a log.
+  """
+  try:
+    return by_name(estimators, ESTIMATORS if evaluation.slates is None else SLATE_ESTIMATORS)
+  except InputError as error:
+    if evaluation.slates is None:
+      raise InputError(f"{error}; estimators of slates need a log of slates") from error
+    raise InputError(f"{error}, of slates; without `slate_id` each row is an action") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +68,23 @@ class TargetPolicy:
 
   def reduce(
     self, evaluation: EvaluationLog, reward_model: ByRow | None = None
-  ) -> tuple[PolicyRows, float]:
-    """Its rows of a log, and its true value; NaN if unknown. See `reduce_to_rows`."""
+  ) -> tuple[PolicyRows | SlateRows, float]:
+    """Its rows or slates of a log, and its true value; NaN if unknown. See `reduce_to_rows`."""
 
     def answer(rows: np.ndarray):
       return [self.probabilities(rows)], reward_model and reward_model(rows)
 
     (reduced,) = reduce_to_rows(evaluation, answer, by_row=self.by_row)
-    return reduced
+    if evaluation.slates is None:
+      return reduced
+    rows, _ = reduced
+    return reduce_to_slates(evaluation, rows, self.probabilities, by_row=self.by_row), np.nan
 
 
 def evaluate(
   evaluation: EvaluationLog,
   policies: Iterable[TargetPolicy],
-  estimators: Estimators = REPORTED,
+  estimators: Estimators | None = None,
   *,
   reward_model: ByRow | None = None,
   **options: Any,
@@ -65,7 +94,7 @@ def evaluate(
   Args:
     evaluation: the log.
     policies: the target policies; read one after the other.
-    estimators: as for `off_policy.evaluate`.
+    estimators: as for `off_policy.evaluate`. None: see `reported`.
     reward_model: maps row numbers, [m], to predicted rewards of every item, [m, N], by models that
       have not seen these rows.
     **options: confidence, num_resamples and seed, as for `off_policy.evaluate`.
@@ -74,11 +103,12 @@ def evaluate(
     A row for each policy and estimator: policy, kind, estimator, value, truth (NaN if unknown),
     unreliable, the other columns of `off_policy.to_frame`, and influence, an array each.
   """
+  estimators = chosen(evaluation, reported(evaluation) if estimators is None else estimators)
   truth = np.nan
   if evaluation.logging_probabilities and evaluation.expected_rewards:
     logging = TargetPolicy(LOGGING_POLICY, LOGGING_POLICY, evaluation.logging_probabilities)
     _, truth = logging.reduce(evaluation)
-  estimate = off_policy.on_policy(evaluation.rows.reward, evaluation.groups, **options)
+  estimate = off_policy.on_policy(evaluation.rewards, evaluation.reward_groups, **options)
   parts = [_frame(LOGGING_POLICY, LOGGING_POLICY, [estimate], truth)]
   for policy in policies:
     try:

@@ -58,7 +58,7 @@ class Evaluation:
       kind: of the policies; None: of generators with the ranker.
       penalty: see `values.ranked_by_support`.
     """
-    largest = float(self.log.rows.reward.max())
+    largest = float(self.log.rewards.max())
     kind = STAGES["two_stage"] if kind is None else kind
     return values.ranked_by_support(self.estimates, kind, largest, penalty)
 
@@ -104,9 +104,14 @@ class Evaluation:
     )
     number = _format(logging["standard_error"])
     of_users = f" of {logging['num_units']} users" if self.log.grouped else ""
+    if self.log.slates is None:
+      what, rows, unit = "the mean reward of an item shown", f"{len(self.log)} rows", "row"
+    else:
+      what, unit = "the mean sum of the rewards of a slate", "slate"
+      rows = f"{len(self.log.slates)} slates with {len(self.log)} slots"
     parts = [
-      f"Value: the mean reward of an item shown. {len(self.log)} rows{of_users},"
-      f" {100 * logging['confidence']:g}% intervals by {'user' if self.log.grouped else 'row'}.",
+      f"Value: {what}. {rows}{of_users}, {100 * logging['confidence']:g}% intervals by"
+      f" {'user' if self.log.grouped else unit}.",
       f"The logging policy earned {_with_error(logging, number)}{_true(logging, number)}.",
     ]
     policies = targets.groupby(["policy", "kind"], sort=False)
@@ -187,7 +192,10 @@ def _in_full(group: pd.DataFrame, number: Number) -> str:
 
 def _differences(frame: pd.DataFrame, number: Number) -> str:
   """One policy minus another, by the first of these estimators that was computed."""
-  name = next((n for n in ("dr", "sndr", "snips") if n in set(frame["estimator"])), None)
+  name = next(
+    (n for n in ("dr", "sndr", "snips", "snpbm", "sniips") if n in set(frame["estimator"])),
+    None,
+  )
   own = frame[frame["estimator"] == (name or frame["estimator"].iloc[0])]
   bounds = zip(own["low"], own["high"], strict=True)
   columns = {

@@ -1,0 +1,155 @@
+"""Policies on a log of slates: reduced slot by slot, and valued as whole slates."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tf_twostage import evaluate
+from tf_twostage.data.sets import make_slates
+from tf_twostage.errors import InputError
+from tf_twostage.evaluation import values
+from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.reports.policy_report import Evaluation
+
+ITEMS, SLOTS = 6, 3
+# Slots of the logs are drawn independently, so that all estimators of slates hold.
+WORLD = make_slates(12, ITEMS, SLOTS, seed=1, distinct=False)
+
+
+def make_log(num_slates=1500, **columns):
+  log = WORLD.log(num_slates, seed=2, **columns)
+  examination = WORLD.examination.astype(np.float32)[log.rows.position]
+  return dataclasses.replace(log, examination=examination)
+
+
+@pytest.fixture(scope="module")
+def log():
+  return make_log()
+
+
+def codes(log):
+  """Numbers of the world's users and items, by the log's codes."""
+  tables = (
+    (log.users["user_id"], WORLD.users.user_id),
+    (log.items["item_id"], WORLD.items.item_id),
+  )
+  return [np.searchsorted(known, found) for found, known in tables]
+
+
+def softmax(log):
+  """[U, N] in the codes of the log: between the two logging policies."""
+  users, items = codes(log)
+  weights = np.exp(sum(WORLD.policies.values()) / 2)[np.ix_(users, items)]
+  return weights / weights.sum(axis=1, keepdims=True)
+
+
+def lists(log):
+  """[U, L] in the codes of the log: the most relevant items."""
+  users, items = codes(log)
+  return np.argsort(items)[WORLD.best()[users]]
+
+
+def in_slots(log):
+  """[n, N], the probabilities of the rows: 0.9 for the item of the list, the rest uniform."""
+  rows = log.rows
+  return 0.9 * np.eye(ITEMS)[lists(log)[rows.user_index, rows.position]] + 0.1 / ITEMS
+
+
+def test_a_policy_that_differs_by_slot_is_reduced_as_by_hand(log):
+  some = log.select(log.slate < 4)
+  table, rates = in_slots(some), np.random.default_rng(0).uniform(size=(len(some), ITEMS))
+  rates = rates[:1].repeat(len(some), axis=0)  # a reward model answers alike in all slots
+  policy = TargetPolicy("it", "it", lambda rows: table[rows], by_row=True)
+  found, _ = policy.reduce(EvaluationLog.of(some), lambda rows: rates[rows])
+  factors = []
+  for k in range(SLOTS):
+    rows = np.flatnonzero(some.rows.position == k)
+    factors.append(some.rows.reward[rows].sum() / rates[rows, some.rows.action[rows]].sum())
+  for s, rows in enumerate(some.slates().rows):
+    items = some.rows.action[rows]
+    own = [table[row, item] for row, item in zip(rows, items, strict=True)]
+    assert found.target_probabilities[s] == pytest.approx(own)
+    assert found.target_cascade[s] == pytest.approx(np.cumprod(own))
+    exposed = [sum(WORLD.examination * table[rows, item]) for item in items]
+    assert found.target_exposures[s] == pytest.approx(exposed)
+    direct = factors * (table[rows] * rates[rows]).sum(axis=1)
+    returns = [sum(direct[k:]) for k in range(SLOTS)]
+    assert found.direct_returns[s] == pytest.approx(returns)
+    predicted = factors * rates[rows, items] - direct + returns
+    assert found.predicted_returns[s] == pytest.approx(predicted)
+
+
+@pytest.fixture(scope="module")
+def found(log):
+  own, evaluation = softmax(log), EvaluationLog.of(log)
+  policies = [
+    TargetPolicy("softmax", "it", lambda rows: own[log.rows.user_index[rows]]),
+    TargetPolicy("list", "it", lambda rows: in_slots(log)[rows], by_row=True),
+  ]
+  model = np.linspace(0.1, 0.5, ITEMS)
+  estimates = values.evaluate(
+    evaluation, policies, reward_model=lambda rows: np.tile(model, (len(rows), 1))
+  )
+  return Evaluation(evaluation, estimates)
+
+
+def test_values_are_the_expected_rewards_of_a_slate(found, log):
+  users, items = codes(log)
+  rates = WORLD.click_rate()[np.ix_(users, items)]
+  best = np.take_along_axis(rates, lists(log)[:, :, np.newaxis], axis=1)
+  listed = best[:, np.arange(SLOTS), np.arange(SLOTS)].sum(axis=1)
+  share = np.bincount(log.slates().user_index) / len(log.slates())
+  truth = {
+    "softmax": (softmax(log)[:, :, np.newaxis] * rates).sum(axis=(1, 2)),
+    "list": 0.9 * listed + 0.1 * rates.mean(axis=1).sum(axis=1),
+  }
+  frame = found.to_frame().set_index(["policy", "estimator"])
+  names = ["iips", "sniips", "pbm", "snpbm", "rips", "snrips", "cascade_dr"]
+  for policy, of_users in truth.items():
+    assert list(frame.loc[policy].index) == names
+    # Errors are those of slates of these users; by the user they include who comes.
+    errors = (frame.loc[policy, "value"] - share @ of_users) / frame.loc[policy, "standard_error"]
+    assert errors.abs().max() < 3
+  logged = frame.loc["logging policy"].iloc[0]
+  assert logged["value"] == pytest.approx(log.rows.reward.sum() / 1500)
+  assert (logged["num_rows"], logged["num_units"]) == (1500, 12)
+
+
+def test_the_report_says_what_the_value_is(found):
+  first = "Value: the mean sum of the rewards of a slate. 1500 slates with 4500 slots of 12 users"
+  assert first in str(found)
+
+
+def test_estimators_by_default_are_those_of_what_was_logged():
+  plain = WORLD.log(100, seed=2, cascade_propensity=None)
+  uniform = {"uniform": np.full(ITEMS, 1 / ITEMS)}
+  frame = evaluate(plain, uniform, progress=False).to_frame()
+  assert list(frame["estimator"]) == ["on_policy", "iips", "sniips"]
+  asked = evaluate(make_log(100), uniform, ["sips", "snsips", "pi", "snpi"], progress=False)
+  assert asked.to_frame()["value"].notna().all()
+
+
+@pytest.mark.parametrize(
+  ("estimators", "columns", "message"),
+  [
+    (["ips"], {}, "no estimator 'ips': choose from iips.*, of slates; without `slate_id`"),
+    (["rips"], {"cascade_propensity": None}, "uniform: cascade_propensities: the slates have none"),
+    (
+      ["iips"],
+      {"slate": None, "cascade_propensity": None},
+      "no estimator 'iips'.*estimators of slates need a log of slates",
+    ),
+  ],
+)
+def test_estimators_that_do_not_fit_the_log_are_refused(estimators, columns, message):
+  uniform = {"uniform": np.full(ITEMS, 1 / ITEMS)}
+  with pytest.raises(InputError, match=message):
+    evaluate(WORLD.log(50, **columns), uniform, estimators, progress=False)
+
+
+def test_estimated_propensities_of_slates_are_doubted(log):
+  estimated = make_log(100).with_propensities(np.full(300, 1 / ITEMS, np.float32))
+  found = evaluate(estimated, {"uniform": np.full(ITEMS, 1 / ITEMS)}, ["iips"], progress=False)
+  assert "The estimated propensities are those of an item in a slot of any position" in str(found)
