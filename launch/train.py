@@ -31,9 +31,14 @@ def main() -> None:
   chief = Job.of(config).is_chief
   workdir = launch_config.work_directory(config) if chief else launch_config.work_path(config)
   export_dir = launch_config.export_directory(config)
-  print(run(config, workdir, export_dir, keep=flags.FLAGS.keep)[1])
-  if chief:
-    print(f"Next: {steps.command_line('evaluate', without=_UNKNOWN_TO_EVALUATION)}")
+  metrics, summary = run(config, workdir, export_dir, keep=flags.FLAGS.keep)
+  print(summary)
+  if not chief:
+    return
+  after = steps.command_line("evaluate", without=_UNKNOWN_TO_EVALUATION)
+  if config.ratings_are_the_log:  # which cannot be evaluated off-policy
+    after = steps.command_line("serve_check", f"--model={metrics['export']}", arguments=())
+  print(f"Next: {after}")
 
 
 def run(

@@ -378,7 +378,7 @@ class Config(Section):
     object.__setattr__(self, "loss_options", dict(sorted(options.items())))
 
   @property
-  def simulates(self) -> bool:
-    """Whether feedback on a data set of ratings is simulated; else its rows are the log."""
+  def ratings_are_the_log(self) -> bool:
+    """Whether rows of a data set of ratings are learned from, and no feedback is simulated."""
     chosen = self.simulation.simulate
-    return self.data.dataset != RATINGS if chosen is None else chosen
+    return self.data.dataset == RATINGS if chosen is None else not chosen

@@ -141,7 +141,7 @@ def _cells(
   first = config.simulation.log_number
   if logs > 1:
     is_log = config.user_log.log is not None or config.data.dataset == DATASET
-    if is_log or not config.simulates:
+    if is_log or config.ratings_are_the_log:
       raise InputError(
         f"logs is {logs}, but your own log is one sample, which cannot be drawn again: leave logs"
         " out; seeds repeat the training, and launch.evaluate gives intervals of held-out values"

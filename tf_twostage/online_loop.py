@@ -60,7 +60,7 @@ class Loop:
     """
     only_here(config, "launch.loop")
     data = sets.load(config.data.dataset, config.data.data_dir)
-    if not isinstance(data, RatingsData) or config.data.environment or not config.simulates:
+    if not isinstance(data, RatingsData) or config.data.environment or config.ratings_are_the_log:
       raise InputError(
         "a loop simulates users: it needs a data set of ratings with `simulate`, not `environment`"
       )

@@ -34,7 +34,7 @@ def make(
     if data is None:
       is_ratings = name == sets.RATINGS
       data = _ratings(config) if is_ratings else sets.load(name, config.data.data_dir)
-  if not config.simulates:
+  if config.ratings_are_the_log:
     return _choices(config, data, workspace)
   _check_sizes(config, data)
   if isinstance(data, XmcData):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-_PERIODS = (2, 4, 8, 16, 32, 64, 128)
+_PERIODS = 128  # at most; all powers of two up to it are tried
 _STRENGTHS = tuple(10.0**k for k in range(1, 7))
 _CELLS = 5 * 10**7  # counts of items by period that are held in memory
 
@@ -70,24 +70,28 @@ def estimate(action: np.ndarray, time: np.ndarray | None, num_items: int) -> Exp
   extra = min(1.0, 0.1 * n / num_items)  # rows of an item without any
   counts = np.bincount(action, minlength=num_items)
   total = n + extra * num_items
-  others = (counts[action] - 1 + extra) / (total - 1)
-  share = (counts + extra) / total
-  overall = float(np.log(others).mean())
-  best = Exposures(others.astype(np.float32), share, 1, np.inf, overall, overall)
+  share, others = (counts + extra) / total, np.maximum(counts - 1 + extra, extra) / (total - 1)
+  overall = float(counts @ np.log(others)) / n
+  best = Exposures(others[action].astype(np.float32), share, 1, np.inf, overall, overall)
   if time is None:
     return best
-  for periods in _PERIODS:
-    if periods * num_items > _CELLS or periods > n:
-      break
-    edges = np.quantile(time, np.arange(1, periods) / periods)
-    period = np.searchsorted(edges, time, side="right")  # rows of one time share a period
-    cells = np.bincount(period * num_items + action, minlength=periods * num_items)
-    own, size = cells[period * num_items + action] - 1, np.bincount(period, minlength=periods)
+  periods = max(1, min(_PERIODS, 2 ** int(np.log2(max(1, min(n, _CELLS // num_items))))))
+  edges = np.quantile(time, np.arange(1, periods) / periods)
+  period = np.searchsorted(edges, time, side="right")  # rows of one time share a period
+  cells = np.bincount(period * num_items + action, minlength=periods * num_items)
+  cells = cells.reshape(periods, num_items)
+  while periods > 1:
+    size, (when, item) = cells.sum(axis=1), np.nonzero(cells)
+    rows = cells[when, item]
     for strength in _STRENGTHS:
-      values = (own + strength * others) / (size[period] - 1 + strength)
-      likelihood = float(np.log(values).mean())
+      values = (rows - 1 + strength * others[item]) / (size[when] - 1 + strength)
+      likelihood = float(rows @ np.log(values)) / n
       if likelihood > best.log_likelihood:
-        last = (cells[-num_items:] + strength * share) / (size[-1] + strength)
-        found = values.astype(np.float32), last, periods, strength, likelihood, overall
+        table = np.zeros(cells.shape, np.float32)
+        table[when, item] = values
+        last = (cells[-1] + strength * share) / (size[-1] + strength)
+        found = table[period, action], last, periods, strength, likelihood, overall
         best = Exposures(*found)
+    periods, period = periods // 2, period // 2
+    cells = cells.reshape(periods, 2, num_items).sum(axis=1)
   return best
