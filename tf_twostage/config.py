@@ -81,6 +81,11 @@ class DataConfig(Section):
     " replaces the simulation",
   )
   positive_above: float = _option(3.0, "ratings above this are positive")
+  history: bool = _option(
+    False,
+    "ratings: let towers read the items of the user's earlier positive rows, as a sequence feature"
+    " called history",
+  )
   max_features: int = _option(
     1024, "documents: number of words read per document, largest weights first", at_least=1
   )

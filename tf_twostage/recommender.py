@@ -555,17 +555,13 @@ class TwoStageRecommender:
       return self._served.settings["loss"]
     return self.config.loss if self._loss is None else type(self._loss).__name__
 
-  def objective(
-    self, reward_scale: float = 1.0, examination: Sequence[float] | None = None
-  ) -> OffPolicyLoss:
-    """The loss, with the slate size of this model, the scale of rewards and the examined slots.
+  def objective(self, reward_scale: float = 1.0) -> OffPolicyLoss:
+    """The loss, with the slate size of this model and the scale of the rewards.
 
     Raises:
       InputError: the loss does not have one of the options, or a value does not fit.
     """
-    run: dict[str, Any] = {"slate_size": self.slate_size, "reward_scale": reward_scale}
-    if examination is not None:
-      run["examination"] = examination
+    run = {"slate_size": self.slate_size, "reward_scale": reward_scale}
     if self._loss is None:
       run["seed"] = self.config.seed
       taken = losses.find(self.config.loss).parameters()
@@ -608,7 +604,7 @@ class TwoStageRecommender:
     towers = generator or self.fresh_towers(environment)
     towers.trainable = generator is None
     ranker = self._fresh_ranker(environment) if self._trains_ranker else None
-    objective = self.objective(environment.log.rewards().scale, environment.slot_examination)
+    objective = self.objective(environment.log.rewards().scale)
     return CandidateGenerator(
       towers,
       objective,

@@ -167,6 +167,13 @@ def test_settings_that_do_not_fit_files_are_refused(changes, message, tmp_path):
     ),
     ({"simulation": SimulationConfig(simulate=True)}, "orders are all positive"),
     ({"simulation": SimulationConfig(log_number=1)}, "log_number is 1"),
+    (
+      {
+        "data": DataConfig(dataset="ratings", validation_users=30, history=True),
+        "simulation": SimulationConfig(simulate=True),
+      },
+      "history: only ratings that are learned from themselves",
+    ),
   ],
 )
 def test_settings_that_do_not_fit_orders_are_refused(changes, message, rated, tmp_path):
@@ -197,6 +204,34 @@ def test_simulated_data_can_be_a_log_too(tmp_path):
   )
   found = environment.make(config, Workspace(tmp_path), make_synthetic(50, 30, 500))
   assert found.facts["rows"] == {"train": 350, "validation": 75, "test": 75}
+
+
+def test_histories_end_where_the_part_begins(rated, tmp_path):
+  config = dataclasses.replace(CONFIG, data=DataConfig(dataset="ratings", history=True))
+  found = environment.make(config, Workspace(tmp_path), ratings_of(rated))
+  evaluator = found.evaluator
+  codes, users = evaluator.inputs["user"]["history"], evaluator.inputs["user_index"]
+  ordered = rated.sort_values("time")
+  for begin, rows in (
+    (round(0.7 * len(rated)), range(evaluator.num_validation)),
+    (round(0.85 * len(rated)), range(evaluator.num_validation, len(users))),
+  ):
+    known = ordered[:begin]
+    liked = known[known["rating"] > 3]
+    for row in rows:
+      expected = liked.loc[liked["user"] == users[row], "item"].tolist()
+      assert [code - 2 for code in codes[row] if code] == expected
+  model = TwoStageRecommender.from_config(config)
+  model.fit(found, workdir=tmp_path, progress=False)
+  asked = pd.DataFrame({"user_id": ["1", "1"], "history": [["1", "3"], ["0", "2"]]})
+  scores = model.recommend(asked, k=1)["generator_score"]
+  assert scores[0] != scores[1]
+
+
+def test_a_history_needs_times(rated):
+  data = RatingsData.from_pandas(rated, user="user", item="item", rating="rating")
+  with pytest.raises(InputError, match="a history needs the time of each row"):
+    data.log(history="history")
 
 
 def test_a_split_without_new_choices_is_refused(tmp_path):

@@ -49,3 +49,34 @@ def test_exposures_are_probabilities(time):
   assert (found.values > 0).all()
   assert (found.values <= 1).all()
   assert found.latest.sum() == pytest.approx(1)
+
+
+def test_every_row_is_predicted_from_the_others():
+  """Against an enumeration of rows, periods and strengths."""
+  rng, items = np.random.default_rng(1), 3
+  action, time = rng.integers(items, size=24), np.arange(24.0)
+  action[12:] = 0
+
+  def share(rows, item):
+    extra = 0.1 * 24 / items
+    return (np.sum(rows == item) + extra) / (len(rows) + extra * items)
+
+  def predicted(periods, strength):
+    period = (time * periods // 24).astype(int)
+    found = []
+    for i in range(24):
+      others = np.arange(24) != i
+      near = action[others & (period == period[i])]
+      overall = share(action[others], action[i])
+      if np.isinf(strength):
+        found.append(overall)
+      else:
+        total = len(near) + strength
+        found.append((np.sum(near == action[i]) + strength * overall) / total)
+    return np.array(found)
+
+  tried = [(1, np.inf), *((p, s) for p in (2, 4, 8, 16) for s in exposures._STRENGTHS)]
+  best = max(tried, key=lambda setting: np.log(predicted(*setting)).mean())
+  found = exposures.estimate(action, time, items)
+  assert (found.periods, found.strength) == best
+  np.testing.assert_allclose(found.values, predicted(*best), rtol=1e-6)

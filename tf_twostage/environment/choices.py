@@ -6,12 +6,14 @@ measure how well later choices are predicted, not what recommendations would ear
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 import tensorflow as tf
 
 from tf_twostage.config import Config
+from tf_twostage.data.histories import earlier
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows, joined
 from tf_twostage.environment import rankers
@@ -20,7 +22,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import exposures, full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.full_information import ChoicesEvaluator
-from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.encoders import Codes, EncodedTables
 from tf_twostage.models.external import ExternalRanker
 from tf_twostage.models.ranker import usual_logit
 from tf_twostage.workspace import Workspace, fingerprint
@@ -70,18 +72,18 @@ def choices(
       depends_on=f"{digest}, {_DRAWN} drawn",
       prior=usual_logit(rows.rewards().total, len(rows)),
     )
-  held_out, notes = _held_out(logs, seed)
+  held_out, past, notes = _held_out(logs, seed)
   users, relevance, excluded, num_validation = held_out
   means = {name: np.full(len(users), v.mean()) for name, v in train.context.items()}
   popularity = train.earned(data.num_items)
   return Environment(
     tables=tables,
-    users=data.users,
+    users=data.users_now(),
     titles=data.titles,
     log=train,
     evaluator=ChoicesEvaluator(
       inputs={
-        "user": {name: tf.gather(codes, users) for name, codes in tables.users.items()},
+        "user": {**{n: tf.gather(c, users) for n, c in tables.users.items()}, **past},
         "context": means,
         "user_index": users,
       },
@@ -98,7 +100,7 @@ def choices(
       "random": full_information.random_scorer(data.num_items, seed),
     },
     requests=requests(
-      data.schema, {name: v[users] for name, v in data.users.items()}, means, excluded
+      data.schema, {name: v[users] for name, v in data.users_now().items()}, means, excluded
     ),
     name="choices-" + fingerprint({"log": digest, "ranker": ranker.stage}),
     facts={
@@ -116,22 +118,23 @@ def _with_drawn(rows: LogRows, num_items: int, seed: int) -> LogRows:
   again = rows.select(np.repeat(np.flatnonzero(rows.reward > 0), _DRAWN))
   drawn = np.random.default_rng(seed).integers(num_items, size=len(again), dtype=np.int32)
   zeros = np.zeros(len(again), np.float32)
-  unchosen = LogRows(again.user_index, drawn, again.propensity, zeros, again.context)
-  return joined([rows, unchosen])
+  return joined([rows, dataclasses.replace(again, action=drawn, reward=zeros)])
 
 
 def _held_out(
   logs: Mapping[str, BanditLog], seed: int
-) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, int], list[str]]:
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray, int], Codes, list[str]]:
   """What users chose in the held-out parts, of items that they had no row of before.
 
   Returns:
     Users [E], those of validation first; their choices [E, N] bool; what they had rows of before
-    [E, N] bool; and the number of those of validation. Notes on users that were left out.
+    [E, N] bool; and the number of those of validation. Their histories before the part, [E, L] by
+    name. Notes on users that were left out.
   """
   rng, parts, notes = np.random.default_rng(seed), [], []
   names = [name for name in ("validation", "test") if name in logs]
-  known = logs["train"].rows
+  known, time = logs["train"].rows, logs["train"].time
+  pasts: dict[str, list[np.ndarray]] = {name: [] for name in known.histories}
   num_users, num_items = logs["train"].num_users, logs["train"].num_items
   limit = max(1, _PAIRS // num_items // len(names))
   for name in names:
@@ -149,9 +152,17 @@ def _held_out(
         " nothing can be evaluated; raise the share, or split otherwise"
       )
     parts.append((users[some].astype(np.int32), chosen[some], excluded[some]))
+    for feature, past in pasts.items():
+      assert time is not None  # a history needs it
+      length = known.histories[feature].length
+      before = earlier(known.user_index, known.action, time, known.reward > 0, num_users=num_users)
+      codes = dataclasses.replace(before.of_users(), length=length).padded(users[some])
+      past.append(codes.numpy())
     known = joined([known, rows])
+    time = None if time is None else np.concatenate([time, logs[name].time])
   users, chosen, excluded = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-  return (users, chosen, excluded, len(parts[0][0])), notes
+  codes = {feature: np.concatenate(past) for feature, past in pasts.items()}
+  return (users, chosen, excluded, len(parts[0][0])), codes, notes
 
 
 def _pairs(rows: LogRows, users: np.ndarray, num_users: int, num_items: int) -> np.ndarray:

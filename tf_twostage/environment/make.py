@@ -36,6 +36,11 @@ def make(
       data = _ratings(config) if is_ratings else sets.load(name, config.data.data_dir)
   if config.ratings_are_the_log:
     return _choices(config, data, workspace)
+  if config.data.history:
+    raise InputError(
+      "history: only ratings that are learned from themselves have it, not simulated feedback or"
+      " documents; leave it out"
+    )
   _check_sizes(config, data)
   if isinstance(data, XmcData):
     return full_labels(config, data, workspace)
@@ -58,7 +63,8 @@ def _choices(config: Config, data: RatingsData | XmcData, workspace: Workspace) 
     raise InputError(
       f"environment={config.data.environment} replaces a simulation; leave it out, or simulate"
     )
-  return log_environment(config, data.log(above), None, workspace, config.user_log.ranker)
+  log = data.log(above, history="history" if config.data.history else None)
+  return log_environment(config, log, None, workspace, config.user_log.ranker)
 
 
 def _ratings(config: Config) -> RatingsData:

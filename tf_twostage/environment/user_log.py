@@ -135,7 +135,6 @@ def log_environment(
     notes=notes,
     logs=logs,
     slots=slots,
-    slot_examination=data.slot_examination(),
   )
 
 
@@ -152,7 +151,6 @@ def _environment(
   notes: Sequence[str],
   logs: Mapping[str, BanditLog] | None = None,
   slots: Examination | None = None,
-  slot_examination: tuple[float, ...] | None = None,
 ) -> Environment:
   """The environment of rows that are split already.
 
@@ -205,7 +203,6 @@ def _environment(
     facts={**facts, **ranker.facts},
     notes=(*notes, *ranker.notes),
     examination=slots,
-    slot_examination=slot_examination,
     evaluation_log=lambda workspace: evaluated.get("test") or evaluated["validation"],
   )
 
@@ -305,6 +302,8 @@ def _check_settings(config: Config) -> None:
     )
   if config.simulation.simulate is not None:
     raise InputError("simulate: a log is not simulated; leave it out")
+  if config.data.history:
+    raise InputError("history: name it in the schema, as a user feature of the kind sequence")
   for name in ("environment", "data_dir"):
     value = getattr(config.data, name)
     if value is not None:

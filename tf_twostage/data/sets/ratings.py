@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tf_twostage.data import assemble
+from tf_twostage.data import assemble, histories
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import FeatureColumn
 from tf_twostage.data.rows import LogRows
@@ -17,6 +17,7 @@ from tf_twostage.data.schema import (
   Feature,
   FeatureTable,
   Id,
+  ItemSequence,
   Numeric,
   Schema,
   check_table,
@@ -156,6 +157,11 @@ class RatingsData:
         f"{place}: {', '.join(roles)}: rows with these are a log of what was shown, not ratings;"
         " leave them out of the schema, or read the file as a log, without dataset ratings"
       )
+    if schema.sequences:
+      raise InputError(
+        f"{place}: {schema.sequences[0].name!r}: the setting history makes a sequence of ratings;"
+        " leave it out of the schema"
+      )
     if len(schema.rewards) > 1:
       raise InputError(f"{place}: reward: name one column of ratings; null means orders")
     # Ratings may be negative and rewards may not.
@@ -190,21 +196,33 @@ class RatingsData:
       notes=log.notes,
     )
 
-  def log(self, positive_above: float = 3.0) -> BanditLog:
+  def log(self, positive_above: float = 3.0, *, history: str | None = None) -> BanditLog:
     """A log of these rows, rewarded with 1 where they are positive, without impressions.
 
     Args:
       positive_above: ratings above this are positive; orders all are.
+      history: name of a sequence feature: the items of the user's earlier positive rows.
+
+    Raises:
+      InputError: a history is wanted of rows without times.
     """
     positive = np.ones(len(self)) if self.rating is None else self.rating > positive_above
     reward = positive.astype(np.float32)
+    schema, past = self.schema, {}
+    if history is not None:
+      if self.time is None:
+        raise InputError(f"{self.name}: a history needs the time of each row; name its column")
+      sequence = ItemSequence(history, schema.item_id.vocabulary)
+      schema = dataclasses.replace(schema, user=(*schema.user, sequence))
+      rows = self.user_index, self.item_index, self.time, reward > 0
+      past = {history: histories.earlier(*rows, num_users=self.num_users)}
     return BanditLog(
       name=self.name,
-      schema=self.schema,
+      schema=schema,
       users=self.users,
       items=self.items,
       titles=self.titles,
-      rows=LogRows(self.user_index, self.item_index, None, reward, self.context),
+      rows=LogRows(self.user_index, self.item_index, None, reward, self.context, histories=past),
       time=self.time,
       notes=self.notes,
       impressions=False,
