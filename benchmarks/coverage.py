@@ -197,7 +197,7 @@ def measure(
   names = tuple(SLATE_ESTIMATORS) if isinstance(regime, SlateRegime) else ESTIMATORS
   for log, (rows, truth, gain) in enumerate(logs(regime, num_logs, seed)):
     found = off_policy.evaluate(rows, names, num_resamples=0)
-    if not all(estimate.unreliable for estimate in found):
+    if num_resamples and not all(estimate.unreliable for estimate in found):
       found = off_policy.evaluate(rows, names, num_resamples=num_resamples, seed=log)
     frame = off_policy.to_frame(found)
     held = {

@@ -42,6 +42,11 @@ def test_each_command_prints_the_next_from_a_csv_of_impressions_to_a_tested_expo
     assert done.returncode == 0, done.stderr
     if name == "infer_schema":
       (tmp_path / "schema.yaml").write_text(done.stdout)
+    if name == "evaluate":  # as slates, by estimators that fit what was logged
+      assert "Value: the mean sum of the rewards of a slate. " in done.stdout
+      names = re.findall(r"^(\w+) +-?\d", done.stdout, re.MULTILINE)
+      assert set(names) == {"iips", "sniips", "pbm", "snpbm", "rips", "snrips", "cascade_dr"}
+      assert "as served, top 4\n" in done.stdout
     ran.append(name)
     (line,) = re.findall(r"^Next: (.*)", done.stdout + done.stderr, re.MULTILINE)
     line = line.replace("=schema.yaml", f"={tmp_path}/schema.yaml")
