@@ -24,6 +24,7 @@ from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import Environment, log_environment
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, distinct_contexts
+from tf_twostage.evaluation.slate_log import has_repeats
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.losses import OffPolicyLoss
 from tf_twostage.metrics import SERVED, STAGES, Scores
@@ -405,7 +406,8 @@ class TwoStageRecommender:
     """A policy of this model, for `evaluate`.
 
     Args:
-      stage: "two_stage", generator and ranker, or "one_stage", the generator alone, draw an item;
+      stage: "two_stage", generator and ranker, or "one_stage", the generator alone, draw an item
+        (on a log of slates each slot, without repeats where the log's slates have none);
         "served" shows the list of `recommend`, and its value is the mean reward of an item of it.
       temperature: divides the generator's logits; above 1 explores more. Not for "served".
       length: how many items "served" shows, at most the slate size; None: 1, or on a log of slates
@@ -815,7 +817,8 @@ class RecommenderPolicy:
       order, rows, users = None, log.rows, environment.users
       items = environment.tables.schema.item_id.vocabulary
     scores = served.scores(rows, users, items)
-    has_slates = (log.slate if isinstance(log, BanditLog) else log.slates) is not None
+    slate_log = log.slate_log if isinstance(log, EvaluationLog) else log
+    has_slates = slate_log is not None and slate_log.slate is not None
     in_slots = self.stage == SERVED and has_slates
     length = self._list_length(rows) if in_slots else self.length or 1
 
@@ -847,7 +850,8 @@ class RecommenderPolicy:
     title = f"as served, top {length}" if self.stage == SERVED else TITLES[self.stage]
     if in_slots:
       return TargetPolicy(name, title, slots, by_row=True)
-    return TargetPolicy(name, title, probabilities)
+    distinct = has_slates and slate_log is not None and not has_repeats(slate_log)
+    return TargetPolicy(name, title, probabilities, distinct=distinct)
 
   def _list_length(self, rows: LogRows) -> int:
     """The slots of a log of slates, which a served list must fill."""

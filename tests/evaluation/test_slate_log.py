@@ -1,15 +1,18 @@
 """Policies on a log of slates: reduced slot by slot, and valued as whole slates."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
 from tf_twostage import evaluate
+from tf_twostage.data.plackett_luce import slot_probabilities
 from tf_twostage.data.sets import make_slates
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.evaluation.slate_log import has_repeats
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.reports.policy_report import Evaluation
 
@@ -79,6 +82,60 @@ def test_a_policy_that_differs_by_slot_is_reduced_as_by_hand(log):
     assert found.direct_returns[s] == pytest.approx(returns)
     predicted = factors * rates[rows, items] - direct + returns
     assert found.predicted_returns[s] == pytest.approx(predicted)
+
+
+def test_a_policy_without_repeats_is_reduced_as_by_enumeration():
+  world = make_slates(3, 4, 3, seed=5)
+  log = world.log(8, seed=6)
+  examination = np.array([1.0, 0.5, 0.25], np.float32)
+  log = dataclasses.replace(log, examination=examination[log.rows.position])
+  chances = np.random.default_rng(7).dirichlet(np.ones(4), log.num_users)
+  rates = np.random.default_rng(8).uniform(size=4)
+  policy = TargetPolicy("it", "it", lambda rows: chances[log.rows.user_index[rows]], distinct=True)
+  found, _ = policy.reduce(EvaluationLog.of(log), lambda rows: np.tile(rates, (len(rows), 1)))
+  slates = log.slates()
+  factors = slates.of(log.rows.reward).sum(axis=0) / rates[log.rows.action[slates.rows]].sum(axis=0)
+  for s, rows in enumerate(slates.rows):
+    p, items = chances[slates.user_index[s]], log.rows.action[rows]
+    assert found.target_cascade[s] == pytest.approx(np.cumprod(conditional(p, items)))
+    marginal = np.zeros((4, 3))
+    for slate in itertools.permutations(range(4), 3):
+      marginal[slate, range(3)] += np.prod(conditional(p, slate))
+    assert found.target_probabilities[s] == pytest.approx(marginal[items, range(3)], abs=1e-6)
+    assert found.target_exposures[s] == pytest.approx(marginal[items] @ examination, abs=1e-6)
+    open_items = [[a for a in range(4) if a not in items[:k]] for k in range(3)]
+    direct = [p[others] @ rates[others] / p[others].sum() for others in open_items]
+    assert found.direct_returns[s] == pytest.approx(factors * direct)
+    assert found.predicted_returns[s] == pytest.approx(factors * rates[items])
+
+
+def conditional(p, items):
+  return [p[a] / (1 - p[list(items[:k])].sum()) for k, a in enumerate(items)]
+
+
+def test_values_of_policies_without_repeats_are_those_of_their_slates():
+  world = make_slates(12, ITEMS, SLOTS, seed=1)
+  log = world.log(1500, seed=3)
+  users, items = codes(log)
+  shares = softmax(log)
+  policy = TargetPolicy("it", "it", lambda rows: shares[log.rows.user_index[rows]], distinct=True)
+  frame = values.evaluate(EvaluationLog.of(log), [policy], ["iips", "rips", "snrips"])[1:]
+  rates = world.click_rate()[np.ix_(users, items)] * slot_probabilities(np.log(shares), SLOTS)
+  truth = np.bincount(log.slates().user_index) / 1500 @ rates.sum(axis=(1, 2))
+  assert ((frame["value"] - truth) / frame["standard_error"]).abs().max() < 3
+  np.testing.assert_allclose(frame["mean_weight"], 1, atol=0.05)
+
+
+def test_repeats_are_found_within_slates_alone():
+  assert has_repeats(make_log(50))
+  assert not has_repeats(make_slates(5, 10, 3).log(50))
+
+
+def test_policies_without_repeats_that_differ_by_slot_are_refused(log):
+  table = in_slots(log)
+  policy = TargetPolicy("it", "it", lambda rows: table[rows], by_row=True, distinct=True)
+  with pytest.raises(InputError, match="without repeats must be the same in all slots"):
+    policy.reduce(EvaluationLog.of(log))
 
 
 @pytest.fixture(scope="module")

@@ -59,12 +59,15 @@ class TargetPolicy:
       tensors whose rows sum to 1.
     by_row: whether probabilities differ between rows of one context (one user with the same
       context features).
+    distinct: on a log of slates, whether a slate has no item twice: each slot is drawn from the
+      probabilities without the items above. Otherwise each slot is drawn by itself.
   """
 
   name: str
   kind: str
   probabilities: ByRow
   by_row: bool = False
+  distinct: bool = False
 
   def reduce(
     self, evaluation: EvaluationLog, reward_model: ByRow | None = None
@@ -78,7 +81,10 @@ class TargetPolicy:
     if evaluation.slates is None:
       return reduced
     rows, _ = reduced
-    return reduce_to_slates(evaluation, rows, self.probabilities, by_row=self.by_row), np.nan
+    slates = reduce_to_slates(
+      evaluation, rows, self.probabilities, by_row=self.by_row, distinct=self.distinct
+    )
+    return slates, np.nan
 
 
 def evaluate(

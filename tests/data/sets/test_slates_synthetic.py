@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tf_twostage.data.sets.slates_synthetic import make_slates, slot_probabilities
+from tf_twostage.data.plackett_luce import slot_probabilities
+from tf_twostage.data.sets.slates_synthetic import make_slates
 from tf_twostage.errors import InputError
 
 SMALL = {"num_users": 3, "num_items": 5, "slate_size": 3}
