@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -218,6 +219,19 @@ def test_showing_anything_is_worth_the_mean_of_all_rewards(evaluated, evaluation
   _, frame = evaluated
   truth = frame.set_index("policy").loc["anything.csv", "truth"]
   np.testing.assert_allclose(truth, evaluation.expected_rewards(np.arange(ROWS)).mean(), rtol=1e-6)
+
+
+def test_a_generator_whose_settings_are_damaged_is_left_out_with_a_warning(
+  environment, workdir, tmp_path, caplog
+):
+  shutil.copytree(workdir / "generators", tmp_path / "generators")
+  labels = [variant.label for variant in finished(CONFIG, environment, tmp_path)]
+  model = TwoStageRecommender.from_config(GENERATORS[1][1])
+  damaged = model.directory(environment, tmp_path) / "config.json"
+  damaged.write_text(damaged.read_text().replace("1", "2", 1))
+  left = [variant.label for variant in finished(CONFIG, environment, tmp_path)]
+  assert len(left) == len(labels) - 1
+  assert f"{damaged} was changed after it was written; its generator is left out" in caplog.text
 
 
 def test_what_has_not_finished_is_named_with_the_command_that_trains_it(environment, workdir):

@@ -255,3 +255,5 @@ def test_recommendations_are_of_the_items_that_there_are(model, tmp_path):
     assert (shown["u1"], shown["u2"]) == (early, late)
     dates = times.assign(time=pd.to_datetime(times["time"], unit="s"))
     assert {*one.recommend(dates, k=ITEMS)["item"]} == everything
+  with pytest.raises(InputError, match="column 'time' must hold times"):
+    one.recommend(times.assign(time=[START, np.inf]))

@@ -302,5 +302,5 @@ def are_dates(column: pa.ChunkedArray) -> bool:
   values, is_number = as_numbers(first)
   if is_number.mean() < 0.5:
     return True
-  compact = (values % 1 == 0) & (values >= 1900_01_01) & (values <= 2100_12_31)
+  compact = (values == np.floor(values)) & (values >= 1900_01_01) & (values <= 2100_12_31)
   return bool(compact.all() and np.isfinite(as_times(first)).all())
