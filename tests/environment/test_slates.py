@@ -40,7 +40,7 @@ def test_slates_get_an_estimate_by_default_and_rewards_are_divided_by_it(log, st
   facts, curve = made.facts["examination"], made.examination.curve
   assert facts["estimated"]
   assert facts["curve"] == curve.tolist()
-  assert sum("examination of slots is ESTIMATED" in note for note in made.notes) == 1
+  assert sum("which is ESTIMATED (" in note for note in made.notes) == 1
   rewarded = made.log.reward[made.log.reward > 0]
   np.testing.assert_allclose(np.unique(rewarded), np.sort(curve.max() / curve), rtol=1e-6)
 

@@ -118,8 +118,9 @@ class Examination:
     """One sentence for reports."""
     last = len(self.curve) - 1
     return (
-      f"examination of slots is ESTIMATED, {self.method}: {self.reason}; slot {last} is examined"
-      f" {self.curve[-1]:.3g} ± {self.standard_error[-1]:.2g} times as often as slot 0"
+      f"rewards are divided by the examination of their slots, which is ESTIMATED ({self.method}:"
+      f" {self.reason}); slot {last} is examined {self.curve[-1]:.3g} ±"
+      f" {self.standard_error[-1]:.2g} times as often as slot 0"
     )
 
   def plot(self) -> Figure:

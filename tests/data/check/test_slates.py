@@ -108,6 +108,12 @@ def test_users_who_leave_after_a_click_are_noted(world):
   assert "no slate has several rewards" in texts(leaving.log(300), "note")
 
 
+def test_examination_is_said_to_be_logged_or_not(log):
+  assert facts(log)["Reward by slot", "examination"] == "not logged"
+  given = log.with_examination(np.array([0.8, 0.4, 0.2, 0.1]))
+  assert facts(given)["Reward by slot", "lowest examination"] == pytest.approx(0.125)
+
+
 def test_slates_are_drawn(log):
   titles = [axis.get_title() for axis in examine.check(log).plot().axes]
   assert {"Mean reward by slot", "Rows of each policy"} <= set(titles)

@@ -86,6 +86,11 @@ def _rewards(log: BanditLog, number: np.ndarray) -> Iterator[Fact | Finding]:
   section, slots = "Reward by slot", by_slot(log)
   for slot, (mean, error, count) in slots.head(_SHOWN).iterrows():
     yield Fact(section, f"slot {slot}", float(mean), f"± {error:.2g} by slate; {int(count):,} rows")
+  if log.examination is None:
+    yield Fact(section, "examination", "not logged", "training estimates it: --examination")
+  else:
+    lowest = float(log.examination.min())
+    yield Fact(section, "lowest examination", lowest, "rewards are divided by it in training")
   rewarded = np.bincount(number, log.rows.reward > 0)
   one, several = int((rewarded == 1).sum()), int((rewarded > 1).sum())
   yield Fact(section, "slates with one reward", one, _share(one, len(rewarded)))
