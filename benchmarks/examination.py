@@ -1,11 +1,13 @@
 """Errors of estimated examination on invented slates, whose true examination is known.
 
   python -m benchmarks.examination --slates=200000
+  python -m benchmarks.examination --slates=4000 --users=400 --items=20 --slots=5 --logs=200
 
 A row for each method and kind of clicks: the largest error of a slot, the largest standard error
 that the estimate claims, how many slots have the truth in their 95% interval, and seconds. Two
 policies serve the slates; --strength is the standard deviation of their logits. Rows of users who
-leave have the cascade of `make_slates`, and those of trust its trust bias.
+leave have the cascade of `make_slates`, and those of trust its trust bias. With --logs, shares of
+so many logs whose 95% interval of a slot contains the truth, for methods without a model.
 """
 
 from __future__ import annotations
@@ -13,26 +15,48 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pandas as pd
 
-from tf_twostage import estimate_examination
+from tf_twostage import Examination, estimate_examination
 from tf_twostage.data.sets import SlateWorld, make_slates
 
-SIZE = 10
-CONTINUATION = np.linspace(0.6, 0.9, SIZE)
-TRUST = np.stack([np.full(SIZE, 0.98), 0.65 / np.arange(1, SIZE + 1) ** 0.7], axis=1)
-# Method, options of the estimate, behaviour of users.
-CASES: list[tuple[str, dict[str, bool], dict[str, np.ndarray]]] = [
-  ("harvesting", {}, {}),
-  ("randomized", {}, {}),
-  ("em", {}, {}),
-  ("em", {"trust_bias": True}, {"trust": TRUST}),
-  ("cascade", {}, {"continuation": CONTINUATION}),
-]
+
+class Case(NamedTuple):
+  """A method with options, and how users behave."""
+
+  method: str
+  options: dict[str, bool]
+  behaviour: dict[str, np.ndarray]
+
+
+def cases(size: int, models: bool) -> list[Case]:
+  """All cases for slates of so many slots, or those without a model of relevance."""
+  found = [
+    Case("harvesting", {}, {}),
+    Case("randomized", {}, {}),
+    Case("cascade", {}, {"continuation": np.linspace(0.6, 0.9, size)}),
+  ]
+  trust = np.stack([np.full(size, 0.98), 0.65 / np.arange(1, size + 1) ** 0.7], axis=1)
+  more = [Case("em", {}, {}), Case("em", {"trust_bias": True}, {"trust": trust})]
+  return found + more * models
+
+
+def make(arguments: argparse.Namespace, case: Case) -> tuple[SlateWorld, np.ndarray]:
+  """The world of a case, and its true examination."""
+  world = make_slates(
+    arguments.users,
+    arguments.items,
+    arguments.slots,
+    policies={"old": arguments.strength, "new": arguments.strength},
+    seed=arguments.seed,
+    **case.behaviour,
+  )
+  return world, np.mean([truth(world, logits) for logits in world.policies.values()], axis=0)
 
 
 def truth(world: SlateWorld, logits: np.ndarray, num_slates: int = 200_000) -> np.ndarray:
@@ -48,25 +72,26 @@ def truth(world: SlateWorld, logits: np.ndarray, num_slates: int = 200_000) -> n
   return np.concatenate([[1.0], stays[:-1]])
 
 
-def measure(num_slates: int, strength: float, seed: int) -> pd.DataFrame:
-  """The table, a row for each of `CASES`."""
+def inside(found: Examination, true: np.ndarray) -> np.ndarray:
+  """Which slots but the first have the truth in their interval, [L - 1]."""
+  return ((found.low <= true) & (true <= found.high))[1:]
+
+
+def measure(arguments: argparse.Namespace) -> pd.DataFrame:
+  """Errors on one log, a row for each case."""
   rows = []
-  for method, options, behaviour in CASES:
-    world = make_slates(
-      slate_size=SIZE, policies={"old": strength, "new": strength}, seed=seed, **behaviour
-    )
-    log = world.log(num_slates, seed)
-    true = np.mean([truth(world, logits) for logits in world.policies.values()], axis=0)
+  for case in cases(arguments.slots, models=True):
+    world, true = make(arguments, case)
+    log = world.log(arguments.slates, arguments.seed)
     start = time.perf_counter()
-    found = estimate_examination(log, method, seed=seed, **options)
-    inside = (found.low <= true + 1e-9) & (true <= found.high + 1e-9)
+    found = estimate_examination(log, case.method, seed=arguments.seed, **case.options)
     rows.append(
       {
-        "clicks": next(iter(behaviour), "position-based"),
-        "method": method,
+        "clicks": next(iter(case.behaviour), "position-based"),
+        "method": case.method,
         "largest error": np.abs(found.curve - true).max(),
         "largest standard error": found.standard_error.max(),
-        "slots in interval": f"{inside.sum()} of {SIZE}",
+        "slots in interval": f"{inside(found, true).sum()} of {len(true) - 1}",
         "seconds": time.perf_counter() - start,
       }
     )
@@ -74,13 +99,29 @@ def measure(num_slates: int, strength: float, seed: int) -> pd.DataFrame:
   return pd.DataFrame(rows)
 
 
+def coverage(arguments: argparse.Namespace) -> pd.DataFrame:
+  """Shares of intervals with the truth, over logs, a row for each case without a model."""
+  rows = []
+  for case in cases(arguments.slots, models=False):
+    world, true = make(arguments, case)
+    logs = ((seed, world.log(arguments.slates, seed)) for seed in range(arguments.logs))
+    hits = [inside(estimate_examination(log, case.method, seed=s), true) for s, log in logs]
+    share = np.mean(hits, axis=0)
+    rows.append({"method": case.method, "lowest of a slot": share.min(), "mean": share.mean()})
+  return pd.DataFrame(rows)
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--slates", type=int, default=200_000)
+  parser.add_argument("--users", type=int, default=300)
+  parser.add_argument("--items", type=int, default=100)
+  parser.add_argument("--slots", type=int, default=10)
+  parser.add_argument("--logs", type=int, default=0)
   parser.add_argument("--strength", type=float, default=1.0)
   parser.add_argument("--seed", type=int, default=0)
   arguments = parser.parse_args()
-  frame = measure(arguments.slates, arguments.strength, arguments.seed)
+  frame = coverage(arguments) if arguments.logs else measure(arguments)
   print(frame.to_string(index=False, float_format="{:.4f}".format))
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import coverage, evaluation, growth, measuring, serving, slates
+from benchmarks import coverage, evaluation, examination, growth, measuring, serving, slates
 from benchmarks.growth import Point
 from benchmarks.measuring import Peaks, Work
 from tf_twostage import losses
+from tf_twostage.data.sets import make_slates
 from tf_twostage.losses.slates import SAMPLING
 
 
@@ -151,3 +152,13 @@ def test_slates_compare_both_samplings_of_one_row():
     assert shares.shape == (2, slates.ROWS)
     assert counts.shape == (2, slates.ROWS, 7)
     assert (shares[0] != shares[1]).any()
+
+
+def test_truth_of_a_cascade_is_the_share_that_stays():
+  behaviour = {"continuation": np.zeros(3)}
+  world = make_slates(num_users=2, num_items=3, slate_size=3, policies={"one": 1.0}, **behaviour)
+  found = examination.truth(world, world.policies["one"])
+  # Everybody leaves after the first click.
+  slots, unclicked = world.slot_probabilities(world.policies["one"]), 1 - world.relevance
+  first = np.mean(np.sum(slots[..., 0] * unclicked, axis=1))
+  np.testing.assert_allclose(found[:2], [1, first], atol=0.01)

@@ -20,7 +20,7 @@ def mean_sums(shown, relevance, curve=CURVE):
 
 def test_pair_sums_weigh_clicks_by_the_rows_of_the_pair_in_each_slot():
   # Pair 0: slot 0 twice, one click; slot 2 once, clicked. Pair 1: slot 1 once, clicked.
-  clicks = Clicks(np.array([0, 0, 2, 1]), np.array([1.0, 0, 1, 1]), np.array([0, 0, 1, 1]))
+  clicks = Clicks(np.array([0, 0, 2, 1]), np.array([1.0, 0, 1, 1]), np.array([0, 0, 1, 1]), 3)
   sums = clicks.pair_sums(np.array([0, 0, 0, 1]))
   np.testing.assert_allclose(sums[0], [[2 / 3, 0, 1 / 3], [0, 0, 0], [0, 0, 0]])
   np.testing.assert_allclose(sums[1], [[0, 0, 0], [0, 1, 0], [2 / 3, 0, 1 / 3]])
@@ -78,7 +78,7 @@ def test_resampled_blocks_have_the_mean_and_variance_of_the_bootstrap():
 
 
 def all_slates(relevance, went_on):
-  """Clicks of the cascade on one slate, its probability, and which slots were examined."""
+  """Clicks of the cascade on one slate, with their probability."""
   size = len(relevance)
   for clicked in itertools.product((0, 1), repeat=size):
     for left in range(size + 1):  # the slot after which the user leaves; size: never
@@ -89,14 +89,14 @@ def all_slates(relevance, went_on):
         chance *= relevance[k] if clicked[k] else 1 - relevance[k]
         if clicked[k]:
           chance *= 1 - went_on[k] if k == left else went_on[k]
-      yield np.array(clicked), chance, np.arange(size) <= left
+      yield np.array(clicked), chance
 
 
 def test_paths_make_clicks_unbiased():
   relevance, went_on = np.array([0.7, 0.4, 0.9]), np.array([0.5, 0.8, 0.3])
   slates = Slates(np.array([[0, 1, 2]], np.int32), np.zeros(1, np.int32))
   total, corrected = 0.0, np.zeros(3)
-  for clicked, chance, _ in all_slates(relevance, went_on):
+  for clicked, chance in all_slates(relevance, went_on):
     total += chance
     path = cascade.path_probabilities(slates, clicked.astype(float), went_on)
     corrected += chance * clicked / path
@@ -106,15 +106,17 @@ def test_paths_make_clicks_unbiased():
 
 def test_continuation_sums_have_the_true_continuation_and_examination():
   relevance, went_on, rows = np.array([0.7, 0.4, 0.9]), np.array([0.5, 0.8, 0.3]), 20_000
-  outcomes = list(all_slates(relevance, went_on))
-  drawn = np.random.default_rng(0).choice(
-    len(outcomes), rows, p=[chance for _, chance, _ in outcomes]
-  )
-  clicked = np.stack([clicked for clicked, _, _ in outcomes])[drawn]
-  examined = sum(chance * seen for _, chance, seen in outcomes)
+  rng = np.random.default_rng(0)
+  item = rng.permuted(np.tile(np.arange(3), (rows, 1)), axis=1)
+  stays, examined, clicked = np.ones(rows, bool), [], []
+  for k in range(3):
+    examined.append(stays)
+    clicked.append(stays & (rng.random(rows) < relevance[item[:, k]]))
+    stays = stays & ~(clicked[k] & (rng.random(rows) > went_on[k]))
   slates = Slates(np.arange(rows * 3, dtype=np.int32).reshape(rows, 3), np.zeros(rows, np.int32))
-  slot = np.tile(np.arange(3), rows)
-  clicks = Clicks(slot, clicked.ravel().astype(float), np.zeros(rows * 3, int))
-  sums = cascade.continuation_sums(slates, clicks, slot, slot).sum(axis=0)
-  np.testing.assert_allclose(cascade.continuation(sums)[:2], went_on[:2], atol=0.02)
-  np.testing.assert_allclose(cascade.from_continuation(sums), examined, atol=0.02)
+  slot, labels = np.tile(np.arange(3), rows), np.stack(clicked, axis=1).ravel().astype(float)
+  sums = cascade.continuation_sums(
+    slates, Clicks(slot, labels, np.zeros(rows * 3, int), 3), item.ravel()
+  ).sum(axis=0)
+  np.testing.assert_allclose(cascade.continuation(sums), [*went_on[:2], 1], atol=0.02)
+  np.testing.assert_allclose(cascade.from_continuation(sums), np.mean(examined, axis=1), atol=0.02)

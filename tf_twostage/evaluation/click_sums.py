@@ -23,15 +23,13 @@ class Clicks:
     slot: int in [0, L).
     clicked: 0 or 1, float64.
     block: int in [0, B); slates of one block may depend on each other.
+    num_slots: L.
   """
 
   slot: np.ndarray
   clicked: np.ndarray
   block: np.ndarray
-
-  @property
-  def num_slots(self) -> int:
-    return int(self.slot.max()) + 1
+  num_slots: int
 
   def sums(self, *columns: np.ndarray) -> np.ndarray:
     """Sums of C columns [n] by block and slot, [B, C, L]."""

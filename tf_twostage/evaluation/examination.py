@@ -243,7 +243,7 @@ def estimate_examination(
   elif method == "em":
     found = regression()
   else:
-    sums = cascade.continuation_sums(slates, clicks, log.rows.action, _pairs(log))
+    sums = cascade.continuation_sums(slates, clicks, _pairs(log))
     found = _Found(sums, cascade.from_continuation, METHODS["cascade"])
   total = found.sums.sum(axis=0)
   replicates = _resampled(found, seed)
@@ -294,7 +294,8 @@ def _clicks(log: BanditLog, seed: int) -> Clicks:
   by_user = log.schema.user_id.embedded and len(np.unique(user)) >= _FEW_USERS
   unit = np.unique(user if by_user else slate, return_inverse=True)[1]
   block = np.random.default_rng(seed).permutation(unit.max() + 1) % _BLOCKS
-  return Clicks(np.asarray(log.rows.position), (log.rows.reward > 0).astype(float), block[unit])
+  slot = np.asarray(log.rows.position)
+  return Clicks(slot, (log.rows.reward > 0).astype(float), block[unit], int(slot.max()) + 1)
 
 
 def _pairs(log: BanditLog) -> np.ndarray:
