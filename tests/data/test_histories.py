@@ -73,8 +73,34 @@ def test_rows_have_the_last_items_after_padding():
   }
   for name, codes in expected.items():
     np.testing.assert_array_equal(log.rows.past(np.arange(6))[name], codes)
-  texts = log.rows.histories["seen"].texts([2, 1], log.schema.item_id.vocabulary)
+  texts = log.rows.histories["seen"].raw("seen", [2, 1], log.schema.item_id.vocabulary)["seen"]
   assert texts.tolist() == [["\0", "z"], ["", "x"]]
+
+
+TIMED = {"history": {"kind": "timed_sequence", "column": "item"}}
+
+
+def test_events_have_ages_as_of_the_row_and_of_the_end_of_the_log():
+  log = log_of(sequences=TIMED).with_sequence_length(2)
+  past, ids = log.rows.histories["history"], log.schema.item_id.vocabulary
+  raw = past.raw("history", np.arange(6), ids)
+  np.testing.assert_array_equal(
+    raw["history_ages"], [[0, 0], [0, 1], [0, 0], [3, 2], [0, 2], [4, 3]]
+  )
+  assert raw["history"][5].tolist() == ["x", "y"]
+  np.testing.assert_array_equal(log.users_now()["history_ages"], [[3, 0], [2, 0]])
+  # 1 + log2(1 + age): 2 from 1 on, 3 from 3 on
+  coded = log.rows.past(np.arange(6))["history_ages"]
+  np.testing.assert_array_equal(coded, [[0, 0], [0, 2], [0, 0], [3, 2], [0, 2], [3, 3]])
+
+
+def test_the_age_of_an_event_in_a_slate_is_that_at_its_start():
+  frame = pd.DataFrame({"user": "a", "item": list("xyz"), "click": 1, "day": [1, 5, 9]})
+  frame["slate"], frame["slot"] = [1, 2, 2], [0, 0, 1]
+  log = log_of(frame, sequences=TIMED, slate="slate", position="slot").with_sequence_length(2)
+  past = log.rows.histories["history"].raw("history", [1, 2], log.schema.item_id.vocabulary)
+  assert past["history"].tolist() == [["", "x"], ["", "x"]]
+  assert past["history_ages"].tolist() == [[0, 4], [0, 4]]
 
 
 def test_users_of_now_have_all_they_did():
@@ -144,6 +170,10 @@ def test_histories_stand_beside_a_table_of_users():
     ({"time": None}, "'history' is made of earlier rows"),
     ({"user_id": None, "user_features": SCHEMA["user_features"]}, "'history' is made of earlier"),
     ({"item_features": {"also": "sequence"}}, "'also' is a sequence, which users have"),
+    (
+      {"user_features": {"seen": "timed_sequence"}},
+      "'seen' is a timed_sequence",
+    ),
   ],
 )
 def test_schemas_that_leave_no_past_are_refused(change, reason):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_twostage.config import SEQUENCE_ENCODERS, EncoderConfig
-from tf_twostage.data.schema import ItemSequence
+from tf_twostage.data.schema import ItemSequence, TimedSequence
 from tf_twostage.models.encoders import FeatureEncoder, FeatureLookup
 from tf_twostage.models.sequence_encoder import SequenceEncoder
 
@@ -62,6 +62,15 @@ def test_the_mean_is_that_of_the_embeddings():
   table = encoder.trainable_variables[0].numpy()  # padding, unknown, a, b, c, d
   found = encode(encoder, ["a", "d"], ["?", "b"])
   np.testing.assert_allclose(found, [(table[2] + table[5]) / 2, table[3] / 2], rtol=1e-6)
+
+
+def test_embeddings_of_ages_are_added():
+  feature = TimedSequence("history", ("a", "b"))
+  encoder = FeatureEncoder([feature], EncoderConfig(id_width=4, embedding_stddev=0.5), l2=0.0)
+  raw = {"history": np.array([["b", ""]]), "history_ages": np.array([[7.0, 0.0]])}
+  items, ages = (v.numpy() for v in encoder.trainable_variables)
+  found = encoder(FeatureLookup([feature])(raw))
+  np.testing.assert_allclose(found, [items[3] + ages[1 + 3]], rtol=1e-6)  # log2(1 + 7) = 3
 
 
 def test_attention_is_the_formula():

@@ -51,7 +51,7 @@ def own_log():
     reward="click",
     propensity="propensity",
     time="minute",
-    sequences={"history": "item"},
+    sequences={"history": {"kind": "timed_sequence", "column": "item"}},
     users=users,
     items=items,
   )
@@ -90,6 +90,7 @@ def visitors(*history):
   """Users that nobody has seen."""
   users = pd.DataFrame({"user_id": ["new even", "new odd"], "taste": list(SIDE)})
   users["history"] = [list(history)] * 2
+  users["history_ages"] = [[40.0] * len(history)] * 2
   return users
 
 
@@ -114,18 +115,18 @@ def test_an_event_after_the_export_counts_at_once(loaded):
 def test_known_users_have_the_history_of_the_log(loaded):
   log = frames()[0]
   liked = log[(log["user"] == "u3") & (log["click"] == 1)].sort_values("minute")["item"]
+  minutes = log["minute"].max() - log["minute"][liked.index]
   own = pd.DataFrame({"user_id": ["u3"], "history": [liked.tolist()]})
+  own["history_ages"] = [minutes.tolist()]
   pd.testing.assert_frame_equal(loaded.recommend(["u3"], k=5), loaded.recommend(own, k=5))
 
 
 def test_a_policy_answers_by_the_history_of_each_row(model):
   log = own_log()
   probabilities = model.policy("one_stage").on(log).probabilities(np.arange(200))
-  frame = frames()[0]
-  history = [
-    log.rows.histories["history"].texts([i], log.schema.item_id.vocabulary)[0] for i in (150,)
-  ]
-  asked = pd.DataFrame({"user_id": frame["user"][150:151], "history": history})
+  past = log.rows.histories["history"].raw("history", [150], log.schema.item_id.vocabulary)
+  asked = pd.DataFrame({"user_id": frames()[0]["user"][150:151]})
+  asked = asked.assign(**{name: list(values) for name, values in past.items()})
   scores = model.recommend(asked, k=ITEMS).set_index("item")["generator_score"]
   expected = np.exp(scores[list(log.schema.item_id.vocabulary)])
   np.testing.assert_allclose(probabilities[150], expected / expected.sum(), rtol=1e-4)
@@ -133,7 +134,8 @@ def test_a_policy_answers_by_the_history_of_each_row(model):
 
 def test_a_client_sends_vectors_and_histories(exported, loaded):
   expected = loaded.recommend(visitors("i1"), k=4)
-  users = {"user_id": ["new even", "new odd"], "taste": SIDE.tolist(), "history": [["i1"], ["i1"]]}
+  users = {"user_id": ["new even", "new odd"], "taste": SIDE.tolist()}
+  users |= {"history": [["i1"], ["i1"]], "history_ages": [[40.0], [40.0]]}
   with (
     local_server.serve(exported) as address,
     RecommenderClient(address, "shop", timeout=60) as client,

@@ -28,9 +28,10 @@ from tf_twostage.data.log_schema import (
   propensity_of,
 )
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import Id, ItemSequence, Schema, unit_range
+from tf_twostage.data.schema import Id, ItemSequence, Schema, TimedSequence, unit_range
 from tf_twostage.errors import InputError
 
+_SEQUENCES = {"sequence": ItemSequence, "timed_sequence": TimedSequence}
 File = str | os.PathLike | LogFiles
 Columns = Mapping[str, np.ndarray]
 _NUMBERS = (
@@ -112,7 +113,7 @@ def read(
       "the schema has item features, a title or times at which items come and go, which are columns"
       " of an items file; name the file, or leave them out"
     )
-  of_table = [feature for feature in schema.user_features if feature.kind != "sequence"]
+  of_table = [feature for feature in schema.user_features if feature not in schema.sequences]
   vectors = [feature.name for feature in of_table if feature.kind == "embedding"]
   if users is None and vectors:
     raise InputError(
@@ -202,7 +203,7 @@ def read(
     user=(
       user_id,
       *user_features,
-      *(ItemSequence(f.name, tuple(item_ids.tolist())) for f in schema.sequences),
+      *(_SEQUENCES[f.kind](f.name, tuple(item_ids.tolist())) for f in schema.sequences),
     ),
     item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
     context=tuple(unit_range(name, columns[name]) for name in context),
@@ -274,7 +275,8 @@ def _history(raw: RawLog, feature: FeatureColumn) -> Histories:
     return histories.listed(cells, feature.separator, ids, user, time, num_users=num_users)
   item, earns, slate = raw.item_rank[columns["action"]], columns["reward"] > 0, columns.get("slate")
   assert time is not None  # the schema needs it
-  return histories.earlier(user, item, time, earns, num_users=num_users, slate=slate)
+  timed = feature.kind == "timed_sequence"
+  return histories.earlier(user, item, time, earns, num_users=num_users, slate=slate, timed=timed)
 
 
 class _Ids:

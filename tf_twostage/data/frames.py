@@ -123,9 +123,13 @@ def features(
   return tuple(found), unread
 
 
-def sequences(chosen: Mapping[str, str], frame: pd.DataFrame) -> tuple[FeatureColumn, ...]:
-  """The sequence features in columns of a log, by name."""
-  return tuple(FeatureColumn(n, "sequence", c, _separator(frame, c)) for n, c in chosen.items())
+def sequences(chosen: Mapping[str, Any], frame: pd.DataFrame) -> tuple[FeatureColumn, ...]:
+  """The sequence features of a log by name, each a column or a dict as in schema files."""
+  specs = {n: {"column": s} if isinstance(s, str) else s for n, s in chosen.items()}
+  return tuple(
+    FeatureColumn(n, **{"kind": "sequence", "separator": _separator(frame, s["column"]), **s})
+    for n, s in specs.items()
+  )
 
 
 def _separator(frame: pd.DataFrame, column: str) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # codes, as of bags: item i has the code FIRST + i
+AGES = 32  # codes of ages, each twice as long as the last: up to 68 years in seconds
 _UNKNOWN = "\0"  # no id contains it
 
 
@@ -32,6 +33,8 @@ class Histories:
     begin, end: [n] int64.
     latest: [2, U] int64, begin and end for each user after all rows of the log.
     length: how many items of a row are read at most, L.
+    times: of the items, [E] float64; None: ages are not read.
+    now: the time of each row, [n] float64, or None.
   """
 
   codes: np.ndarray
@@ -39,46 +42,81 @@ class Histories:
   end: np.ndarray
   latest: np.ndarray
   length: int = EncoderConfig.sequence_length
+  times: np.ndarray | None = None
+  now: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.begin)
 
   def select(self, rows: Any) -> Histories:
     """Those of some rows: a mask, indices, or a slice."""
-    return dataclasses.replace(self, begin=self.begin[rows], end=self.end[rows])
+    now = None if self.now is None else self.now[rows]
+    return dataclasses.replace(self, begin=self.begin[rows], end=self.end[rows], now=now)
 
   def of_users(self) -> Histories:
     """Those of all users after the last row of the log, [U]."""
-    return dataclasses.replace(self, begin=self.latest[0], end=self.latest[1])
+    now = None if self.times is None else np.full(self.latest.shape[1], self.times.max())
+    return dataclasses.replace(self, begin=self.latest[0], end=self.latest[1], now=now)
 
   @functools.cached_property
   def _tensors(self) -> tuple[tf.Tensor, ...]:
     import tensorflow as tf
 
     with tf.init_scope():  # constants of a graph would be limited to 2 GB
-      return tuple(map(tf.convert_to_tensor, (self.codes, self.begin, self.end)))
+      timed = () if self.times is None else (self.times, self.now)
+      return tuple(map(tf.convert_to_tensor, (self.codes, self.begin, self.end, *timed)))
+
+  def _found(self, rows: Any) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """Codes and ages of some rows, [m, L] each; 0 before the items."""
+    import tensorflow as tf
+
+    codes, begin, end, *timed = self._tensors
+    place = tf.gather(end, rows)[:, tf.newaxis] - tf.range(self.length, 0, -1, tf.int64)
+    inside = place >= tf.gather(begin, rows)[:, tf.newaxis]
+    place = tf.where(inside, place, len(self.codes) - 1)
+    found = tf.cast(tf.where(inside, tf.gather(codes, place), PADDING), tf.int64)
+    if not timed:
+      return found, None
+    times, now = timed
+    ages = tf.gather(now, rows)[:, tf.newaxis] - tf.gather(times, place)
+    return found, tf.where(inside, ages, 0.0)
 
   def padded(self, rows: Any) -> tf.Tensor:
     """Codes of the items of some rows, [m] to [m, L] int64; padding comes before them."""
-    import tensorflow as tf
+    return self._found(rows)[0]
 
-    codes, begin, end = self._tensors
-    place = tf.gather(end, rows)[:, tf.newaxis] - tf.range(self.length, 0, -1, tf.int64)
-    inside = place >= tf.gather(begin, rows)[:, tf.newaxis]
-    found = tf.gather(codes, tf.where(inside, place, len(self.codes) - 1))
-    return tf.cast(tf.where(inside, found, PADDING), tf.int64)
+  def coded(self, name: str, rows: Any) -> dict[str, tf.Tensor]:
+    """Codes of a feature of this name, as a lookup of its raw values gives them."""
+    codes, ages = self._found(rows)
+    return {name: codes} | ({} if ages is None else {f"{name}_ages": age_codes(codes, ages)})
 
-  def texts(self, rows: Any, ids: Sequence[str]) -> np.ndarray:
-    """Ids of the items of some rows, [m, L] str, by the ids of the catalogue; "" is padding."""
-    return np.array(["", _UNKNOWN, *ids], object)[self.padded(rows).numpy()]
+  def raw(self, name: str, rows: Any, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Raw values of a feature of this name in some rows, [m, L] each: ids as text, and ages."""
+    codes, ages = self._found(rows)
+    texts = np.array(["", _UNKNOWN, *ids], object)[codes.numpy()]
+    return {name: texts} | ({} if ages is None else {f"{name}_ages": ages.numpy()})
+
+
+def age_codes(codes: tf.Tensor, ages: tf.Tensor) -> tf.Tensor:
+  """1 + log2(1 + age), rounded down, at most `AGES`; 0 where there is no item. [B, L] int64."""
+  import tensorflow as tf
+
+  logs = tf.math.log1p(tf.maximum(tf.cast(ages, tf.float64), 0.0)) / np.log(2)
+  return tf.where(codes > 0, 1 + tf.cast(tf.minimum(logs, AGES - 1.0), tf.int64), 0)
 
 
 def joined(parts: Sequence[Histories]) -> Histories:
   """The rows of all parts, in order; the latest are those of the last part."""
   sizes = np.cumsum([0, *(len(part.codes) for part in parts)])
   moved = list(zip(parts, sizes, strict=False))
+  both: dict[str, Any] = {
+    name: np.concatenate([getattr(part, name) for part in parts])
+    for name in ("times", "now")
+    if parts[0].times is not None
+  }
   return dataclasses.replace(
     parts[-1],
+    **both,
     codes=np.concatenate([part.codes for part in parts]),
     begin=np.concatenate([part.begin + start for part, start in moved]),
     end=np.concatenate([part.end + start for part, start in moved]),
@@ -94,6 +132,7 @@ def earlier(
   *,
   num_users: int,
   slate: np.ndarray | None = None,
+  timed: bool = False,
 ) -> Histories:
   """For each row the items of its user's rows of an earlier time.
 
@@ -104,6 +143,7 @@ def earlier(
     counts: whether a row becomes part of later histories, [n] bool.
     num_users: U.
     slate: number of each row's slate, [n], or None.
+    timed: whether to keep times, of which ages follow.
   """
   asked = time
   if slate is not None:
@@ -129,6 +169,8 @@ def earlier(
     begin=begin[rows],
     end=end[rows],
     latest=np.stack([begin[len(user) :], end[len(user) :]]),
+    times=np.append(time[counts][order], time.max()) if timed else None,
+    now=asked if timed else None,
   )
 
 

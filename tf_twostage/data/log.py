@@ -147,7 +147,7 @@ class BanditLog:
     users: pd.DataFrame | None = None,
     item_features: Mapping[str, str] | None = None,
     user_features: Mapping[str, str] | None = None,
-    sequences: Mapping[str, str] | None = None,
+    sequences: Mapping[str, str | Mapping[str, str]] | None = None,
     context: Sequence[str] = (),
     title: str | None = None,
     name: str = "log",
@@ -191,7 +191,8 @@ class BanditLog:
       user_features: column of `users`, or of `frame` without `users`, -> kind. None: inferred from
         `users`, none without it.
       sequences: name of a user feature -> the column of `frame` with lists of items, oldest first;
-        or `item`: the items of the user's earlier rewarded rows, which needs `time`.
+        or `item`: the items of the user's earlier rewarded rows, which needs `time`. With the age
+        of each: {"kind": "timed_sequence", "column": item}.
       context: numeric columns of `frame` that models may read.
       title: column of `items` with display names; by default "title" if it exists, else the ids.
       name: what messages call the log.
@@ -449,7 +450,8 @@ class BanditLog:
     """Raw user features after the last row of the log, [U] each: with what users did by then."""
     ids, everyone = self.schema.item_id.vocabulary, np.arange(self.num_users)
     found = self.rows.histories.items()
-    return {**self.users, **{n: history.of_users().texts(everyone, ids) for n, history in found}}
+    raw = (history.of_users().raw(name, everyone, ids) for name, history in found)
+    return dict(self.users) | {name: values for part in raw for name, values in part.items()}
 
   def slates(self) -> Slates:
     """The rows by slate and slot.
@@ -505,9 +507,8 @@ class BanditLog:
     arrays |= {f"item.{k}": v for k, v in self.items.items()}
     arrays |= {f"context.{k}": v for k, v in self.rows.context.items()}
     for name, history in self.rows.histories.items():
-      ranges = {"begin": history.begin, "end": history.end, "latest": history.latest}
-      parts = {"codes": history.codes, "length": np.array(history.length), **ranges}
-      arrays |= {f"history.{name}.{part}": values for part, values in parts.items()}
+      parts = {field.name: getattr(history, field.name) for field in dataclasses.fields(history)}
+      arrays |= {f"history.{name}.{n}": np.array(v) for n, v in parts.items() if v is not None}
     arrays |= {"titles": self.titles, **self.rows.columns(), **self._columns()}
     arrays |= self.rows.catalogues.arrays() if self.rows.catalogues else {}
     return fingerprint_arrays(self.schema.to_json(), arrays)

@@ -19,7 +19,8 @@ import yaml
 
 from tf_twostage.errors import InputError
 
-KINDS = ("categorical", "numeric", "bag", "embedding", "sequence")
+KINDS = ("categorical", "numeric", "bag", "embedding", "sequence", "timed_sequence")
+_SEQUENCES = ("sequence", "timed_sequence")
 SIDES = ("user_features", "item_features", "context_features")
 # Names in a native log. Features cannot have them, or two columns would share a name.
 ROLES = (
@@ -70,7 +71,8 @@ class FeatureColumn:
   Attributes:
     name: the feature's name in models and requests.
     kind: "categorical" (one string), "numeric", "bag" (several strings in one cell), "embedding"
-      (a list of numbers, as many in each row), or, of users, "sequence" (items, oldest first).
+      (a list of numbers, as many in each row), or, of users, "sequence" (items, oldest first) or
+      "timed_sequence" (with the age of each event).
     column: its column; by default its name. The vectors of a users or items file may also be in a
       NumPy file beside it, NAME.npy, a row for each of its rows. A sequence is a column of the log:
       lists of items, or the column of the item itself, of whose earlier rewarded rows it is made.
@@ -194,7 +196,7 @@ class LogSchema:
   @property
   def sequences(self) -> tuple[FeatureColumn, ...]:
     """The user features that are what a user did before each row."""
-    return tuple(f for f in self.user_features if f.kind == "sequence")
+    return tuple(f for f in self.user_features if f.kind in _SEQUENCES)
 
   @property
   def policies(self) -> tuple[str, ...]:
@@ -260,12 +262,17 @@ class LogSchema:
 
   def _check_sequences(self) -> None:
     for feature in self.item_features:
-      if feature.kind == "sequence":
+      if feature.kind in _SEQUENCES:
         raise InputError(
           f"item_features: {feature.name!r} is a sequence, which users have; make it a bag, or list"
           " it among user_features"
         )
     for feature in self.sequences:
+      if feature.kind != "sequence" and feature.column != self.item_id:
+        raise InputError(
+          f"user_features: {feature.name!r} is a {feature.kind}, which earlier rows alone make;"
+          f" say `column: {self.item_id}`, or make it a sequence"
+        )
       if feature.column == self.item_id and not (self.time and self.user_id):
         raise InputError(
           f"user_features: {feature.name!r} is made of earlier rows of a user; name the columns of"

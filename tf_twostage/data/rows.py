@@ -156,7 +156,8 @@ class LogRows:
 
   def past(self, rows: Any) -> dict[str, tf.Tensor]:
     """Codes of sequence features in rows [m], [m, L] each."""
-    return {name: history.padded(rows) for name, history in self.histories.items()}
+    parts = [history.coded(name, rows) for name, history in self.histories.items()]
+    return {name: values for part in parts for name, values in part.items()}
 
   def reading(self) -> AbstractContextManager[None]:
     """Does nothing: rows in memory can always be read."""

@@ -76,6 +76,18 @@ class ItemSequence(Bag):
 
 
 @dataclasses.dataclass(frozen=True)
+class TimedSequence(ItemSequence):
+  """An `ItemSequence` with the age of each event, in seconds where times are dates.
+
+  Raw ages are in "<name>_ages", [rows, any length] float64, beside the ids.
+  """
+
+  @property
+  def ages(self) -> str:
+    return f"{self.name}_ages"
+
+
+@dataclasses.dataclass(frozen=True)
 class Numeric:
   """A number, [rows] float64, read as (value - offset) / scale."""
 
@@ -138,12 +150,23 @@ class Embedding:
 Feature = Categorical | Numeric | SparseVector | Embedding
 _KINDS = {
   kind.__name__: kind
-  for kind in (Id, Categorical, Bag, ItemSequence, Numeric, SparseVector, Embedding)
+  for kind in (
+    Id,
+    Categorical,
+    Bag,
+    ItemSequence,
+    TimedSequence,
+    Numeric,
+    SparseVector,
+    Embedding,
+  )
 }
 
 
 def columns(feature: Feature) -> tuple[str, ...]:
   """Names of the arrays that hold a feature's raw values."""
+  if isinstance(feature, TimedSequence):
+    return feature.name, feature.ages
   return (feature.ids, feature.weights) if isinstance(feature, SparseVector) else (feature.name,)
 
 

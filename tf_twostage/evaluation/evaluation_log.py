@@ -118,7 +118,8 @@ def distinct_contexts(rows: LogRows) -> tuple[np.ndarray, np.ndarray]:
   """The first row of each distinct context, [S], and the context of each row, [n] in [0, S)."""
   columns = [rows.user_index.astype(np.float64), *rows.context.values()]
   columns += [] if rows.catalogue is None else [rows.catalogue]
-  columns += [part for past in rows.histories.values() for part in (past.begin, past.end)]
+  for past in rows.histories.values():
+    columns += [past.begin, past.end] + ([] if past.now is None else [past.now])
   _, first, index = np.unique(
     np.stack(columns, axis=1), axis=0, return_index=True, return_inverse=True
   )

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig, FitConfig
+from tf_twostage.data.histories import AGES, age_codes
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
@@ -26,6 +27,8 @@ from tf_twostage.data.schema import (
   Numeric,
   Schema,
   SparseVector,
+  TimedSequence,
+  columns,
 )
 from tf_twostage.errors import InputError
 from tf_twostage.losses.replicas import all_rows
@@ -95,7 +98,11 @@ class FeatureLookup(tf.Module):
       else:
         codes[f.name] = self._tables[f.name].lookup(tf.convert_to_tensor(raw[f.name], tf.string))
         if isinstance(f, ItemSequence):
-          codes[f.name] = _padding_first(codes[f.name])
+          order = _padding_first(codes[f.name])
+          codes[f.name] = tf.gather(codes[f.name], order, batch_dims=1)
+        if isinstance(f, TimedSequence):
+          ages = tf.gather(raw[f.ages], order, batch_dims=1)
+          codes[f.ages] = age_codes(codes[f.name], ages)
     return codes
 
 
@@ -123,7 +130,8 @@ class EncodedTables:
   def example(self) -> Codes:
     """What a user tower reads, of the first two users, with an empty sequence."""
     few = {name: codes[:2] for name, codes in self.users.items()}
-    return few | {f.name: tf.zeros([2, 1], tf.int64) for f in self.schema.sequences}
+    names = [name for f in self.schema.sequences for name in columns(f)]
+    return few | {name: tf.zeros([2, 1], tf.int64) for name in names}
 
 
 class FeatureEncoder(tf.keras.layers.Layer):
@@ -135,7 +143,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1, and
   so does the product of a given vector and a matrix, since the mean square of its numbers is 1.
 
-  A sequence has embeddings of its own for the items, and a `SequenceEncoder` of them.
+  A sequence has embeddings of its own for the items, to which those of ages are added, and a
+  `SequenceEncoder` of the sums.
 
   With `EncoderConfig.id_buckets`, ids whose places in the vocabulary differ by a multiple of it
   share an embedding. Buckets have equal sizes, and the first ids do not share with each other.
@@ -188,6 +197,21 @@ class FeatureEncoder(tf.keras.layers.Layer):
       if isinstance(f, Embedding)
     }
     self._length = config.sequence_length
+    self._ages = {
+      f.name: tf.keras.layers.Embedding(
+        1 + AGES,
+        config.id_width,
+        embeddings_initializer=_zero_rows_first(
+          1, tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
+        ),
+        embeddings_regularizer=l2_regularizer(l2),
+        name=f.ages,
+      )
+      for f in features
+      if isinstance(f, TimedSequence)
+    }
+    for layer in self._ages.values():
+      layer.build(None)
     self._sequences = {
       f.name: SequenceEncoder(
         config.sequence_encoder,
@@ -257,6 +281,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
     if not isinstance(feature, Bag):
       return vectors
     if isinstance(feature, ItemSequence):
+      if isinstance(feature, TimedSequence):
+        vectors += self._ages[feature.name](codes[feature.ages][:, -self._length :])
       return self._sequences[feature.name](vectors, rows > 0)
     present = tf.cast(codes[feature.name] > 0, tf.float32)[..., tf.newaxis]
     return tf.math.divide_no_nan(tf.reduce_sum(vectors * present, -2), tf.reduce_sum(present, -2))
@@ -476,7 +502,7 @@ def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> 
 
 def _special_rows(feature: Categorical | SparseVector) -> int:
   """Number of embeddings for unknown values and padding."""
-  return {Bag: 2, ItemSequence: 2, SparseVector: 0}.get(type(feature), 1)
+  return 0 if isinstance(feature, SparseVector) else 2 if isinstance(feature, Bag) else 1
 
 
 def _table(feature: Categorical) -> tf.lookup.StaticHashTable:
@@ -490,9 +516,8 @@ def _table(feature: Categorical) -> tf.lookup.StaticHashTable:
 
 
 def _padding_first(codes: tf.Tensor) -> tf.Tensor:
-  """Codes [B, L] with all zeros of a row before the others, which keep their order."""
-  order = tf.argsort(tf.cast(codes > 0, tf.int32), stable=True)
-  return tf.gather(codes, order, batch_dims=1)
+  """The order of codes [B, L] that has all zeros first, and the others as they are: [B, L]."""
+  return tf.argsort(tf.cast(codes > 0, tf.int32), stable=True)
 
 
 def _zero_rows_first(rows: int, initializer):

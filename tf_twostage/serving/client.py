@@ -243,6 +243,8 @@ def _feature(name: str, values: Any, users: Users) -> np.ndarray:
   array = np.asarray(values)
   if array.ndim not in (1, 2):
     raise InputError(f"users: {name!r} must hold a value or a list for each user, got {values!r}")
+  if array.ndim == 2 and name.endswith("_ages") and name.removesuffix("_ages") in users:
+    return _padding_first(array.astype(np.float64))  # beside the items of a sequence
   is_sparse = f"{name.removesuffix('_weights')}_ids" in users
   if array.ndim == 2 and array.dtype.kind == "f" and not is_sparse:
     return array.astype(np.float32)  # an embedding, which is never padded

@@ -21,6 +21,7 @@ from tf_twostage.data.schema import (
   Numeric,
   Schema,
   SparseVector,
+  TimedSequence,
   columns,
 )
 from tf_twostage.errors import InputError
@@ -220,8 +221,8 @@ class ServableRecommender(tf.Module):
       for name, value in inputs.items()
     }
     for f in (*self._user, *self._context):
-      name = f.weights if isinstance(f, SparseVector) else f.name
-      if isinstance(f, Numeric | SparseVector | Embedding) and name in inputs:
+      name = columns(f)[-1]
+      if isinstance(f, Numeric | SparseVector | Embedding | TimedSequence) and name in inputs:
         finite = tf.math.is_finite(inputs[name])
         inputs[name] = _require_each(finite, f"{name} must be finite", inputs[name])
     if TIME in inputs:
@@ -348,6 +349,8 @@ def _specs(features: Sequence[Feature]) -> dict[str, tf.TensorSpec]:
       shape: list[int | None] = [None, None] if isinstance(f, Bag | SparseVector) else [None]
       if isinstance(f, SparseVector):
         dtype = tf.int64 if name == f.ids else tf.float32
+      if isinstance(f, TimedSequence) and name == f.ages:
+        dtype = tf.float64
       if isinstance(f, Embedding):
         dtype, shape = tf.float32, [None, f.width]
       specs[name] = tf.TensorSpec(shape, dtype, name)

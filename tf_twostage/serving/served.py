@@ -182,24 +182,30 @@ class Served:
     `users` are raw features of the users of the log, and `items` the ids of its catalogue.
     """
     context, sequences = self.settings["context"], self.settings.get("sequences", [])
-    known = {*users, *rows.context, *rows.histories}
-    missing = [name for name in self.inputs if name not in known]
-    if missing:
-      raise InputError(f"the log lacks {', '.join(missing)}, which the model reads; add columns")
     past = {
       name: dataclasses.replace(rows.histories[name], length=self.settings["sequence_length"])
       for name in sequences
+      if name in rows.histories
     }
 
-    def scores(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
-      def raw(name: str) -> np.ndarray:
-        if name in past:
-          return past[name].texts(at, items)
-        if name in context:
-          return np.asarray(rows.context[name])[at]
-        return np.asarray(users[name])[rows.user_index[at]]
+    def raw(at: np.ndarray) -> dict[str, np.ndarray]:
+      features = {
+        n: np.asarray(v)[rows.user_index[at]] for n, v in users.items() if n in self.inputs
+      }
+      features |= {n: np.asarray(rows.context[n])[at] for n in context if n in rows.context}
+      for name in sequences:
+        features = {n: v for n, v in features.items() if n not in (name, f"{name}_ages")}
+        features |= past[name].raw(name, at, items) if name in past else {}
+      return features
 
-      return self.model.scores(**self._tensors({name: raw(name) for name in self.inputs}))
+    if missing := {*self.inputs} - {*raw(np.arange(0))}:
+      raise InputError(
+        f"the log lacks {', '.join(sorted(missing))}, which the model reads; add columns"
+      )
+
+    def scores(at: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
+      features = raw(at)
+      return self.model.scores(**self._tensors({name: features[name] for name in self.inputs}))
 
     return scores
 
