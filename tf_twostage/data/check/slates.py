@@ -85,7 +85,8 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
 def _rewards(log: BanditLog, number: np.ndarray) -> Iterator[Fact | Finding]:
   section, slots = "Reward by slot", by_slot(log)
   for slot, (mean, error, count) in slots.head(_SHOWN).iterrows():
-    yield Fact(section, f"slot {slot}", float(mean), f"± {error:.2g} by slate; {int(count):,} rows")
+    meaning = f"± {error:.2g} by slate; {int(count):,} rows" if count > 1 else "of one row"
+    yield Fact(section, f"slot {slot}", float(mean), meaning)
   if log.examination is None:
     yield Fact(section, "examination", "not logged", "training estimates it: --examination")
   else:
