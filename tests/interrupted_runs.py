@@ -6,6 +6,7 @@ By hand, other commands and more moments than the tests do:
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import random
@@ -121,8 +122,9 @@ def attempts(directory: pathlib.Path, name: str, kills: int, twins: int) -> int:
   codes = []
   for _ in range(kills):
     running = begin(cut, name)
-    time.sleep(moments.uniform(0, seconds))
-    running.stop(signal.SIGKILL)
+    running.process.join(moments.uniform(0, seconds))
+    with contextlib.suppress(ProcessLookupError):  # it has come to its end
+      running.stop(signal.SIGKILL)
     codes.append(running.process.exitcode)
   wrong = int(result(cut, name, begin(cut, name)) != expected)
   print(f"{name}: {codes.count(-signal.SIGKILL)} of {kills} kills hit it; different: {wrong}")
