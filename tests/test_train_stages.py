@@ -22,14 +22,16 @@ QUICK = {
 
 
 def make_log(slates):
+  frame = WORLD.frame(slates)
   return BanditLog.from_pandas(
-    WORLD.frame(slates),
+    frame.assign(examined=WORLD.examination[frame["slot"]] / 2),
     user="user_id",
     item="item_id",
     reward="click",
     propensity="propensity",
     slate="request_id",
     position="slot",
+    examination="examined",
     items=WORLD.items,
     users=WORLD.users,
   )
@@ -108,6 +110,12 @@ def test_both_stages_learn_against_a_support(world):
   ).fit(world, progress=False)
   before, after = ranker_scores(world)[0], ranker_scores(model.environment)[0]
   assert np.abs(spread(after) - spread(before)).max() > 0.01
+
+
+def test_ranks_may_weigh_what_the_slots_of_the_log_are_examined(world):
+  model = TwoStageRecommender("two_stage_ltr:rank_weights=examination", **QUICK)
+  objective = model.fresh_generator(world).objective
+  np.testing.assert_allclose(objective.examination, [1, 1 / 2, 1 / 3, 1 / 4], rtol=1e-6)
 
 
 @pytest.mark.parametrize("train", ["ranker", "both"])

@@ -557,13 +557,17 @@ class TwoStageRecommender:
       return self._served.settings["loss"]
     return self.config.loss if self._loss is None else type(self._loss).__name__
 
-  def objective(self, reward_scale: float = 1.0) -> OffPolicyLoss:
-    """The loss, with the slate size of this model and the scale of the rewards.
+  def objective(
+    self, reward_scale: float = 1.0, examination: Sequence[float] | None = None
+  ) -> OffPolicyLoss:
+    """The loss, with the slate size of this model, the scale of rewards and the examined slots.
 
     Raises:
       InputError: the loss does not have one of the options, or a value does not fit.
     """
-    run = {"slate_size": self.slate_size, "reward_scale": reward_scale}
+    run: dict[str, Any] = {"slate_size": self.slate_size, "reward_scale": reward_scale}
+    if examination is not None:
+      run["examination"] = examination
     if self._loss is None:
       run["seed"] = self.config.seed
       taken = losses.find(self.config.loss).parameters()
@@ -606,7 +610,7 @@ class TwoStageRecommender:
     towers = generator or self.fresh_towers(environment)
     towers.trainable = generator is None
     ranker = self._fresh_ranker(environment) if self._trains_ranker else None
-    objective = self.objective(environment.log.rewards().scale)
+    objective = self.objective(environment.log.rewards().scale, environment.slot_examination)
     return CandidateGenerator(
       towers,
       objective,

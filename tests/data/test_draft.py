@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.data.files import small_log
 from tf_twostage.data import draft
@@ -265,3 +267,54 @@ def test_numbers_of_ids_are_no_context(tmp_path):
   )
   assert [f.name for f in schema.context_features] == ["load"]
   assert "#   Trip ID" in text
+
+
+NAMES = {
+  "user": "user_id visitor uid",
+  "item": "item_id product ad_id",
+  "slate": "request_id slateId session list",
+  "slot": "position rank slot",
+  "click": "click is_click y reward",
+  "bought": "purchase order revenue",
+  "time": "timestamp shown_at date",
+  "policy": "policy arm variant",
+  "propensity": "propensity pscore prob",
+  "path": "cascade_propensity pscore_cascade",
+  "seen": "examination viewability",
+  "other": "device score note hour",
+}
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_a_draft_of_whatever_was_logged_loads(tmp_path_factory, seed):
+  """Slates of several sizes in any order, under many names, with columns left out."""
+  rng = np.random.default_rng(seed)
+  size = rng.integers(1, 5, 30)
+  request = np.repeat(np.arange(30), size)
+  slot = np.arange(len(request)) - np.repeat(np.cumsum(size) - size, size)
+  user, n = rng.integers(0, 8, 30)[request], len(request)
+  click = rng.integers(0, 2, n)
+  values = {
+    "user": [f"u{u}" for u in user],
+    "item": rng.integers(0, 9, n),
+    "slate": rng.choice([[f"r{r}" for r in request], list(map(str, request))]),
+    "slot": slot + rng.integers(0, 2),
+    "click": click.astype(bool) if rng.random() < 0.5 else click,
+    "bought": click * rng.uniform(0, 50, n).round(2),
+    "time": 1.7e9 + 60 * request if rng.random() < 0.5 else pd.to_datetime(60 * request, unit="s"),
+    "policy": np.where(request % 2, "a", "b"),
+    "propensity": rng.uniform(0.01, 1, n),
+    "path": rng.uniform(0.01, 1, n),
+    "seen": 1 / (1 + slot),
+    "other": rng.normal(size=n) if rng.random() < 0.5 else np.where(slot, "x", None),
+  }
+  kept = [key for key in values if key in ("user", "item", "click") or rng.random() < 0.7]
+  rows = pd.DataFrame({rng.choice(NAMES[key].split()): values[key] for key in kept})
+  rows = rows.sample(frac=1, random_state=seed)
+  directory = tmp_path_factory.mktemp("draft")
+  schema, _ = drafted(directory, rows)
+  data = small_log.read(directory / "log.csv", None, schema)
+  assert len(data) == n
+  if {"slate", "slot"} <= {*kept}:
+    assert data.slates().rows.shape[0] == 30

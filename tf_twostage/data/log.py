@@ -501,6 +501,15 @@ class BanditLog:
     exposed = np.maximum(self.rows.propensity * self.examination, smallest)
     return dataclasses.replace(self.rows, propensity=exposed)
 
+  def slot_examination(self) -> tuple[float, ...] | None:
+    """The mean examination of the rows of each slot, relative to the first; None: not known."""
+    if self.examination is None or self.rows.position is None:
+      return None
+    rows = np.bincount(self.rows.position)
+    sums = np.bincount(self.rows.position, self.examination)
+    means = np.divide(sums, rows, out=np.zeros(len(rows)), where=rows > 0)
+    return tuple((means / means[0]).tolist()) if means[0] > 0 else None
+
   def fingerprint(self) -> str:
     """SHA-256 of the schema and of every array, as 64 hex digits."""
     arrays = {f"user.{k}": v for k, v in self.users.items()}

@@ -62,6 +62,7 @@ class Environment:
       were not trained on, or a note that they were.
     notes: sentences for readers of the results.
     examination: of the slots of the log, if it was estimated.
+    slot_examination: mean probability that each slot is examined, relative to the first, if known.
   """
 
   tables: EncodedTables
@@ -79,6 +80,7 @@ class Environment:
   notes: tuple[str, ...] = ()
   trainable_ranker: Callable[[], Ranker] | None = None
   examination: Examination | None = None
+  slot_examination: tuple[float, ...] | None = None
 
   def following(self, ranker: Ranker) -> Environment:
     """The same environment with a ranker that learns, as it is whenever it is asked."""

@@ -19,7 +19,12 @@ from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, with_full_information
 from tf_twostage.environment.full_information import FullInformation, PairContexts, label_all_pairs
 from tf_twostage.environment.rankers import fitted_ranker
-from tf_twostage.environment.simulated_log import evaluation_log, fit_and_log, with_log_seed
+from tf_twostage.environment.simulated_log import (
+  evaluation_log,
+  fit_and_log,
+  slot_examination,
+  with_log_seed,
+)
 from tf_twostage.evaluation import full_information
 from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
@@ -99,6 +104,7 @@ def of_labels(
     popularity=full_information.popularity(policy.log, data.num_items),
     logging_vectors=policy.vectors,
     titles=data.titles,
+    slot_examination=slot_examination(config.simulation.slots),
     name=ranker.stage,
     facts=facts,
     # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.

@@ -41,6 +41,11 @@ class LoggedPolicy:
   stage: str
 
 
+def slot_examination(slots: int) -> tuple[float, ...] | None:
+  """The probability that each slot of a slate is examined; None without slates."""
+  return tuple(1 / (1 + slot) for slot in range(slots)) or None
+
+
 def with_log_seed(config: Config) -> Config:
   """The settings with the seed of the logging policy, the log and the ranker."""
   seed = config.environment_seed + config.simulation.log_number
@@ -220,8 +225,8 @@ def simulate_log(
   position = None
   if slots:
     position = np.tile(np.arange(slots, dtype=np.int32), len(items) // slots)
-    rewards = rewards * (np.random.default_rng(abs(seed)).random(len(items)) < 1 / (1 + position))
-    rewards = rewards.astype(np.float32)
+    examined = np.array(slot_examination(slots))[position]
+    rewards *= np.random.default_rng(seed).random(len(items)) < examined
   return LogRows(users, items, np.concatenate(propensities), rewards, context, position)
 
 
@@ -229,11 +234,11 @@ def _draw_slates(
   logits: tf.Tensor, slates: int, seeds: list[list[int]], position_blind: bool
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Items [U, slates * slots] by a seed for each slot, and the propensity of every item, [U, N]."""
-  drawn, chance = [], tf.zeros_like(logits)
+  drawn, chance, examined = [], tf.zeros_like(logits), slot_examination(len(seeds)) or ()
   for slot, sharpness in enumerate(np.linspace(_SHARPEST, _FLATTEST, len(seeds))):
     sharpened = logits * np.float32(sharpness)
     drawn.append(tf.random.stateless_categorical(sharpened, slates, seeds[slot]))
-    chance += tf.nn.softmax(sharpened) * (1.0 if position_blind else 1 / (1 + slot))
+    chance += tf.nn.softmax(sharpened) * (1.0 if position_blind else examined[slot])
   items = tf.reshape(tf.stack(drawn, 2), [len(logits), -1])
   return items, tf.minimum(chance, 1.0)
 

@@ -135,6 +135,7 @@ def log_environment(
     notes=notes,
     logs=logs,
     slots=slots,
+    slot_examination=data.slot_examination(),
   )
 
 
@@ -151,6 +152,7 @@ def _environment(
   notes: Sequence[str],
   logs: Mapping[str, BanditLog] | None = None,
   slots: Examination | None = None,
+  slot_examination: tuple[float, ...] | None = None,
 ) -> Environment:
   """The environment of rows that are split already.
 
@@ -203,6 +205,7 @@ def _environment(
     facts={**facts, **ranker.facts},
     notes=(*notes, *ranker.notes),
     examination=slots,
+    slot_examination=slot_examination,
     evaluation_log=lambda workspace: evaluated.get("test") or evaluated["validation"],
   )
 
