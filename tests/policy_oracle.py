@@ -4,6 +4,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
 from tests.oracle import softmax
 
@@ -60,3 +61,28 @@ def ranker_probability(
     v = ranker_logits[actions][:, None] + y
     log_terms = v - np.exp(np.minimum(v, 50.0)) + (slate_size - 1) * np.log(others)
   return step * np.exp(log_terms).sum(axis=1)
+
+
+def inclusion(logits, slate_size):
+  """x and pi of every item of a row, [N]: K = `slate_size` are expected."""
+  available = logits > -np.inf
+  if available.sum() <= slate_size:
+    return np.where(available, np.inf, 0.0), available.astype(float)
+  logits = logits - logits[available].max()
+
+  def missing(log_time):
+    return -np.expm1(-np.exp(np.minimum(logits + log_time, 50))).sum() - slate_size
+
+  x = np.exp(np.minimum(logits + scipy.optimize.brentq(missing, -50, 500, xtol=1e-12), 50))
+  return x, -np.expm1(-x)
+
+
+def enumerate_inclusion(logits, ranker_logits, slate_size):
+  """π(a), [N], over all subsets of a tiny catalogue but the empty one."""
+  _, pi = inclusion(logits, slate_size)
+  shown = np.zeros(len(pi))
+  for subset in itertools.product([False, True], repeat=len(pi)):
+    inside = np.array(subset)
+    if inside.any():
+      shown[inside] += np.where(inside, pi, 1 - pi).prod() * softmax(ranker_logits[inside])
+  return shown / shown.sum()

@@ -16,6 +16,7 @@ ORDER = [
   ("metrics", "plotting", "config"),
   ("data",),
   ("policies", "rewards"),
+  ("distinct",),
   ("losses",),
   ("training",),
   ("models",),
@@ -30,8 +31,9 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 PURE = {
   "data.splits": {"errors"},
   "policies": {"errors"},
+  "distinct": {"policies"},
   "rewards": set(),
-  "losses": {"errors", "policies", "rewards", "losses"},
+  "losses": {"errors", "policies", "distinct", "rewards", "losses"},
   "evaluation.ranking": {"errors"},
   "evaluation.rows": {"errors"},
   "evaluation.estimators": {"errors", "evaluation"},

@@ -63,11 +63,11 @@ LOG_TIME_STEP = 0.75  # h
 
 # Ranker logits are clipped to at most this far above the action's. An item further above leaves the
 # action a probability of exp(-25) = 1e-11 instead of less: log qbar is at least -25 - log K.
-_HEADROOM = 25.0
+HEADROOM = 25.0
 # If every item is an action, those within so much of ranker logits are read from the same bins.
-_WINDOW = 50.0
+WINDOW = 50.0
 # Bound on the total that items far below the action, which are not counted, could add to S.
-_NEGLIGIBLE = 1e-5
+NEGLIGIBLE = 1e-5
 
 
 class SoftmaxPolicy:
@@ -81,7 +81,7 @@ class SoftmaxPolicy:
   def __init__(self, logits: Any, temperature: float = 1.0):
     if not temperature > 0:
       raise InputError(f"softmax policy: temperature must be positive, got {temperature}")
-    self.logits = _matrix("logits", logits) / temperature
+    self.logits = matrix("logits", logits) / temperature
 
   def log_prob(self, actions: Any) -> tf.Tensor:
     """log π(a_i) for one action a row: [B] to [B]."""
@@ -94,7 +94,7 @@ class SoftmaxPolicy:
       p = tf.nn.softmax(logits)
 
       def gradient(d_log_p):
-        return _add_at(-d_log_p[:, None] * p, actions, d_log_p)
+        return add_at(-d_log_p[:, None] * p, actions, d_log_p)
 
       return _log_p(logits, p, actions), gradient
 
@@ -106,7 +106,7 @@ class SoftmaxPolicy:
 
   def sample(self, seed: Any) -> tf.Tensor:
     """One action a row, [B] int32; the same for the same `seed` (two integers)."""
-    return _draw(self.logits, 1, seed)[:, 0]
+    return draw(self.logits, 1, seed)[:, 0]
 
   def top_k(self, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The k best items of every row: ids and scores, [B, k] each, best first.
@@ -145,7 +145,7 @@ class TwoStagePolicy:
   """
 
   def __init__(self, logits: Any, ranker_logits: Any, slate_size: int):
-    self.logits, self.ranker_logits = _two_stages(logits, ranker_logits, slate_size)
+    self.logits, self.ranker_logits = two_stages(logits, ranker_logits, slate_size)
     self.slate_size = slate_size
 
   def log_prob(self, actions: Any) -> tf.Tensor:
@@ -168,9 +168,9 @@ class TwoStagePolicy:
       seed: two integers; the same seed shows the same items.
     """
     seeds = tf.random.split(seed, 2)
-    slates = _draw(self.logits, self.slate_size, seeds[0])
+    slates = draw(self.logits, self.slate_size, seeds[0])
     scores = tf.gather(self.ranker_logits, slates, batch_dims=1)
-    shown = _draw(scores, 1, seeds[1])
+    shown = draw(scores, 1, seeds[1])
     return tf.gather(slates, shown, batch_dims=1)[:, 0]
 
   def top_k(self, k: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -196,7 +196,7 @@ class TwoStagePolicy:
 
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
-    return _entropy(self.probabilities())
+    return entropy(self.probabilities())
 
 
 def restricted(logits: tf.Tensor, available: tf.Tensor | None) -> tf.Tensor:
@@ -224,7 +224,7 @@ def two_stage_log_prob(
     log p(a_i) and log qbar(a_i), [B] each. Where qbar(a_i) is at least 1e-6 its relative error is
     below 3e-4 (measured up to N = 100,000 and K = 1,000, at any spread of the ranker logits).
   """
-  logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
+  logits, ranker_logits = two_stages(logits, ranker_logits, slate_size)
   actions = tf.cast(actions, tf.int32)
   if slate_size == 1:
     log_p = SoftmaxPolicy(logits).log_prob(actions)
@@ -249,7 +249,7 @@ def two_stage_log_prob(
       value, slope = race.survival.to_bins(others * d_log_qbar[:, None] * by_node)
       mean = d_log_p + others * d_log_qbar  # under p, of all that p(b) multiplies
       d_logits = bins.read(value - mean[:, None], slope)
-      return _add_at(d_logits, actions, d_log_p)
+      return add_at(d_logits, actions, d_log_p)
 
     return (log_p, log_qbar), gradient
 
@@ -274,7 +274,7 @@ def expected_slate_counts(
   Returns:
     scale E[q n_b], [B, N], and qbar = E[q], [B], both without gradient.
   """
-  logits, ranker_logits = _two_stages(tf.stop_gradient(logits), ranker_logits, slate_size)
+  logits, ranker_logits = two_stages(tf.stop_gradient(logits), ranker_logits, slate_size)
   if slate_size == 1:
     return tf.zeros_like(logits), tf.ones_like(logits[:, 0])
   others = slate_size - 1
@@ -300,7 +300,7 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
     [B, N]. Where qbar(a) is at least 1e-6 the relative error is below 6e-4, and rows sum to 1
     within 1e-4 (measured as for `two_stage_log_prob`).
   """
-  logits, ranker_logits = _two_stages(logits, ranker_logits, slate_size)
+  logits, ranker_logits = two_stages(logits, ranker_logits, slate_size)
   if slate_size == 1:
     return SoftmaxPolicy(logits).probabilities()
   others = slate_size - 1
@@ -320,7 +320,7 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
       return bins.read(*race.density.to_bins(slate_size * tf.exp(others * log_silent)))
 
     top = silence(best)
-    shown = _below_window(
+    shown = below_window(
       ranker_logits,
       best,
       shown_by(*top),
@@ -334,8 +334,8 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
         return bins.read(*race.survival.to_bins(silent * tf.cast(ringing, p.dtype)))
 
       # Through p(a), and through the silence of the others while a rings.
-      inside = ranker_logits >= best[:, None] - _WINDOW
-      d_log_p = _below_window(
+      inside = ranker_logits >= best[:, None] - WINDOW
+      d_log_p = below_window(
         ranker_logits,
         best,
         d_shown * shown + through_silence(*top, inside),
@@ -348,7 +348,7 @@ def two_stage_probabilities(logits: Any, ranker_logits: Any, slate_size: int) ->
   return probabilities(logits)
 
 
-def _below_window(
+def below_window(
   ranker_logits: tf.Tensor, best: tf.Tensor, total: tf.Tensor, step: Callable
 ) -> tf.Tensor:
   """Folds `step` over the windows of ranker logits below the one of the best item.
@@ -366,12 +366,12 @@ def _below_window(
   def add_window(floor, total):
     left = ranker_logits < floor
     best = tf.reduce_max(tf.where(left, ranker_logits, -np.inf), 1)
-    floor = best[:, None] - _WINDOW
+    floor = best[:, None] - WINDOW
     return floor, step(total, best, left & (ranker_logits >= floor))
 
   lowest = tf.reduce_min(ranker_logits, 1, keepdims=True)
   return tf.while_loop(
-    lambda floor, _: tf.reduce_any(lowest < floor), add_window, (best[:, None] - _WINDOW, total)
+    lambda floor, _: tf.reduce_any(lowest < floor), add_window, (best[:, None] - WINDOW, total)
   )[1]
 
 
@@ -423,14 +423,14 @@ class _Race(NamedTuple):
   @functools.lru_cache
   def for_action(cls, slate_size: int) -> _Race:
     """Ranker logits relative to that of one action."""
-    return cls.tabulate(np.log(_NEGLIGIBLE / (slate_size - 1)), _HEADROOM, 0.0, slate_size)
+    return cls.tabulate(np.log(NEGLIGIBLE / (slate_size - 1)), HEADROOM, 0.0, slate_size)
 
   @classmethod
   @functools.lru_cache
   def for_catalogue(cls, slate_size: int) -> _Race:
     """Ranker logits relative to the best of a window, in which every item is an action."""
-    low = np.log(_NEGLIGIBLE / (slate_size - 1))
-    return cls.tabulate(low - _WINDOW, _HEADROOM, -_WINDOW, slate_size)
+    low = np.log(NEGLIGIBLE / (slate_size - 1))
+    return cls.tabulate(low - WINDOW, HEADROOM, -WINDOW, slate_size)
 
   @classmethod
   def tabulate(cls, low: float, high: float, slowest: float, slate_size: int) -> _Race:
@@ -510,7 +510,7 @@ class _Bins(NamedTuple):
     return tf.math.real(self.weights * tf.gather_nd(table, self.index[..., None]))
 
 
-def _matrix(name: str, values: Any) -> tf.Tensor:
+def matrix(name: str, values: Any) -> tf.Tensor:
   """[rows, items] floating; half precision is cast up."""
   values = tf.convert_to_tensor(values)
   if not (values.dtype.is_floating and values.shape.rank in (2, None)):
@@ -520,9 +520,9 @@ def _matrix(name: str, values: Any) -> tf.Tensor:
   return tf.cast(values, tf.float32) if values.dtype.size < 4 else values
 
 
-def _two_stages(logits: Any, ranker_logits: Any, slate_size: int) -> tuple[tf.Tensor, tf.Tensor]:
-  logits = _matrix("logits", logits)
-  ranker_logits = tf.cast(_matrix("ranker_logits", ranker_logits), logits.dtype)
+def two_stages(logits: Any, ranker_logits: Any, slate_size: int) -> tuple[tf.Tensor, tf.Tensor]:
+  logits = matrix("logits", logits)
+  ranker_logits = tf.cast(matrix("ranker_logits", ranker_logits), logits.dtype)
   if not logits.shape.is_compatible_with(ranker_logits.shape):
     raise InputError(
       f"two-stage policy: logits {logits.shape} and ranker_logits {ranker_logits.shape} must have"
@@ -547,17 +547,17 @@ def _log_p(logits: tf.Tensor, p: tf.Tensor, actions: tf.Tensor) -> tf.Tensor:
   return tf.gather(logits, actions, batch_dims=1) - tf.reduce_max(logits, 1) + log_largest
 
 
-def _add_at(values: tf.Tensor, actions: tf.Tensor, addend: tf.Tensor) -> tf.Tensor:
+def add_at(values: tf.Tensor, actions: tf.Tensor, addend: tf.Tensor) -> tf.Tensor:
   """`values` [B, N] with `addend` [B] added at each row's action."""
   logged = tf.stack([tf.range(tf.size(actions)), actions], 1)
   return tf.tensor_scatter_nd_add(values, logged, addend)
 
 
-def _draw(logits: tf.Tensor, count: int, seed: Any) -> tf.Tensor:
+def draw(logits: tf.Tensor, count: int, seed: Any) -> tf.Tensor:
   """`count` draws a row from softmax(logits), with replacement: [B, count] int32."""
   draws = tf.random.stateless_categorical(logits, count, seed, dtype=tf.int32)
   return tf.minimum(draws, tf.shape(logits)[1] - 1)  # from NaN, it draws N
 
 
-def _entropy(probabilities: tf.Tensor) -> tf.Tensor:
+def entropy(probabilities: tf.Tensor) -> tf.Tensor:
   return -tf.reduce_sum(tf.math.xlogy(probabilities, probabilities), 1)

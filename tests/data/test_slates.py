@@ -129,14 +129,6 @@ def test_splits_keep_slates_whole(seed, method):
   assert sum(map(len, parts)) == len(set.union(*parts)) == 30
 
 
-def test_exposure_is_propensity_times_examination():
-  rows = frame()
-  log = BanditLog.from_pandas(rows, **COLUMNS)
-  np.testing.assert_allclose(log.exposure().propensity, rows["p"] * rows["seen"], rtol=1e-6)
-  plain = BanditLog.from_pandas(rows, **{**COLUMNS, "examination": None})
-  assert plain.exposure() is plain.rows
-
-
 @pytest.mark.parametrize(
   ("slate", "position", "user", "message"),
   [

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from tests import oracle
-from tests.policy_oracle import ranker_probability
+from tests.policy_oracle import enumerate_inclusion, inclusion, ranker_probability
 from tf_twostage import losses
 from tf_twostage.losses.ranking import rank_weights, sample_rivals
 from tf_twostage.losses.slates import sample_slates
@@ -19,7 +19,8 @@ QUADRATURE = {"rtol": 2e-3, "atol": 1e-3}
 
 
 def exactness(variant):
-  quadrature = variant.endswith("two_stage") or "exact" in variant or "ltr" in variant
+  words = ("exact", "ltr", "distinct", ", two_stage")
+  quadrature = any(word in variant for word in words)
   return QUADRATURE if quadrature else EXACT
 
 
@@ -78,10 +79,24 @@ def formula(loss, x, slates=None):
     every = np.arange(logits.shape[1])
     return np.stack([ranker_probability(p, g, every, loss.slate_size) for p, g in rows])
 
+  def candidates(logits):
+    if loss.policy == "distinct":
+      return np.stack([inclusion(row, loss.slate_size)[1] for row in logits])
+    return loss.slate_size * oracle.softmax(logits)
+
+  def shown(logits):
+    if loss.policy == "distinct":
+      pairs = zip(logits, x["ranker_logits"], strict=True)
+      return np.stack([enumerate_inclusion(z, g, loss.slate_size) for z, g in pairs])
+    return candidates(logits) * shares(logits)
+
   def probabilities(logits):
-    p = oracle.softmax(logits)
-    two_stage = getattr(loss, "policy", None) == "two_stage"
-    return loss.slate_size * p * shares(logits) if two_stage else p
+    if getattr(loss, "policy", "softmax") == "softmax":
+      return oracle.softmax(logits)
+    if loss.ranker_gradient:
+      return shown(logits)
+    share = shown(held) / np.maximum(candidates(held), 1e-300)  # 0 of what is no candidate
+    return candidates(logits) * share
 
   def log_prob(logits):
     return np.log(probabilities(logits)[rows, actions])

@@ -30,12 +30,23 @@ VARIANTS |= {
   for name in sorted(losses.LOSSES)
   if "policy" in losses.LOSSES[name].parameters()
 }
+DISTINCT = {"policy": "distinct", "slate_size": 3}
 VARIANTS |= {
   "two_stage_ltr, examination": (
     "two_stage_ltr",
     {**SMALL["two_stage_ltr"], "rank_weights": "examination", "examination": (1.0, 0.2, 0.7)},
   ),
   "two_stage_ltr, top_1": ("two_stage_ltr", {**SMALL["two_stage_ltr"], "rank_weights": "top_1"}),
+  "ips, distinct": ("ips", DISTINCT),
+  "doubly_robust, distinct": ("doubly_robust", {**SMALL["doubly_robust"], **DISTINCT}),
+  "doubly_robust, distinct candidates": (
+    "doubly_robust",
+    {**SMALL["doubly_robust"], **DISTINCT, "ranker_gradient": False},
+  ),
+  "ips, two_stage candidates": (
+    "ips",
+    {"policy": "two_stage", "slate_size": 3, "ranker_gradient": False},
+  ),
   "two_stage_ips, systematic": (
     "two_stage_ips",
     {**SMALL["two_stage_ips"], "sampling": "systematic"},

@@ -268,6 +268,7 @@ CHANGED = {
   "propensity_exponent": 0.25,
   "rank_weights": "examination",
   "propensity_floor": 0.75,
+  "ranker_gradient": False,
   "reward_model": "relu",
   "reward_scale": 2.5,
   "sampling": "systematic",
@@ -364,7 +365,8 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
     loss.uses_ranker_probability,
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
-  assert loss.uses_ranker_probability == ("two_stage" in variant and not loss.trains_ranker)
+  reads = ("two_stage" in variant and not loss.trains_ranker) or "distinct" in variant
+  assert loss.uses_ranker_probability == reads
   unweighted = ("cross_entropy", "binary_cross_entropy")
   assert loss.uses_weights == (VARIANTS[variant][0] not in unweighted)
 
@@ -426,8 +428,14 @@ def test_every_estimator_runs_on_either_policy():
 
 
 @estimators
+def test_a_generator_alone_has_no_gradient_of_the_ranker_to_leave_out(name):
+  with pytest.raises(InputError, match="ranker_gradient is of the policies two_stage and distinct"):
+    losses.get(name, ranker_gradient=False)
+
+
+@estimators
 def test_an_unknown_policy_lists_the_known(name):
-  with pytest.raises(InputError, match="policy must be one of softmax, two_stage, got 'ranker'"):
+  with pytest.raises(InputError, match=r"policy must be .* two_stage, distinct, got 'ranker'"):
     losses.get(name, policy="ranker")
 
 

@@ -490,17 +490,6 @@ class BanditLog:
       return self.rows
     return dataclasses.replace(self.rows, reward=self.rows.reward / self.examination)
 
-  def exposure(self) -> LogRows:
-    """The rows with exposure propensities: of being shown and examined, [n].
-
-    These are the propensities times `examination`, if the log has it.
-    """
-    if self.examination is None or self.rows.propensity is None:
-      return self.rows
-    smallest = np.finfo(np.float32).tiny
-    exposed = np.maximum(self.rows.propensity * self.examination, smallest)
-    return dataclasses.replace(self.rows, propensity=exposed)
-
   def slot_examination(self) -> tuple[float, ...] | None:
     """The mean examination of the rows of each slot, relative to the first; None: not known."""
     if self.examination is None or self.rows.position is None:

@@ -9,10 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.distinct import (
+  distinct_log_prob,
+  distinct_probabilities,
+  inclusion_probabilities,
+)
 from tf_twostage.errors import InputError
 from tf_twostage.policies import SoftmaxPolicy, two_stage_log_prob, two_stage_probabilities
 
-POLICIES = ("softmax", "two_stage")
+POLICIES = ("softmax", "two_stage", "distinct")
 
 
 class LossTerms(NamedTuple):
@@ -189,16 +194,27 @@ class PolicyTerms(NamedTuple):
 
 
 class EstimatorLoss(OffPolicyLoss):
-  """An estimator, applied to one of two policies.
+  """An estimator, applied to one of three policies.
 
-  The generator alone is π = softmax(logits); the two stages together are π = K p qbar, exact and
-  differentiable (`tf_twostage.policies`).
+  The generator alone is π = softmax(logits). The two stages together are π = c qbar, exact and
+  differentiable: the probability c that the item is a candidate, times that of the ranker. On
+  slates drawn with replacement c = K p (`tf_twostage.policies`), on distinct items it is the
+  inclusion probability (`tf_twostage.distinct`).
   """
 
-  def __init__(self, policy: str = "softmax", slate_size: int = 30, **kwargs):
+  def __init__(
+    self,
+    policy: str = "softmax",
+    slate_size: int = 30,
+    ranker_gradient: bool = True,
+    **kwargs,
+  ):
     """Args:
-    policy: softmax (the generator alone) or two_stage (generator and ranker together).
-    slate_size: K, items of a slate; for two_stage.
+    policy: softmax (the generator alone), two_stage (generator and ranker, on slates drawn with
+      replacement) or distinct (generator and ranker, on slates without repeats).
+    slate_size: K, items of a slate; for two_stage and distinct.
+    ranker_gradient: whether the gradient also goes through qbar, which depends on the other
+      candidates; for two_stage and distinct.
     """
     super().__init__(**kwargs)
     name = type(self).__name__
@@ -206,23 +222,50 @@ class EstimatorLoss(OffPolicyLoss):
       raise InputError(f"{name}: policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if slate_size < 1:
       raise InputError(f"{name}: slate_size must be at least 1, got {slate_size}")
+    if policy == "softmax" and not ranker_gradient:
+      raise InputError(
+        f"{name}: ranker_gradient is of the policies two_stage and distinct; leave it out"
+      )
     self.policy = policy
     self.slate_size = slate_size
-    self.uses_ranker_probability = policy == "two_stage"
+    self.ranker_gradient = ranker_gradient
+    self.uses_ranker_probability = policy != "softmax"
     self.needs_ranker = self.needs_ranker or self.uses_ranker_probability
 
   def logged(self, x: LossInputs) -> PolicyTerms:
     """The policy at the logged actions, differentiable in the logits."""
     if self.policy == "softmax":
       return PolicyTerms(SoftmaxPolicy(x.logits).log_prob(x.actions))
-    log_p, log_share = two_stage_log_prob(x.logits, x.ranker_logits, x.actions, self.slate_size)
-    return PolicyTerms(np.log(self.slate_size) + log_p + log_share, tf.exp(log_share))
+    if self.policy == "distinct":
+      log_candidate, log_share = distinct_log_prob(
+        x.scores, x.ranker_logits, x.actions, self.slate_size, _copies(x)
+      )
+    else:
+      log_p, log_share = two_stage_log_prob(x.logits, x.ranker_logits, x.actions, self.slate_size)
+      log_candidate = np.log(self.slate_size) + log_p
+    if not self.ranker_gradient:
+      log_share = tf.stop_gradient(log_share)
+    return PolicyTerms(log_candidate + log_share, tf.exp(log_share))
 
   def probabilities(self, x: LossInputs) -> tf.Tensor:
     """π of every action, [B, N], differentiable in the logits."""
     if self.policy == "softmax":
       return SoftmaxPolicy(x.logits).probabilities()
-    return two_stage_probabilities(x.logits, x.ranker_logits, self.slate_size)
+    if self.policy == "distinct":
+      copies = _copies(x)
+      candidate = inclusion_probabilities(x.scores, self.slate_size, copies)
+      shown = distinct_probabilities(x.scores, x.ranker_logits, self.slate_size, copies)
+    else:
+      candidate = SoftmaxPolicy(x.logits).probabilities()
+      shown = two_stage_probabilities(x.logits, x.ranker_logits, self.slate_size)
+    if self.ranker_gradient:
+      return shown
+    return candidate * tf.stop_gradient(tf.math.divide_no_nan(shown, candidate))
+
+
+def _copies(x: LossInputs) -> tf.Tensor | None:
+  """How many items of the catalogue each item of a support stands for, [N]."""
+  return None if x.log_q is None else tf.exp(-x.log_q)
 
 
 def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:

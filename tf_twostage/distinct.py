@@ -1,0 +1,572 @@
+"""The two-stage policy on slates without repeats: distinct candidates, one of them shown.
+
+The generator gives item b an exponential clock of rate exp(z_b). The first K clocks to ring are a
+Plackett-Luce slate. Here the time t is fixed instead, such that K clocks are expected to have rung:
+
+  Σ_b pi_b = K,      pi_b = 1 - exp(-x_b),      x_b = t exp(z_b).
+
+Items are then in the slate independently, with the inclusion probabilities pi_b, and none is in it
+twice. Their number varies around K; a slate without items is drawn again. The ranker's softmax over
+the slate is a race, too (see `policies`): with W_b = exp(g_b - g_a) the policy shows a with
+probability
+
+  π(a) = pi_a qbar(a),
+  qbar(a) = ∫ e^{-u} Π_{b != a} (1 - pi_b (1 - exp(-u W_b))) du / (1 - exp(-Σ_b x_b)).
+
+Nothing is sampled. The integral is a trapezoidal rule in log u, as in `policies`. The logarithm of
+the product is a sum over items:
+
+* The 4K items with the largest logits count one by one. The others have a pi of at most 1/4.
+* The others fall into bins of width 1/64 in g. There log(1 - pi q) is read as c1(q) pi + c2(q) pi²,
+  fitted on [0, 1/4], so that a bin keeps its sums of pi and pi².
+
+The gradient of t is that of the implicit function Σ_b pi_b = K.
+
+References:
+  Yellott, The Relationship between Luce's Choice Axiom, Thurstone's Theory of Comparative Judgment,
+    and the Double Exponential Distribution, Journal of Mathematical Psychology 15, 1977: clocks.
+  Hajek, Asymptotic Theory of Rejective Sampling with Varying Probabilities from a Finite
+    Population, Annals of Mathematical Statistics 35, 1964: inclusion with an expected size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tf_twostage import policies
+from tf_twostage.policies import HEADROOM, LOG_TIME_STEP, NEGLIGIBLE, WINDOW
+
+_PER_UNIT = 64  # bins in a unit of g
+_SINGLE = 4  # times K: items that count one by one
+_FEWEST = 64  # of these items
+_CERTAIN = 60.0  # x of an item that is in every slate, and the largest rate of a clock that counts
+_STEPS = 24  # towards log t
+_SMALL = 1e-3  # x up to which log(pi / x) is -x / 2
+
+
+class DistinctPolicy:
+  """Generator and ranker together, on slates of distinct items; K of them are expected.
+
+  Gradients reach the logits, never the ranker logits.
+
+  Args:
+    logits: [B, N] floating, the generator's; -inf excludes an item.
+    ranker_logits: [B, N] floating, finite.
+    slate_size: K.
+  """
+
+  def __init__(self, logits: Any, ranker_logits: Any, slate_size: int):
+    self.logits, self.ranker_logits = policies.two_stages(logits, ranker_logits, slate_size)
+    self.slate_size = slate_size
+
+  def log_prob(self, actions: Any) -> tf.Tensor:
+    """log π(a_i) for one action a row: [B] to [B]."""
+    return tf.add(*distinct_log_prob(self.logits, self.ranker_logits, actions, self.slate_size))
+
+  def ranker_probability(self, actions: Any) -> tf.Tensor:
+    """qbar(a_i), the ranker's expected probability of a_i once it is a candidate: [B] to [B]."""
+    return tf.exp(distinct_log_prob(self.logits, self.ranker_logits, actions, self.slate_size)[1])
+
+  def probabilities(self) -> tf.Tensor:
+    """π of every action: [B, N], rows sum to 1 within the errors of the approximations."""
+    return distinct_probabilities(self.logits, self.ranker_logits, self.slate_size)
+
+  def inclusion(self) -> tf.Tensor:
+    """The probability that a slate has the item, for every item: [B, N], rows sum to K."""
+    return inclusion_probabilities(self.logits, self.slate_size)
+
+  def sample(self, seed: Any) -> tf.Tensor:
+    """The item shown in every row, [B] int32; `log_prob` gives its propensity.
+
+    Args:
+      seed: two integers; the same seed shows the same items.
+    """
+    x = tf.stop_gradient(_Slate.of(self.logits, self.slate_size).x)
+    seeds = tf.random.split(seed, 4)
+    # The first clock rings before 1, since a slate has items; the others go on from there.
+    total = tf.reduce_sum(x, 1)
+    uniform = tf.random.stateless_uniform(tf.shape(total), seeds[0], dtype=x.dtype)
+    start = -tf.math.log1p(uniform * tf.math.expm1(-total)) / total
+    first = policies.draw(tf.math.log(x), 1, seeds[1])
+    clocks = tf.random.stateless_gamma(tf.shape(x), seeds[2], 1.0, dtype=x.dtype) / x
+    included = clocks < 1 - start[:, None]
+    included |= tf.range(tf.shape(x)[1]) == first
+    return policies.draw(tf.where(included, self.ranker_logits, -np.inf), 1, seeds[3])[:, 0]
+
+  def top_k(self, k: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The generator's best K items in the ranker's order, cut at k; see `TwoStagePolicy.top_k`."""
+    return policies.TwoStagePolicy(self.logits, self.ranker_logits, self.slate_size).top_k(k)
+
+  def entropy(self) -> tf.Tensor:
+    """-Σ_a π(a) log π(a): [B], in nats."""
+    return policies.entropy(self.probabilities())
+
+
+def inclusion_probabilities(logits: Any, slate_size: int, copies: Any = None) -> tf.Tensor:
+  """pi_b of every item: [B, N] to [B, N], differentiable; rows sum to K.
+
+  Where there are at most K items, all have probability 1. What stands for several items, [N]
+  `copies`, has the sum of theirs.
+  """
+  logits = policies.matrix("logits", logits)
+
+  @tf.custom_gradient
+  def inclusion(logits):
+    slate = _Slate.of(logits, slate_size, copies)
+    return slate.number(slate.pi), lambda d_pi: slate.to_logits(slate.by_time(slate.number(d_pi)))
+
+  return inclusion(logits)
+
+
+def distinct_log_prob(
+  logits: Any, ranker_logits: Any, actions: Any, slate_size: int, copies: Any = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """log pi(a_i), of being a candidate, and log qbar(a_i); their sum is log π(a_i).
+
+  Args:
+    logits: [B, N] floating, the generator's; both outputs are differentiable in them.
+    ranker_logits: [B, N] floating, finite. They receive no gradient.
+    actions: [B] integer, catalogue indices.
+    slate_size: K, the expected number of items of a slate. Of at most K items all are candidates.
+    copies: [N], how many items each stands for; None: one.
+
+  Returns:
+    Two [B].
+  """
+  logits, ranker_logits = policies.two_stages(logits, ranker_logits, slate_size)
+  actions = tf.cast(actions, tf.int32)
+  reference = tf.gather(ranker_logits, actions, batch_dims=1)
+  race = _Race.for_action(slate_size)
+
+  @tf.custom_gradient
+  def log_probs(logits):
+    slate = _Slate.of(logits, slate_size, copies)
+    bins = _Bins.fill(slate, ranker_logits, reference, race)
+    own = _Own.of(slate, actions)
+    drawn = tf.reduce_sum(slate.number(slate.x), 1)
+    log_terms = race.log_density + bins.log_absent(race) - own.log_absent(race)
+    log_total = tf.reduce_logsumexp(log_terms, 1)
+
+    def gradient(d_log_pi, d_log_qbar):
+      by_node = d_log_qbar[:, None] * tf.exp(log_terms - log_total[:, None])
+      d_pi = slate.number(bins.slope(by_node, race))
+      d_x = -d_log_qbar / tf.math.expm1(tf.minimum(drawn, _CERTAIN))
+      d_own = d_log_pi * own.elasticity
+      d_own -= tf.reduce_sum(by_node * own.slope(race), 1) * own.rate
+      return slate.to_logits(policies.add_at(slate.by_time(d_pi, d_x[:, None]), actions, d_own))
+
+    return (own.log_pi, log_total - tf.math.log(-tf.math.expm1(-drawn))), gradient
+
+  return log_probs(logits)
+
+
+def distinct_probabilities(
+  logits: Any, ranker_logits: Any, slate_size: int, copies: Any = None
+) -> tf.Tensor:
+  """π(a) of every action.
+
+  Args:
+    logits: [B, N] floating, the generator's; the output is differentiable in them.
+    ranker_logits: [B, N] floating, finite. They receive no gradient. Every 50 by which those of a
+      row spread cost another pass.
+    slate_size: K.
+    copies: [N], how many items each stands for, whose probabilities are added; None: one.
+
+  Returns:
+    [B, N].
+  """
+  logits, ranker_logits = policies.two_stages(logits, ranker_logits, slate_size)
+  race = _Race.for_catalogue(slate_size)
+  best = tf.reduce_max(ranker_logits, 1)
+
+  @tf.custom_gradient
+  def probabilities(logits):
+    slate = _Slate.of(tf.stop_gradient(logits), slate_size, copies)
+    drawn = tf.reduce_sum(slate.number(slate.x), 1, keepdims=True)
+    some = -tf.math.expm1(-drawn)
+
+    def silence(reference: tf.Tensor) -> tuple[_Bins, tf.Tensor]:
+      bins = _Bins.fill(slate, ranker_logits, reference, race)
+      return bins, bins.log_absent(race)
+
+    def shown_by(bins, log_absent):
+      return slate.number(slate.pi) * bins.wins(log_absent, race, 1) / some
+
+    top = silence(best)
+    shown = policies.below_window(
+      ranker_logits,
+      best,
+      shown_by(*top),
+      lambda shown, best, inside: tf.where(inside, shown_by(*silence(best)), shown),
+    )
+
+    def gradient(d_shown):
+      # Through pi_a itself, and through the absence of the others while a rings.
+      def through(bins, log_absent, inside):
+        d_win = tf.where(inside, slate.number(d_shown) / some, 0.0)
+        own = d_win * bins.wins(log_absent, race, 2)
+        by_node = bins.wins_at(d_win * slate.pi, log_absent, race)
+        return own + slate.number(bins.slope(by_node, race))
+
+      inside = ranker_logits >= best[:, None] - WINDOW
+      d_pi = policies.below_window(
+        ranker_logits,
+        best,
+        through(*top, inside),
+        lambda total, best, inside: total + through(*silence(best), inside),
+      )
+      d_x = -tf.reduce_sum(d_shown * shown, 1, keepdims=True)
+      d_x /= tf.math.expm1(tf.minimum(drawn, _CERTAIN))
+      return slate.to_logits(slate.by_time(d_pi, d_x))
+
+    return shown, gradient
+
+  return probabilities(logits)
+
+
+class _Slate(NamedTuple):
+  """Independent inclusion of the items of B rows.
+
+  Attributes:
+    log_x: [B, N], log t + z_b.
+    x: [B, N], its exponential, at most `_CERTAIN`.
+    pi: [B, N], inclusion probabilities.
+    top: [B, M] int32, the items that count one by one.
+    copies: [N], how many items each stands for; None: one.
+  """
+
+  log_x: tf.Tensor
+  x: tf.Tensor
+  pi: tf.Tensor
+  top: tf.Tensor
+  copies: tf.Tensor | None
+
+  @classmethod
+  def of(cls, logits: tf.Tensor, slate_size: int, copies: Any = None) -> _Slate:
+    if copies is not None:
+      copies = tf.convert_to_tensor(copies, logits.dtype)
+    width = tf.minimum(max(_SINGLE * slate_size, _FEWEST), tf.shape(logits)[1])
+    best, top = tf.math.top_k(logits, width)
+    log_time = _log_time(logits, best, top, float(slate_size), copies)
+    log_x = tf.minimum(logits + log_time, np.log(_CERTAIN))
+    x = tf.exp(log_x)
+    return cls(log_x, x, -tf.math.expm1(-x), top, copies)
+
+  def number(self, values: tf.Tensor) -> tf.Tensor:
+    """Values of items, [B, N], times how many items they are."""
+    return values if self.copies is None else values * self.copies
+
+  def of_top(self, values: tf.Tensor) -> tf.Tensor:
+    """[B, N] to [B, M, 1]."""
+    return tf.gather(values, self.top, batch_dims=1)[..., None]
+
+  def with_top(self, values: tf.Tensor, of_top: tf.Tensor) -> tf.Tensor:
+    """Values [B, N] with those of the top replaced by [B, M]."""
+    rows = tf.broadcast_to(tf.range(tf.shape(values)[0])[:, None], tf.shape(self.top))
+    return tf.tensor_scatter_nd_update(values, tf.stack([rows, self.top], -1), of_top)
+
+  def by_time(self, d_pi: tf.Tensor, d_x: tf.Tensor | float = 0.0) -> tf.Tensor:
+    """Gradients in every pi, [B, N], and in the sum of x, [B, 1]: in every log x, [B, N]."""
+    return d_pi * self.x * tf.exp(-self.x) + d_x * self.number(self.x)
+
+  def to_logits(self, d_log_x: tf.Tensor) -> tf.Tensor:
+    """Gradients in every log x: in the logits, whose log t is such that Σ_b pi_b = K."""
+    rates = self.number(self.x * tf.exp(-self.x))
+    total = tf.reduce_sum(d_log_x, 1, keepdims=True)
+    return d_log_x - rates * tf.math.divide_no_nan(total, tf.reduce_sum(rates, 1, keepdims=True))
+
+
+def _log_time(
+  logits: tf.Tensor, best: tf.Tensor, top: tf.Tensor, slate_size: float, copies: tf.Tensor | None
+) -> tf.Tensor:
+  """log t, [B, 1], by Newton's method within a bracket.
+
+  The best items count one by one, the others, whose x is small, as the series of 1 - exp(-x).
+  """
+  largest = best[:, 0][:, None]
+  edge = tf.reduce_min(tf.where(best > -np.inf, best, largest), 1, keepdims=True)
+  weights = tf.exp(tf.minimum(logits - edge, 0.0))
+  of_top = tf.exp(tf.minimum(best - edge, 0.0))
+  number = tf.ones_like(best) if copies is None else tf.gather(copies, top)
+  others = (best[:, -1][:, None] > -np.inf) & (tf.shape(best)[1] < tf.shape(logits)[1])
+  every = weights if copies is None else weights * copies
+  total = tf.reduce_sum(every, 1, keepdims=True)
+
+  def moment(of_all: tf.Tensor, power: int) -> tf.Tensor:
+    rest = of_all - tf.reduce_sum(number * of_top**power, 1, keepdims=True)
+    return tf.where(others, rest, 0.0)
+
+  squares = every * weights
+  first = moment(total, 1)
+  second = moment(tf.reduce_sum(squares, 1, keepdims=True), 2)
+  third = moment(tf.reduce_sum(squares * weights, 1, keepdims=True), 3)
+
+  def narrow(low: tf.Tensor, high: tf.Tensor, log_time: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    x = tf.exp(tf.minimum(best + log_time, np.log(_CERTAIN)))
+    absent = tf.exp(-x)
+    edge_x = tf.exp(edge + log_time)
+    expected = edge_x * (first - edge_x * (second / 2 - edge_x * third / 6))
+    expected += tf.reduce_sum(number * (1 - absent), 1, keepdims=True)
+    slope = edge_x * (first - edge_x * (second - edge_x * third / 2))
+    slope += tf.reduce_sum(number * x * absent, 1, keepdims=True)
+    fewer = expected < slate_size
+    low, high = tf.where(fewer, log_time, low), tf.where(fewer, high, log_time)
+    step = log_time + tf.math.divide_no_nan(slate_size - expected, slope)
+    inside = (step > low) & (step < high)
+    return low, high, tf.where(inside, step, (low + high) / 2)
+
+  high = np.log(_CERTAIN) - edge
+  items = tf.reduce_sum(tf.ones_like(logits[0]) if copies is None else copies)
+  low = np.log(slate_size) - tf.math.log(items) - largest  # pi is at most x
+  low = tf.minimum(low, high)
+  found = tf.while_loop(
+    lambda *_: True, narrow, (low, high, low), maximum_iterations=_STEPS, parallel_iterations=1
+  )[2]
+  return tf.where(tf.math.is_finite(total + largest), found, np.nan)
+
+
+class _Race(NamedTuple):
+  """The race of the clocks, tabulated: bins of g (relative to a reference) by nodes of log u.
+
+  Polynomials in pi are for items of a pi of at most 1 / _SINGLE, with q the probability that a
+  clock rings until a node.
+
+  Attributes:
+    low: middle of the first bin.
+    nodes: [J].
+    log_weights: [J], of the quadrature.
+    log_density: [J], log of weight and density of a clock at g = 0.
+    absent: [2, bins, J], coefficients of pi and pi² in log(1 - pi q).
+    wins: two of [3, bins, J], of 1, pi and pi² in weight times density / (1 - pi q)^power, for the
+      powers 1 and 2.
+  """
+
+  low: float
+  nodes: np.ndarray
+  log_weights: np.ndarray
+  log_density: np.ndarray
+  absent: np.ndarray
+  wins: tuple[np.ndarray, ...]
+
+  @classmethod
+  @functools.lru_cache
+  def for_action(cls, slate_size: int) -> _Race:
+    """Ranker logits relative to that of one action."""
+    return cls.tabulate(0.0, slate_size)
+
+  @classmethod
+  @functools.lru_cache
+  def for_catalogue(cls, slate_size: int) -> _Race:
+    """Ranker logits relative to the best of a window, in which every item is an action."""
+    return cls.tabulate(-WINDOW, slate_size)
+
+  @classmethod
+  def tabulate(cls, slowest: float, slate_size: int) -> _Race:
+    """Bins and nodes for actions with ranker logits from `slowest` to 0."""
+    # In units of 1 / _PER_UNIT, so that v = g + y has few values.
+    stride = round(LOG_TIME_STEP * _PER_UNIT)
+    lowest = int(np.floor(_PER_UNIT * (slowest + np.log(NEGLIGIBLE / slate_size))))
+    g = np.arange(lowest, _PER_UNIT * HEADROOM + 1, dtype=int)
+    first = -HEADROOM - np.log(slate_size) - 5.5  # K clocks at `HEADROOM` are silent but for 0.4%
+    last = 2.4 - slowest  # the slowest action is still silent with probability 2e-5
+    y = np.arange(np.floor(_PER_UNIT * first), _PER_UNIT * last + stride, stride, dtype=int)
+    nodes = y / _PER_UNIT
+    log_weights = np.full(nodes.shape, np.log(LOG_TIME_STEP))
+    log_weights[0] -= np.log(1 - np.exp(-LOG_TIME_STEP))  # stands for all earlier nodes too
+    v = np.minimum(np.arange(g[0] + y[0], g[-1] + y[-1] + 1) / _PER_UNIT, np.log(_CERTAIN))
+    q = -np.expm1(-np.exp(v))
+    at = np.add.outer(g, y) - (g[0] + y[0])
+    density = np.exp(log_weights) * np.exp(v - np.exp(v))[at]
+    rivals = [_polynomial(functools.partial(_rival, q, power), (0, 1, 2)) for power in (1, 2)]
+    return cls(
+      low=lowest / _PER_UNIT,
+      nodes=nodes,
+      log_weights=log_weights,
+      log_density=log_weights + nodes - np.exp(nodes),
+      absent=_polynomial(lambda pi: np.log1p(-pi * q), (1, 2))[:, at],
+      wins=tuple(density * rival[:, at] for rival in rivals),
+    )
+
+  def log_factor(self, x: tf.Tensor, pi: tf.Tensor, g: tf.Tensor | float) -> tf.Tensor:
+    """log(1 - pi q) at the nodes, for x, pi and g with a last axis of 1."""
+    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), np.log(_CERTAIN)))
+    return tf.math.log(tf.exp(-x) + pi * tf.exp(-rate))
+
+  def log_slope(self, x: tf.Tensor, pi: tf.Tensor, g: tf.Tensor | float) -> tf.Tensor:
+    """The derivative of `log_factor` in pi, which is negative."""
+    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), np.log(_CERTAIN)))
+    return tf.math.expm1(-rate) / (tf.exp(-x) + pi * tf.exp(-rate))
+
+
+def _rival(q: np.ndarray, power: int, pi: float) -> np.ndarray:
+  """What the product over all items has too much for an item of its own."""
+  return (1 - pi * q) ** -power
+
+
+def _polynomial(function: Callable[[float], np.ndarray], powers: tuple[int, ...]) -> np.ndarray:
+  """Coefficients, [powers, V], of a function of pi on [0, 1 / _SINGLE] to [V], by least squares.
+
+  Errors are relative to pi to the lowest power.
+  """
+  pi = (1 - np.cos(np.pi * (np.arange(12) + 0.5) / 12)) / (2 * _SINGLE)  # Chebyshev nodes
+  weights = pi ** -min(powers)
+  values = np.stack([weight * function(p) for p, weight in zip(pi, weights, strict=True)])
+  return np.linalg.lstsq(weights[:, None] * pi[:, None] ** np.array(powers), values)[0]
+
+
+class _Own(NamedTuple):
+  """The actions themselves, which no product over other items has."""
+
+  log_x: tf.Tensor  # [B]
+  x: tf.Tensor  # [B, 1]
+  pi: tf.Tensor  # [B, 1]
+  single: tf.Tensor  # [B, 1] bool: is one of the top
+
+  @classmethod
+  def of(cls, slate: _Slate, actions: tf.Tensor) -> _Own:
+    log_x, x, pi = (
+      tf.gather(v, actions[:, None], batch_dims=1) for v in (slate.log_x, slate.x, slate.pi)
+    )
+    single = tf.reduce_any(slate.top == actions[:, None], 1, keepdims=True)
+    return cls(log_x[:, 0], x, pi, single)
+
+  @property
+  def log_pi(self) -> tf.Tensor:
+    """[B], also where pi underflows."""
+    x, pi = self.x[:, 0], self.pi[:, 0]
+    return self.log_x + tf.where(x < _SMALL, -x / 2, tf.math.log(pi / tf.maximum(x, _SMALL)))
+
+  @property
+  def rate(self) -> tf.Tensor:
+    """The derivative of pi in log x, [B]."""
+    return (self.x * tf.exp(-self.x))[:, 0]
+
+  @property
+  def elasticity(self) -> tf.Tensor:
+    """The derivative of log pi in log x, [B]."""
+    x, pi = self.x[:, 0], self.pi[:, 0]
+    return tf.where(x < _SMALL, 1 - x / 2, self.rate / tf.maximum(pi, _SMALL))
+
+  def log_absent(self, race: _Race) -> tf.Tensor:
+    """What `_Bins.log_absent` has of one such item, [B, J]."""
+    first, second = race.absent[:, round(-race.low * _PER_UNIT)].astype(
+      self.pi.dtype.as_numpy_dtype
+    )
+    binned = self.pi * first + self.pi**2 * second
+    return tf.where(self.single, race.log_factor(self.x, self.pi, 0.0), binned)
+
+  def slope(self, race: _Race) -> tf.Tensor:
+    """Its derivative in pi, [B, J]."""
+    first, second = race.absent[:, round(-race.low * _PER_UNIT)].astype(
+      self.pi.dtype.as_numpy_dtype
+    )
+    binned = first + 2 * self.pi * second
+    return tf.where(self.single, race.log_slope(self.x, self.pi, 0.0), binned)
+
+
+class _Bins(NamedTuple):
+  """The items of every row in the bins of a race, and the top by themselves.
+
+  Attributes:
+    slate: the items.
+    index: [B, N] int32, row * num_bins + bin.
+    num_bins: bins a row.
+    top: x, pi, g relative to the reference, and number of the top items, [B, M, 1] each.
+  """
+
+  slate: _Slate
+  index: tf.Tensor
+  num_bins: int
+  top: tuple[tf.Tensor, ...]
+
+  @classmethod
+  def fill(
+    cls, slate: _Slate, ranker_logits: tf.Tensor, reference: tf.Tensor, race: _Race
+  ) -> _Bins:
+    num_bins = race.absent.shape[1]
+    # Clipping would hide infinite ranker logits.
+    reference = tf.where(policies.is_finite(ranker_logits), reference, np.nan)
+    g = ranker_logits - reference[:, None]
+    place = tf.round((tf.clip_by_value(g, race.low, HEADROOM) - race.low) * _PER_UNIT)
+    first = num_bins * tf.range(tf.shape(g)[0])[:, None]
+    # NaN becomes a negative integer on some devices.
+    index = tf.clip_by_value(tf.cast(place, tf.int32), 0, num_bins - 1) + first
+    number = slate.number(tf.ones_like(g[:1])) if slate.copies is not None else tf.ones_like(g[:1])
+    number = tf.broadcast_to(number, tf.shape(g))
+    of_top = [slate.of_top(v) for v in (slate.x, slate.pi, tf.minimum(g, HEADROOM), number)]
+    return cls(slate, index, num_bins, tuple(of_top))
+
+  def log_absent(self, race: _Race) -> tf.Tensor:
+    """log Π_b (1 - pi_b q_b) over all items, at the nodes: [B, J]."""
+    x, pi, g, number = self.top
+    binned = self._to_nodes(self.slate.number(self.slate.pi), race.absent)
+    return binned + tf.reduce_sum(number * race.log_factor(x, pi, g), 1)
+
+  def slope(self, by_node: tf.Tensor, race: _Race) -> tf.Tensor:
+    """Σ_j by_node times the derivative of log(1 - pi_b q_b) in pi_b: [B, J] to [B, N]."""
+    x, pi, g, _ = self.top
+    first, second = self._to_bins(by_node, race.absent)
+    of_top = tf.reduce_sum(by_node[:, None] * race.log_slope(x, pi, g), 2)
+    return self.slate.with_top(self._read(first, 2 * second), of_top)
+
+  def wins(self, log_absent: tf.Tensor, race: _Race, power: int) -> tf.Tensor:
+    """∫ density Π_{b != a} (1 - pi_b q_b) / (1 - pi_a q_a)^(power - 1) du of every a: [B, N]."""
+    bins = self._to_bins(tf.exp(log_absent), race.wins[power - 1])
+    of_top = tf.reduce_sum(self._top_wins(log_absent, race, power), 2)
+    return self.slate.with_top(self._read(*bins), of_top)
+
+  def wins_at(self, factor: tf.Tensor, log_absent: tf.Tensor, race: _Race) -> tf.Tensor:
+    """Σ_a factor times the integrand of `wins`, at the nodes: [B, N] to [B, J]."""
+    of_top = self.slate.of_top(factor) * self._top_wins(log_absent, race, 1)
+    binned = self._to_nodes(factor, race.wins[0]) * tf.exp(log_absent)
+    return binned + tf.reduce_sum(of_top, 1)
+
+  def _top_wins(self, log_absent: tf.Tensor, race: _Race, power: int) -> tf.Tensor:
+    """The integrand of `wins` of the top items, [B, M, J]."""
+    x, pi, g, _ = self.top
+    dtype = x.dtype.as_numpy_dtype
+    v = tf.minimum(g + race.nodes.astype(dtype), np.log(_CERTAIN))
+    log_density = race.log_weights.astype(dtype) + v - tf.exp(v)
+    absent = log_absent[:, None] - power * race.log_factor(x, pi, g)
+    return tf.exp(log_density + absent)
+
+  def _to_nodes(self, factor: tf.Tensor, tables: np.ndarray) -> tf.Tensor:
+    """Σ_b factor_b times polynomials of pi_b, over all but the top: [B, N] to [B, J].
+
+    The first coefficient multiplies `factor`, the next one `factor` times pi, and so on.
+    """
+    total = tf.constant(0.0, factor.dtype)
+    for start in range(0, len(tables), 2):
+      weights = factor * self.slate.pi**start
+      pair = tf.complex(weights, weights * self.slate.pi)
+      rows = tf.shape(factor)[0]
+      sums = tf.math.unsorted_segment_sum(pair, self.index, rows * self.num_bins)
+      index_of_top = tf.gather(self.index, self.slate.top, batch_dims=1)
+      pair_of_top = tf.gather(pair, self.slate.top, batch_dims=1)
+      sums -= tf.math.unsorted_segment_sum(pair_of_top, index_of_top, rows * self.num_bins)
+      sums = tf.reshape(sums, [rows, self.num_bins])
+      parts = (tf.math.real(sums), tf.math.imag(sums))
+      for part, table in zip(parts, tables[start : start + 2], strict=False):
+        total += tf.matmul(part, table.astype(factor.dtype.as_numpy_dtype))
+    return total
+
+  def _to_bins(self, by_node: tf.Tensor, tables: np.ndarray) -> list[tf.Tensor]:
+    """Σ_j by_node times each coefficient: [B, J] to [B, bins] each."""
+    dtype = by_node.dtype.as_numpy_dtype
+    return [tf.matmul(by_node, table.T.astype(dtype)) for table in tables]
+
+  def _read(self, *coefficients: tf.Tensor) -> tf.Tensor:
+    """The polynomial of each item's bin at its pi: [B, bins] each to [B, N]."""
+    zeros = tf.zeros_like(coefficients[0])
+    total = tf.constant(0.0, zeros.dtype)
+    for start in range(0, len(coefficients), 2):
+      pair = (*coefficients[start : start + 2], zeros)[:2]
+      read = tf.gather_nd(tf.reshape(tf.complex(*pair), [-1]), self.index[..., None])
+      at = tf.math.real(read) + self.slate.pi * tf.math.imag(read)
+      total += at * self.slate.pi**start
+    return total
