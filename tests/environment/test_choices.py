@@ -114,15 +114,17 @@ def test_pairs_that_were_drawn_are_not_rewarded(made):
   )
 
 
-def test_many_users_are_sampled_and_noted(rated, monkeypatch, tmp_path):
+def test_many_users_are_sampled_and_noted(rated, monkeypatch):
   monkeypatch.setattr(choices, "_PAIRS", 10 * ITEMS)
-  found = environment.make(CONFIG, Workspace(tmp_path), ratings_of(rated))
-  assert len(found.evaluator.relevance) <= 10
-  assert any("metrics are of 5 of the" in note for note in found.notes)
+  parts = ratings_of(rated).log().split("time")
+  logs = dict(zip(("train", "validation", "test"), parts, strict=True))
+  (users, *_), _, notes = choices._held_out(logs, seed=0)
+  assert 0 < len(users) <= 10
+  assert [note[:20] for note in notes] == ["metrics are of 5 of "] * 2
 
 
 def test_a_recommender_learns_what_users_order(rated):
-  orders = ratings_of(rated[rated["rating"] > 3], None).log()
+  orders = ratings_of(rated[rated["rating"] > 3], None).log(history="history")
   training = dataclasses.replace(Config().generator, epochs=4, batch_size=32, learning_rate=0.5)
   model = TwoStageRecommender(training=training, ranker_training=FAST, slate_size=5)
   model.fit(orders)
@@ -130,6 +132,9 @@ def test_a_recommender_learns_what_users_order(rated):
   ndcg = model.history["validation/one_stage/ndcg@10"].max()
   baselines = model.environment.baselines(Workspace(model._stages), 5)
   assert ndcg > baselines["popularity"]["validation"]["one_stage"]["ndcg@10"]
+  asked = pd.DataFrame({"user_id": ["1", "1"], "history": [["1", "3"], ["0", "2"]]})
+  scores = model.recommend(asked, k=1)["generator_score"]
+  assert scores[0] != scores[1]  # what a user just did counts
 
 
 def test_a_model_without_a_loss_keeps_its_default_for_impressions(rated):
@@ -195,15 +200,17 @@ def test_ratings_are_simulated_where_that_is_asked(rated, monkeypatch, tmp_path)
   assert environment.make(config, Workspace(tmp_path), ratings_of(rated)) == "ratings"
 
 
-def test_simulated_data_can_be_a_log_too(tmp_path):
+def test_other_data_sets_of_ratings_can_be_logs_too(monkeypatch, tmp_path):
+  module = importlib.import_module("tf_twostage.environment.make")
+  monkeypatch.setattr(module, "log_environment", lambda config, log, *others: log)
   config = dataclasses.replace(
     CONFIG,
     data=DataConfig(dataset="synthetic"),
     simulation=SimulationConfig(simulate=False),
-    ranker=FitConfig(epochs=1, batch_size=4096),
   )
-  found = environment.make(config, Workspace(tmp_path), make_synthetic(50, 30, 500))
-  assert found.facts["rows"] == {"train": 350, "validation": 75, "test": 75}
+  log = environment.make(config, Workspace(tmp_path), make_synthetic(50, 30, 500))
+  assert len(log) == 500
+  assert not log.impressions
 
 
 def test_histories_end_where_the_part_begins(rated, tmp_path):
@@ -221,11 +228,6 @@ def test_histories_end_where_the_part_begins(rated, tmp_path):
     for row in rows:
       expected = liked.loc[liked["user"] == users[row], "item"].tolist()
       assert [code - 2 for code in codes[row] if code] == expected
-  model = TwoStageRecommender.from_config(config)
-  model.fit(found, workdir=tmp_path, progress=False)
-  asked = pd.DataFrame({"user_id": ["1", "1"], "history": [["1", "3"], ["0", "2"]]})
-  scores = model.recommend(asked, k=1)["generator_score"]
-  assert scores[0] != scores[1]
 
 
 def test_a_history_needs_times(rated):

@@ -57,6 +57,8 @@ def choices(
     digest: identifies all rows.
   """
   data, seed = logs["train"], config.environment_seed
+  held_out, past, notes = _held_out(logs, seed)
+  users, relevance, excluded, num_validation = held_out
   exposed = exposures.estimate(data.rows.action, data.time, data.num_items)
   train = data.with_propensities(exposed.values).rows
   tables = EncodedTables.encode(data.schema, data.users, data.items)
@@ -72,8 +74,6 @@ def choices(
       depends_on=f"{digest}, {_DRAWN} drawn",
       prior=usual_logit(rows.rewards().total, len(rows)),
     )
-  held_out, past, notes = _held_out(logs, seed)
-  users, relevance, excluded, num_validation = held_out
   means = {name: np.full(len(users), v.mean()) for name, v in train.context.items()}
   popularity = train.earned(data.num_items)
   return Environment(
