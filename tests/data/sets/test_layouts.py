@@ -127,5 +127,7 @@ def test_a_file_whose_ratings_are_not_recognised_is_refused(tmp_path):
   pd.DataFrame({"user_id": [1, 2], "item_id": [1, 2], "joy": [7, 9]}).to_csv(
     tmp_path / "ratings.csv", index=False
   )
-  with pytest.raises(InputError, match="no column looks like reward; write a schema"):
+  with pytest.raises(
+    InputError, match="no column of 'user_id', 'item_id', 'joy' looks like reward"
+  ):
     load(tmp_path)

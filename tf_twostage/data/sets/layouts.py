@@ -316,17 +316,18 @@ def _drafted(
 ) -> LogSchema:
   content = yaml.safe_load(draft.draft(ratings, items, users))
   kept = {role: content[role] for role in _ROLES if content.get(role)}
+  files = locate(ratings)
+  names = files.format.column_names(files.paths[0])
   if "reward" not in kept:  # rewards are at least 0, and ratings need not be
-    files = locate(ratings)
-    for name in files.format.column_names(files.paths[0]):
-      if name.split(":")[0].lower() == "rating":
-        kept["reward"] = name
+    found = [name for name in names if name.split(":")[0].lower() == "rating"]
+    kept |= {"reward": found[0]} if found else {}
   needed = ("user_id", "item_id") if orders else ("user_id", "item_id", "reward")
   missing = [role for role in needed if role not in kept]
   if missing:
     raise InputError(
-      f"{ratings}: no column looks like {' or '.join(missing)}; write a schema that names it, with"
-      " `reward: null` if rows are orders, and give it in the setting schema"
+      f"{ratings}: no column of {', '.join(map(repr, names[:20]))} looks like"
+      f" {' or '.join(missing)}; write a schema with a line `{missing[0]}: COLUMN` (`reward: null`"
+      " if rows are orders) and give it in the setting schema"
     )
   roles = ", ".join(f"{role} {column!r}" for role, column in kept.items() if role not in SIDES)
   _log.info("%s: recognised %s", ratings, roles)
