@@ -1,9 +1,15 @@
 """What training both stages on clicks with position bias is worth: NDCG@10 on true labels, paired.
 
+  python -m benchmarks.two_stage_ltr --slates=200000 --logs=1
   python -m benchmarks.two_stage_ltr --flagfile=launch/ml1m.flags --data_dir=ml-1m --logs=10
 
-Every log has a logging policy, slates, clicks and a ranker of its own (`--slots`), for the same
-labels. Test users are scored on all labels; validation users choose the epoch, as in
+With `--slates`, logs of so many slates of the invented world of `make_slates`, whose relevance is
+known: 60 users, 30 items, two policies that follow their idea of it closely. The propensity is that
+of exposure, of both policies together; position-blind, that of being shown. Models are those of the
+last epoch. The optimum is 100.
+
+Otherwise every log has a logging policy, slates, clicks and a ranker of its own (`--slots`), for
+the same labels. Test users are scored on all labels; validation users choose the epoch, as in
 `launch.experiment`. All variants of a log are trained with the same seed, so that they are compared
 in pairs. A finished model is found in `--workdir`, so the same command resumes.
 """
@@ -12,15 +18,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import numpy as np
 import pandas as pd
 from absl import flags
 
 from launch import config as launch_config
 from tf_twostage import environment as environments
-from tf_twostage.config import Config
+from tf_twostage.config import Config, FitConfig, GeneratorConfig
+from tf_twostage.data.log import BanditLog
+from tf_twostage.data.sets import make_slates
+from tf_twostage.environment import log_environment
 from tf_twostage.recommender import TwoStageRecommender
 from tf_twostage.training import loop
 from tf_twostage.workspace import Workspace
@@ -67,7 +79,55 @@ def paired(scores: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(found).T
 
 
+def invented(slates: int, log: int) -> dict[str, float]:
+  """NDCG@10 of every variant on one log of an invented world, and of 2-IPS; in percent."""
+  world = make_slates(60, 30, policies={"old": 2.0, "new": 2.0})
+  slots = sum(s * p for s, p in zip(world.shares, world.logged_slots.values(), strict=True))
+  place = {
+    name: {key: at for at, key in enumerate(table[name])}
+    for name, table in (("user_id", world.users), ("item_id", world.items))
+  }
+  frame = world.frame(slates, seed=log)
+  pairs = tuple(frame[name].map(keys).to_numpy() for name, keys in place.items())
+  frame["exposure"] = (slots @ world.examination)[pairs]
+  frame["shown"] = np.minimum(slots.sum(axis=2), 1)[pairs]
+  training = GeneratorConfig(epochs=6, batch_size=2048, learning_rate=0.2, l2=1e-6)
+  scores = {}
+  for name, (train, blind) in {**VARIANTS, "2-IPS": ("generator", False)}.items():
+    data = BanditLog.from_pandas(
+      frame,
+      user="user_id",
+      item="item_id",
+      reward="click",
+      propensity="shown" if blind else "exposure",
+      items=world.items,
+      users=world.users,
+    )
+    model = TwoStageRecommender(
+      "ips:policy=two_stage" if name == "2-IPS" else "two_stage_ltr",
+      train="generator" if train == "ranker" else train,
+      slate_size=15,
+      training=training,
+      ranker_training=FitConfig(epochs=2, batch_size=4096),
+      seed=log,
+    )
+    if train == "ranker":
+      continue  # needs the epochs of a generator
+    with tempfile.TemporaryDirectory() as directory:
+      environment = log_environment(model.config, data, None, Workspace(pathlib.Path(directory)))
+      model.fit_rows(environment, environment.log)
+    shown = model.recommend(world.users["user_id"].tolist(), k=10)["item"].map(place["item_id"])
+    scores[name] = 100 * world.ndcg(shown.to_numpy().reshape(len(world.users), 10))
+    print(log, name, scores[name], flush=True)
+  return scores
+
+
 def main() -> None:
+  numbers = range(flags.FLAGS.first_log, flags.FLAGS.first_log + flags.FLAGS.logs)
+  if flags.FLAGS.slates:
+    found = pd.DataFrame({log: invented(flags.FLAGS.slates, log) for log in numbers}).T
+    print(paired(found).round(3).to_string())
+    return
   config = launch_config.config_from_flags()
   workdir = launch_config.work_directory(config)
   workspace = Workspace(workdir / "stages")
@@ -75,7 +135,7 @@ def main() -> None:
     f"{name}, {stage}": {} for stage in ("two_stage", "one_stage") for name in VARIANTS
   }
   rows |= {"popularity, two_stage": {}}
-  for log in range(flags.FLAGS.first_log, flags.FLAGS.first_log + flags.FLAGS.logs):
+  for log in numbers:
     for name, (train, blind) in VARIANTS.items():
       tf.keras.backend.clear_session()
       own = variant(config, train, blind, log)
@@ -93,5 +153,6 @@ def main() -> None:
 if __name__ == "__main__":
   launch_config.define_flags(export=False)
   flags.DEFINE_integer("logs", 10, "logs that are drawn", lower_bound=1)
+  flags.DEFINE_integer("slates", 0, "slates of a log of an invented world", lower_bound=0)
   flags.DEFINE_integer("first_log", 0, "number of the first log", lower_bound=0)
   launch_config.run_command(main)

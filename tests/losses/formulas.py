@@ -148,9 +148,12 @@ def formula(loss, x, slates=None):
         [oracle.inclusion(z, loss.slate_size)[a] for a, z in zip(actions, logits, strict=True)]
       )
 
-    ratio = pi(held) * phi / x["propensities"]
-    weights = oracle.importance_weights(ratio, **dataclasses.asdict(loss.importance))
-    return -oracle.times(rewards * weights, np.log(pi(logits) * phi))
+    of_candidates, of_both = (
+      oracle.importance_weights(omega / x["propensities"], **dataclasses.asdict(loss.importance))
+      for omega in (phi, pi(held) * phi)
+    )
+    learned = oracle.times(of_candidates, np.log(pi(logits))) + of_both * np.log(phi)
+    return -rewards * learned
 
   def two_stage_ips(logits):
     credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))

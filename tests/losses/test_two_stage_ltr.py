@@ -140,11 +140,11 @@ def test_top_1_is_the_probability_that_two_stages_show_an_item():
   np.testing.assert_allclose(with_repeats, policy, rtol=1e-3)
 
 
-def test_with_slates_of_one_it_is_ips_but_for_the_inclusion():
+def test_with_slates_of_one_it_is_the_weighted_likelihood_of_inclusion():
   x = every_action(LOGITS, RANKER, np.full(ITEMS, 0.2), np.ones(ITEMS))
   loss = losses.TwoStageLTR(RAW, rank_weights="top_1", slate_size=1, dtype="float64")
   pi = oracle.inclusion(LOGITS, 1)
-  np.testing.assert_allclose(loss(**x), -pi / 0.2 * np.log(pi), rtol=1e-3)
+  np.testing.assert_allclose(loss(**x), -np.log(pi) / 0.2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["dcg", "top_1"])

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms
-from tf_twostage.losses.importance import ImportanceWeights, RewardLoss
+from tf_twostage.losses.importance import ImportanceWeights, WeightedLoss
 from tf_twostage.losses.ips import ips
 from tf_twostage.losses.ranking import (
   RANK_WEIGHTS,
@@ -24,17 +24,19 @@ from tf_twostage.policies import is_finite
 LTR_WEIGHTS = ImportanceWeights(cap=1000.0)
 
 
-class TwoStageLTR(RewardLoss):
-  """-ω_i r_i (log pi(a_i) + log φ(a_i)), ω_i from sg(pi(a_i) φ(a_i)) / ρ_i.
+class TwoStageLTR(WeightedLoss):
+  """-r_i (φ_i log pi(a_i) + ω_i log φ(a_i)), φ_i from sg(φ(a_i)) / ρ_i, ω_i from sg(pi φ) / ρ_i.
 
   pi is the probability that the generator includes an item in its K distinct candidates, φ the
   expected weight of its rank among them by the ranker, both Plackett-Luce, and ρ the propensity of
-  exposure, that is of being shown and examined. pi φ is the expected rank weight of the item, so
-  the loss descends to the largest Σ_i pi(a_i) φ(a_i) r_i / ρ_i.
+  exposure, that is of being shown and examined. pi φ is the expected rank weight of the item, and
+  the objective is Σ_i pi(a_i) φ(a_i) r_i / ρ_i.
 
-  The gradient of pi reaches the generator, that of φ the ranker. Each is taken with the other stage
-  held fixed: that a candidate displaces others, and so changes their φ, is left out of the
-  generator's gradient, as in credit-assigned policy gradients.
+  The gradient of pi reaches the generator, that of φ the ranker, each with the other stage held
+  fixed. The ranker has the gradient of the objective. The generator has that of Σ φ r / ρ log pi:
+  it wants the same candidates, those with the largest φ r / ρ, but the gradient of the objective
+  vanishes for an item that is hardly ever a candidate, however good it is. That a candidate
+  displaces others, and so changes their φ, is left out, as in credit-assigned policy gradients.
 
   References:
     Gupta, Liao, de Rijke, Towards Two-Stage Counterfactual Learning to Rank, ICTIR 2025, for the
@@ -43,6 +45,7 @@ class TwoStageLTR(RewardLoss):
       arXiv 2605.26385, 2026, for the generator's gradient.
   """
 
+  needs_all_rows = ""
   needs_ranker = True
   trains_ranker = True
 
@@ -86,9 +89,10 @@ class TwoStageLTR(RewardLoss):
       )
     log_pi = inclusion_log_prob(x.scores, x.actions, self.slate_size, x.log_q)
     log_phi = self._log_rank_weight(x)
-    log_omega = log_pi + log_phi
-    ratio, weights = self.importance(log_omega, x.propensities)
-    return LossTerms(ips(log_omega, weights, x.rewards), ratio, weights)
+    ratio, weights = self.importance(log_pi + log_phi, x.propensities)
+    _, of_candidates = self.importance(log_phi, x.propensities)
+    generator = ips(log_pi, of_candidates, x.rewards)
+    return LossTerms(generator + ips(log_phi, weights, x.rewards), ratio, weights)
 
   def _log_rank_weight(self, x: LossInputs) -> tf.Tensor:
     """log φ(a_i), [B], of one slate around each a_i; differentiable in the ranker logits."""
