@@ -33,6 +33,7 @@ from tf_twostage.errors import InputError
     (GeneratorConfig, {"selection": "best"}, "selection must be one of two_stage, one_stage, both"),
     (UserLogConfig, {"on_bad_rows": "maybe"}, "on_bad_rows must be one of fail, skip, got 'maybe'"),
     (UserLogConfig, {"data_service": "grpc://here:1"}, "needs stream=true"),
+    (UserLogConfig, {"examination": "em", "stream": True}, "change nothing with stream=true"),
     (SupportConfig, {"hard_candidates": 8}, "hard_candidates=8 changes nothing without a support"),
     (SupportConfig, {"support_draws": "popularity"}, "support_draws=popularity changes nothing"),
     (

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
   from tf_twostage.data.sets.ratings import RatingsData
   from tf_twostage.errors import InputError, RunError
-  from tf_twostage.evaluation.examination import Examination, estimate_examination
+  from tf_twostage.evaluation.examination import estimate_examination
   from tf_twostage.evaluation.rows import balanced_propensities
+  from tf_twostage.evaluation.slot_examination import Examination
   from tf_twostage.policy_evaluation import Evaluation, estimate_propensities, evaluate
   from tf_twostage.recommender import TwoStageRecommender
 
@@ -78,7 +79,7 @@ __all__ = [
 _MODULES = {
   "BanditLog": "data.log",
   "Evaluation": "policy_evaluation",
-  "Examination": "evaluation.examination",
+  "Examination": "evaluation.slot_examination",
   "RatingsData": "data.sets.ratings",
   "TwoStageRecommender": "recommender",
   "balanced_propensities": "evaluation.rows",

@@ -146,6 +146,8 @@ class UserLogConfig(Section):
     super().__post_init__()
     if self.data_service and not self.stream:
       raise InputError(f"data_service={self.data_service} needs stream=true")
+    if self.stream and (self.examination or self.trust_bias):
+      raise InputError("examination and trust_bias change nothing with stream=true; leave them out")
     if self.trust_bias and self.examination not in (None, "auto", "em"):
       raise InputError(f"trust_bias needs examination=em, got {self.examination}")
 

@@ -129,6 +129,24 @@ def test_splits_keep_slates_whole(seed, method):
   assert sum(map(len, parts)) == len(set.union(*parts)) == 30
 
 
+def test_examined_rows_have_rewards_divided_by_examination():
+  rows = frame()
+  log = BanditLog.from_pandas(rows, **COLUMNS)
+  reward = rows["click"] + 5 * rows["purchase"]
+  np.testing.assert_allclose(log.examined().reward, reward / rows["seen"], rtol=1e-6)
+  plain = BanditLog.from_pandas(rows, **{**COLUMNS, "examination": None})
+  assert plain.examined() is plain.rows
+
+
+def test_a_curve_of_examination_counts_from_its_largest_value():
+  log = BanditLog.from_pandas(frame(), **COLUMNS)
+  curved = log.with_examination(np.array([0.5, np.nan, 0.25]))
+  expected = np.array([1.0, 0.5, 0.5])[log.rows.position]
+  np.testing.assert_allclose(curved.examination, expected)
+  with pytest.raises(InputError, match="positions up to 2, and examination 2 slots"):
+    log.with_examination(np.ones(2))
+
+
 @pytest.mark.parametrize(
   ("slate", "position", "user", "message"),
   [

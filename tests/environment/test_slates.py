@@ -53,6 +53,18 @@ def test_a_column_of_examination_wins(log, stages):
   np.testing.assert_allclose(np.unique(made.log.reward), [0, 1, 2, 4])
 
 
+def test_slates_are_valued_with_logged_rewards_and_the_curve_of_a_position_based_model(log, stages):
+  made = make(log, stages)
+  valued = made.evaluation_log(Workspace(stages)).slate_log
+  assert set(valued.rows.reward) == {0, 1}
+  assert valued.examination is not None
+  cascade = make(log, stages, examination="cascade")
+  valued = cascade.evaluation_log(Workspace(stages))
+  assert valued.slate_log.examination is None
+  assert valued.rows.reward.max() > 1
+  assert cascade.slot_examination[0] == 1
+
+
 def test_none_leaves_rewards_as_they_are_and_says_so(log, stages):
   made = make(log, stages, examination="none")
   assert set(made.log.reward) == {0, 1}

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tf_twostage import estimate_examination
+from tf_twostage import Examination, estimate_examination
 from tf_twostage.config import Config, FitConfig, UserLogConfig
 from tf_twostage.data.sets import make_slates
 from tf_twostage.errors import InputError
@@ -103,7 +103,7 @@ def test_trust_is_told_from_examination():
 def test_trust_comes_off_rewards_whose_mean_is_then_relevance_plus_a_constant(log):
   curve, noise = np.array([1, 0.8, 0.6, 0.5]), np.array([0, -0.1, 0.06, -0.2])
   kept = {"method": "em", "reason": "known", "low": curve, "high": curve, "standard_error": curve}
-  found = examination.Examination(curve=curve, noise=noise, **kept)
+  found = Examination(curve=curve, noise=noise, **kept)
   examined = found.apply(log).examined().reward
   slot = log.rows.position
   expected = (log.rows.reward - noise[slot]) / curve[slot] + (noise / curve).max()

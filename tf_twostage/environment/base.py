@@ -16,8 +16,8 @@ from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
-from tf_twostage.evaluation.examination import Examination
 from tf_twostage.evaluation.full_information import FullInformationEvaluator
+from tf_twostage.evaluation.slot_examination import Examination
 from tf_twostage.metrics import Scores
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.generator import RankerLogits

@@ -22,8 +22,8 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import examination, full_information, propensities
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.evaluator import Scorer
-from tf_twostage.evaluation.examination import Examination
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
+from tf_twostage.evaluation.slot_examination import Examination
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.models.external import ExternalRanker, RankerLike
 from tf_twostage.workspace import Workspace, fingerprint
@@ -117,17 +117,20 @@ def log_environment(
   log_stage = logged.fingerprint()
   if not data.has_propensities:
     estimated, log_stage = propensities.estimate(config, logged, workspace)
-    data = data.with_propensities(estimated.values)
+    data, logged = (log.with_propensities(estimated.values) for log in (data, logged))
     facts["propensities"] = {"estimated": True, **estimated.facts()}
     notes.append(estimated.note())
-  logs = {name: data.select(mask) for name, mask in masks.items()}
+  # Values of slates are of rewards as they were logged, and know of examination by slot alone.
+  parts = logs = {name: data.select(mask) for name, mask in masks.items()}
+  if slots is not None and not slots.position_based:
+    logs = {name: logged.select(mask) for name, mask in masks.items()}
   inputs = {"log": log_stage, "split": split, "seed": config.environment_seed}
   digest = fingerprint(inputs | ({"examined": data.fingerprint()} if note else {}))
   return _environment(
     config,
-    logs["train"],
-    logs["train"].examined(),
-    {name: log.examined() for name, log in logs.items() if name != "train"},
+    parts["train"],
+    parts["train"].examined(),
+    {name: log.examined() for name, log in parts.items() if name != "train"},
     workspace,
     external=external,
     digest=digest,
