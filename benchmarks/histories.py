@@ -2,11 +2,12 @@
 
   python -m benchmarks.histories --data_dir=ml-1m
 
-Ratings above 3 are the rows. The latest 15% test. Towers are fitted to the earlier ones by
-cross-entropy against sampled items, for a fixed number of epochs: with the user's id alone, or also
-with what the user liked before the row. They recommend the catalogue without what the user liked
-before. Recall@10 is the share of test rows, drawn at random, whose movie is among the first ten. An
-id says nothing about users without training rows, so that the others are also shown alone.
+Ratings above 3 are the rows. The latest 15% test, and those before validate (--part). Towers are
+fitted to the earlier ones by cross-entropy against sampled items, for a fixed number of epochs:
+with the user's id alone, or also with what the user liked before the row. They recommend the
+catalogue without what the user liked before. Recall@10 is the share of test rows, drawn at random,
+whose movie is among the first ten. An id says nothing about users without training rows, so that
+the others are also shown alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tf_twostage.training.loop import fit
 
 import tensorflow as tf  # isort: skip
 
-K, TEST, CHUNK = 10, 0.15, 512
+K, SHARE, CHUNK = 10, 0.15, 512
 
 
 def likes(directory: pathlib.Path) -> BanditLog:
@@ -87,22 +88,23 @@ def main() -> None:
   parser.add_argument("--data_dir", type=pathlib.Path, required=True)
   parser.add_argument("--kinds", nargs="*", default=("none", *SEQUENCE_ENCODERS))
   parser.add_argument("--seeds", type=int, default=5)
-  parser.add_argument("--epochs", type=int, default=3)
+  parser.add_argument("--epochs", type=int, default=1)
   parser.add_argument("--batch_size", type=int, default=512)
   parser.add_argument("--sampled", type=int, default=512)
   parser.add_argument("--width", type=int, default=32)
   parser.add_argument("--length", type=int, default=EncoderConfig.sequence_length)
-  parser.add_argument("--rows", type=int, default=10_000, help="test rows that are drawn")
+  parser.add_argument("--rows", type=int, default=10_000, help="evaluated rows that are drawn")
+  parser.add_argument("--part", default="test", choices=("validation", "test"))
   args = parser.parse_args()
   log = likes(args.data_dir).with_sequence_length(args.length)
   longest = log.rows.histories["history"]
   liked = log.with_sequence_length(int((longest.end - longest.begin).max()))
-  masks = log.masks("time", validation=0.0, test=TEST)
+  masks = log.masks("time", validation=SHARE if args.part == "validation" else 0.0, test=SHARE)
   known = np.isin(log.rows.user_index, log.rows.user_index[masks["train"]])
-  test = np.flatnonzero(masks["test"])
+  test = np.flatnonzero(masks[args.part])
   rows = np.sort(np.random.default_rng(0).choice(test, min(args.rows, len(test)), replace=False))
   print(
-    f"{masks['train'].sum()} training rows; {len(rows)} of {len(test)} test rows, of which"
+    f"{masks['train'].sum()} training rows; {len(rows)} of {len(test)} {args.part} rows, of which"
     f" {known[rows].sum()} of known users"
   )
   plain = dataclasses.replace(
@@ -121,7 +123,8 @@ def main() -> None:
   print(f"\nrecall@{K}, mean and standard error over {args.seeds} seeds")
   print(f"{'':10s} {'all users':>17s} {'known users':>17s}")
   for kind, values in recall.items():
-    mean, error = np.mean(values, axis=0), np.std(values, axis=0, ddof=1) / args.seeds**0.5
+    mean, spread = np.mean(values, axis=0), np.std(values, axis=0, ddof=min(args.seeds - 1, 1))
+    error = spread / args.seeds**0.5
     shown = (f"{m:.4f} ± {e:.4f}" for m, e in zip(mean, error, strict=True))
     print(f"{kind:10s} " + " ".join(f"{text:>17s}" for text in shown))
 

@@ -163,7 +163,7 @@ class EncoderConfig(Section):
     0, "hash ids into at most this many embedding rows per side; 0: one row per id", at_least=0
   )
   sequence_encoder: str = _option(
-    "mean",
+    "attention",
     "how items of a sequence become one vector: their mean, a GRU, or attention (one block)",
     choices=SEQUENCE_ENCODERS,
   )

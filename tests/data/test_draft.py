@@ -318,3 +318,12 @@ def test_a_draft_of_whatever_was_logged_loads(tmp_path_factory, seed):
   assert len(data) == n
   if {"slate", "slot"} <= {*kept}:
     assert data.slates().rows.shape[0] == 30
+
+
+def test_what_users_did_before_is_proposed_where_times_tell_it(tmp_path):
+  log = pd.DataFrame({"user": ["a", "a", "b"], "item": list("xyx"), "click": [1, 0, 1]})
+  log.assign(time=[1.5, 2.5, 3.25]).to_csv(tmp_path / "log.csv", index=False)
+  proposed = "# history: {kind: sequence, column: item}"
+  assert proposed in draft.draft(tmp_path / "log.csv")
+  log.to_csv(tmp_path / "timeless.csv", index=False)
+  assert proposed not in draft.draft(tmp_path / "timeless.csv")

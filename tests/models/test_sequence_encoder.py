@@ -66,7 +66,8 @@ def test_the_mean_is_that_of_the_embeddings():
 
 def test_embeddings_of_ages_are_added():
   feature = TimedSequence("history", ("a", "b"))
-  encoder = FeatureEncoder([feature], EncoderConfig(id_width=4, embedding_stddev=0.5), l2=0.0)
+  config = EncoderConfig(id_width=4, embedding_stddev=0.5, sequence_encoder="mean")
+  encoder = FeatureEncoder([feature], config, l2=0.0)
   raw = {"history": np.array([["b", ""]]), "history_ages": np.array([[7.0, 0.0]])}
   items, ages = (v.numpy() for v in encoder.trainable_variables)
   found = encoder(FeatureLookup([feature])(raw))

@@ -64,6 +64,9 @@ def draft(
       f"# {_line('candidates', pool.name, 'by its name: the items that a row could show')}"
     )
   chosen = {role: found.columns[0] for role, found in roles.items() if found.columns}
+  if {"user_id", "item_id", "time"} <= chosen.keys() and chosen["user_id"].text.duplicated().any():
+    history = {"kind": "sequence", "column": chosen["item_id"].name}
+    lines.append(f"# {_line('history', history, 'for user_features: what users did before a row')}")
   used = [column for found in roles.values() for column in found.columns]
   left = [c for c in columns if c not in used and not _is_row_number(c)]
   user, context, others = _sort_out(left, chosen.get("user_id"), elsewhere=users is not None)
