@@ -4,9 +4,8 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 
-from tests.oracle import softmax
+from tests.oracle import inclusion, softmax
 
 
 class Enumeration(NamedTuple):
@@ -63,23 +62,9 @@ def ranker_probability(
   return step * np.exp(log_terms).sum(axis=1)
 
 
-def inclusion(logits, slate_size):
-  """x and pi of every item of a row, [N]: K = `slate_size` are expected."""
-  available = logits > -np.inf
-  if available.sum() <= slate_size:
-    return np.where(available, np.inf, 0.0), available.astype(float)
-  logits = logits - logits[available].max()
-
-  def missing(log_time):
-    return -np.expm1(-np.exp(np.minimum(logits + log_time, 50))).sum() - slate_size
-
-  x = np.exp(np.minimum(logits + scipy.optimize.brentq(missing, -50, 500, xtol=1e-12), 50))
-  return x, -np.expm1(-x)
-
-
 def enumerate_inclusion(logits, ranker_logits, slate_size):
   """π(a), [N], over all subsets of a tiny catalogue but the empty one."""
-  _, pi = inclusion(logits, slate_size)
+  pi = inclusion(logits, slate_size)
   shown = np.zeros(len(pi))
   for subset in itertools.product([False, True], repeat=len(pi)):
     inside = np.array(subset)

@@ -45,7 +45,8 @@ _PER_UNIT = 64  # bins in a unit of g
 _SINGLE = 4  # times K: items that count one by one
 _FEWEST = 64  # of these items
 _CERTAIN = 60.0  # x of an item that is in every slate, and the largest rate of a clock that counts
-_STEPS = 24  # towards log t
+_STEPS = 60  # towards log t, at most
+_NEAR = 1e-3  # the last step, of which the square is left
 _SMALL = 1e-3  # x up to which log(pi / x) is -x / 2
 
 
@@ -123,6 +124,31 @@ def inclusion_probabilities(logits: Any, slate_size: int, copies: Any = None) ->
   return inclusion(logits)
 
 
+def inclusion_log_prob(logits: Any, actions: Any, slate_size: int, copies: Any = None) -> tf.Tensor:
+  """log pi(a_i), of being a candidate: [B], differentiable in the logits.
+
+  Args:
+    logits: [B, N] floating, the generator's; -inf excludes an item.
+    actions: [B] integer, catalogue indices.
+    slate_size: K, the expected number of items of a slate. Of at most K items all are candidates.
+    copies: [N], how many items each stands for; None: one.
+  """
+  logits, actions = policies.matrix("logits", logits), tf.cast(actions, tf.int32)
+
+  @tf.custom_gradient
+  def log_prob(logits):
+    slate = _Slate.of(logits, slate_size, copies)
+    own = _Own.of(slate, actions)
+
+    def gradient(d_log_pi):
+      d_own = policies.add_at(tf.zeros_like(slate.x), actions, d_log_pi * own.elasticity)
+      return slate.to_logits(d_own)
+
+    return own.log_pi, gradient
+
+  return log_prob(logits)
+
+
 def distinct_log_prob(
   logits: Any, ranker_logits: Any, actions: Any, slate_size: int, copies: Any = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -186,7 +212,7 @@ def distinct_probabilities(
 
   @tf.custom_gradient
   def probabilities(logits):
-    slate = _Slate.of(tf.stop_gradient(logits), slate_size, copies)
+    slate = _Slate.of(logits, slate_size, copies)
     drawn = tf.reduce_sum(slate.number(slate.x), 1, keepdims=True)
     some = -tf.math.expm1(-drawn)
 
@@ -248,6 +274,7 @@ class _Slate(NamedTuple):
 
   @classmethod
   def of(cls, logits: tf.Tensor, slate_size: int, copies: Any = None) -> _Slate:
+    logits = tf.stop_gradient(logits)  # XLA cannot compile a loop that a persistent tape records
     if copies is not None:
       copies = tf.convert_to_tensor(copies, logits.dtype)
     width = tf.minimum(max(_SINGLE * slate_size, _FEWEST), tf.shape(logits)[1])
@@ -306,26 +333,29 @@ def _log_time(
   second = moment(tf.reduce_sum(squares, 1, keepdims=True), 2)
   third = moment(tf.reduce_sum(squares * weights, 1, keepdims=True), 3)
 
-  def narrow(low: tf.Tensor, high: tf.Tensor, log_time: tf.Tensor) -> tuple[tf.Tensor, ...]:
+  def narrow(low, high, log_time, moving) -> tuple[tf.Tensor, ...]:
     x = tf.exp(tf.minimum(best + log_time, np.log(_CERTAIN)))
-    absent = tf.exp(-x)
+    included = -tf.math.expm1(-x)
     edge_x = tf.exp(edge + log_time)
     expected = edge_x * (first - edge_x * (second / 2 - edge_x * third / 6))
-    expected += tf.reduce_sum(number * (1 - absent), 1, keepdims=True)
+    expected += tf.reduce_sum(number * included, 1, keepdims=True)
     slope = edge_x * (first - edge_x * (second - edge_x * third / 2))
-    slope += tf.reduce_sum(number * x * absent, 1, keepdims=True)
-    fewer = expected < slate_size
-    low, high = tf.where(fewer, log_time, low), tf.where(fewer, high, log_time)
-    step = log_time + tf.math.divide_no_nan(slate_size - expected, slope)
-    inside = (step > low) & (step < high)
-    return low, high, tf.where(inside, step, (low + high) / 2)
+    slope += tf.reduce_sum(number * x * (1 - included), 1, keepdims=True)
+    missing = slate_size - expected
+    low, high = tf.where(missing > 0, log_time, low), tf.where(missing > 0, high, log_time)
+    step = tf.math.log1p(tf.maximum(tf.math.divide_no_nan(missing, slope), -0.99))
+    found = log_time + step
+    found = tf.where((found > low) & (found < high), found, (low + high) / 2)
+    found = tf.where(moving, found, log_time)  # no row depends on how long others take
+    return low, high, found, tf.abs(found - log_time) > _NEAR
 
   high = np.log(_CERTAIN) - edge
   items = tf.reduce_sum(tf.ones_like(logits[0]) if copies is None else copies)
   low = np.log(slate_size) - tf.math.log(items) - largest  # pi is at most x
   low = tf.minimum(low, high)
+  state = (low, high, low, tf.fill(tf.shape(low), True))
   found = tf.while_loop(
-    lambda *_: True, narrow, (low, high, low), maximum_iterations=_STEPS, parallel_iterations=1
+    lambda *state: tf.reduce_any(state[-1]), narrow, state, maximum_iterations=_STEPS
   )[2]
   return tf.where(tf.math.is_finite(total + largest), found, np.nan)
 

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from tests import oracle
-from tests.policy_oracle import enumerate_inclusion, inclusion, ranker_probability
+from tests.policy_oracle import enumerate_inclusion, ranker_probability
 from tf_twostage import losses
 from tf_twostage.losses.ranking import rank_weights, sample_rivals
 from tf_twostage.losses.slates import sample_slates
@@ -81,7 +81,7 @@ def formula(loss, x, slates=None):
 
   def candidates(logits):
     if loss.policy == "distinct":
-      return np.stack([inclusion(row, loss.slate_size)[1] for row in logits])
+      return np.stack([oracle.inclusion(row, loss.slate_size) for row in logits])
     return loss.slate_size * oracle.softmax(logits)
 
   def shown(logits):

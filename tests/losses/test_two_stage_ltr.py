@@ -9,10 +9,10 @@ from tests import oracle
 from tests.losses.helpers import RAW, every_action, value_and_gradient
 from tests.policy_oracle import enumerate_slates
 from tf_twostage import losses
+from tf_twostage.distinct import inclusion_log_prob
 from tf_twostage.errors import InputError
 from tf_twostage.losses.ranking import (
   expected_rank_weight,
-  inclusion_log_prob,
   rank_weights,
   sample_rivals,
 )

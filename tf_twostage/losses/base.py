@@ -53,6 +53,11 @@ class LossInputs(NamedTuple):
   scores: tf.Tensor
   log_q: tf.Tensor | None
 
+  @property
+  def copies(self) -> tf.Tensor | None:
+    """How many items of the catalogue each item of a support stands for, [N]."""
+    return None if self.log_q is None else tf.exp(-self.log_q)
+
 
 class OffPolicyLoss(tf.keras.layers.Layer):
   """An off-policy objective over the catalogue or a support; a subclass writes `evaluate`.
@@ -238,7 +243,7 @@ class EstimatorLoss(OffPolicyLoss):
       return PolicyTerms(SoftmaxPolicy(x.logits).log_prob(x.actions))
     if self.policy == "distinct":
       log_candidate, log_share = distinct_log_prob(
-        x.scores, x.ranker_logits, x.actions, self.slate_size, _copies(x)
+        x.scores, x.ranker_logits, x.actions, self.slate_size, x.copies
       )
     else:
       log_p, log_share = two_stage_log_prob(x.logits, x.ranker_logits, x.actions, self.slate_size)
@@ -252,20 +257,14 @@ class EstimatorLoss(OffPolicyLoss):
     if self.policy == "softmax":
       return SoftmaxPolicy(x.logits).probabilities()
     if self.policy == "distinct":
-      copies = _copies(x)
-      candidate = inclusion_probabilities(x.scores, self.slate_size, copies)
-      shown = distinct_probabilities(x.scores, x.ranker_logits, self.slate_size, copies)
+      candidate = inclusion_probabilities(x.scores, self.slate_size, x.copies)
+      shown = distinct_probabilities(x.scores, x.ranker_logits, self.slate_size, x.copies)
     else:
       candidate = SoftmaxPolicy(x.logits).probabilities()
       shown = two_stage_probabilities(x.logits, x.ranker_logits, self.slate_size)
     if self.ranker_gradient:
       return shown
     return candidate * tf.stop_gradient(tf.math.divide_no_nan(shown, candidate))
-
-
-def _copies(x: LossInputs) -> tf.Tensor | None:
-  """How many items of the catalogue each item of a support stands for, [N]."""
-  return None if x.log_q is None else tf.exp(-x.log_q)
 
 
 def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:

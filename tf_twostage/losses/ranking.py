@@ -4,10 +4,8 @@ Both stages are Plackett-Luce. Give every item an exponential clock of rate exp(
 candidates are the first K that ring. Give every candidate a clock of rate exp(g), g its ranker
 logit: the order in which these ring is the ranking.
 
-* Inclusion. At the time t at which K items are *expected* to have rung, item b has with probability
-  pi_b = 1 - exp(-t exp(z_b)). The pi_b sum to K and are differentiable; they stand for the
-  probability of being among exactly K, which has no closed form. The largest difference over
-  catalogues of 8 items is in docs/objectives.md.
+* Inclusion. The probability of being among the first K has no closed form; in its place stands that
+  of having rung by the time at which K are expected to have, see `distinct`.
 * Rivals. The slate of an item that is a candidate is that item and the first K - 1 others, exactly.
 * Rank. If a rings at time u, rival b has rung with probability q_b(u) = 1 - exp(-u exp(g_b - g_a)),
   independently, so the number M of rivals above a has the generating function
@@ -29,79 +27,7 @@ import tensorflow as tf
 RANK_WEIGHTS = ("dcg", "examination", "top_1")
 _LOG_TIME_STEP = 0.75  # errs by 3e-5, see `policies`
 _HEADROOM = 10.0  # a rival counts as at most exp(10) times as fast as the item
-_LARGEST = 60.0  # exp(-exp(60)) is 0, and exp(60) is finite in float32
-_ITERATIONS = 60
 _SMOOTH = 1e-3  # error of smooth weights, relative to the largest
-
-
-def inclusion_log_prob(
-  logits: tf.Tensor, actions: tf.Tensor, slate_size: int, log_q: tf.Tensor | None = None
-) -> tf.Tensor:
-  """log pi(a_i), the probability that a_i is among the candidates: [B].
-
-  Its gradient is that of pi with t as a function of all logits: with x_b = t exp(z_b),
-  d log pi_a / d z_b = x_a / (exp(x_a) - 1) (1[a = b] - x_b exp(-x_b) / Σ_c x_c exp(-x_c)).
-
-  Args:
-    logits: [B, N], z; -inf excludes an item.
-    actions: [B] catalogue indices.
-    slate_size: K; a catalogue of no more items is included as a whole.
-    log_q: [N], if the items are a `Support`: an item stands for exp(-log_q).
-  """
-  actions = tf.cast(actions, tf.int32)
-
-  @tf.custom_gradient
-  def log_prob(logits):
-    copies = tf.ones_like(logits[:1]) if log_q is None else tf.exp(-log_q)[None]
-    # XLA cannot compile a loop that a persistent tape records.
-    z = tf.stop_gradient(logits - tf.reduce_max(logits, 1, keepdims=True))
-    log_x = z + _log_time(z, copies, slate_size)
-    log_own = tf.gather(log_x, actions, batch_dims=1)
-    own = tf.exp(tf.minimum(log_own, _LARGEST))
-    # -expm1(-x) loses its digits where x is below the smallest float.
-    log_pi = tf.where(log_own < -10, log_own, tf.math.log(-tf.math.expm1(-own)))
-
-    def gradient(d_log_pi):
-      x = tf.exp(tf.minimum(log_x, _LARGEST))
-      density = copies * x * tf.exp(-x)
-      shares = tf.math.divide_no_nan(density, tf.reduce_sum(density, 1, keepdims=True))
-      slope = tf.where(own > 0, tf.math.divide_no_nan(own, tf.math.expm1(own)), 1.0)
-      push = d_log_pi * tf.where(own < _LARGEST, slope, 0.0)
-      logged = tf.stack([tf.range(tf.size(actions)), actions], 1)
-      return tf.tensor_scatter_nd_add(-push[:, None] * shares, logged, push)
-
-    return log_pi, gradient
-
-  return log_prob(logits)
-
-
-def _log_time(z: tf.Tensor, copies: tf.Tensor, slate_size: int) -> tf.Tensor:
-  """log t, [B, 1], at which K items are expected to have rung; Newton's method within brackets."""
-  finite = z > -np.inf
-  items = tf.reduce_sum(tf.where(finite, copies, 0.0), 1, keepdims=True)
-  low = math.log(slate_size) - tf.reduce_logsumexp(z + tf.math.log(copies), 1, keepdims=True)
-  lowest = tf.reduce_min(tf.where(finite, z, 0.0), 1, keepdims=True)
-  high = tf.maximum(low, math.log(_LARGEST) - lowest)  # when all have rung
-  start = tf.where(items > slate_size, low, high)
-
-  def improve(step, s, low, high, _):
-    x = tf.exp(tf.minimum(z + s, _LARGEST))
-    rung = -tf.math.expm1(-x)
-    missing = slate_size - tf.reduce_sum(copies * rung, 1, keepdims=True)
-    slope = tf.reduce_sum(copies * x * (1 - rung), 1, keepdims=True)
-    low, high = tf.where(missing > 0, s, low), tf.where(missing > 0, high, s)
-    newton = s + tf.math.log1p(tf.maximum(tf.math.divide_no_nan(missing, slope), -0.99))
-    inside = (newton >= low) & (newton <= high) & (slope > 0)
-    new = tf.where(inside, newton, (low + high) / 2)
-    new = tf.where(items > slate_size, new, s)
-    return step + 1, new, low, high, tf.reduce_any(tf.abs(new - s) > 1e-3)
-
-  done = tf.while_loop(
-    lambda step, *state: (step < _ITERATIONS) & state[-1],
-    improve,
-    (tf.constant(0), start, low, high, tf.constant(True)),
-  )
-  return done[1]
 
 
 def sample_rivals(logits: tf.Tensor, actions: tf.Tensor, slate_size: int, seed: Any) -> tf.Tensor:

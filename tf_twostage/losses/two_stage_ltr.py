@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_twostage.distinct import inclusion_log_prob
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms
 from tf_twostage.losses.importance import ImportanceWeights, WeightedLoss
@@ -14,7 +15,6 @@ from tf_twostage.losses.ips import ips
 from tf_twostage.losses.ranking import (
   RANK_WEIGHTS,
   expected_rank_weight,
-  inclusion_log_prob,
   rank_weights,
   sample_rivals,
 )
@@ -87,7 +87,7 @@ class TwoStageLTR(WeightedLoss):
         "two-stage LTR: rank_weights=examination needs the examination of the slots, which this log"
         " does not have; choose dcg or top_1"
       )
-    log_pi = inclusion_log_prob(x.scores, x.actions, self.slate_size, x.log_q)
+    log_pi = inclusion_log_prob(x.scores, x.actions, self.slate_size, x.copies)
     log_phi = self._log_rank_weight(x)
     ratio, weights = self.importance(log_pi + log_phi, x.propensities)
     _, of_candidates = self.importance(log_phi, x.propensities)
