@@ -91,7 +91,7 @@ def invented(slates: int, log: int) -> dict[str, float]:
   pairs = tuple(frame[name].map(keys).to_numpy() for name, keys in place.items())
   frame["exposure"] = (slots @ world.examination)[pairs]
   frame["shown"] = np.minimum(slots.sum(axis=2), 1)[pairs]
-  training = GeneratorConfig(epochs=6, batch_size=2048, learning_rate=0.2, l2=1e-6)
+  training = GeneratorConfig(epochs=8, batch_size=2048, learning_rate=0.2, l2=1e-6)
   scores = {}
   for name, (train, blind) in {**VARIANTS, "2-IPS": ("generator", False)}.items():
     data = BanditLog.from_pandas(

@@ -104,7 +104,7 @@ def test_both_stages_learn_against_a_support(world):
   model = TwoStageRecommender.from_config(
     dataclasses.replace(
       Config(loss="two_stage_ltr", slate_size=6, encoder=QUICK["encoder"]),
-      generator=GeneratorConfig(train="both", epochs=1, batch_size=16),
+      generator=GeneratorConfig(train="both", epochs=2, batch_size=16),
       support=dataclasses.replace(Config.support, support_size=24),
     )
   ).fit(world, progress=False)
@@ -135,3 +135,17 @@ def test_a_ranker_that_was_made_elsewhere_cannot_learn(world, train):
 def test_an_unknown_stage_is_refused():
   with pytest.raises(InputError, match="train must be one of generator, ranker, both, got 'all'"):
     TwoStageRecommender("two_stage_ltr", train="all")
+
+
+def test_the_stages_take_turns_of_an_epoch_and_the_generator_begins(world):
+  """Of one epoch the ranker learns nothing, of two it does."""
+  ranker = {}
+  for epochs in (1, 2):
+    model = TwoStageRecommender(
+      "two_stage_ltr",
+      train="both",
+      **{**QUICK, "training": GeneratorConfig(epochs=epochs, batch_size=128)},
+    ).fit_rows(world, world.log)
+    ranker[epochs] = ranker_scores(model.environment)[0]
+  np.testing.assert_array_equal(ranker[1], ranker_scores(world)[0])
+  assert np.abs(spread(ranker[2]) - spread(ranker[1])).max() > 0.05

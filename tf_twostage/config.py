@@ -194,8 +194,8 @@ class GeneratorConfig(FitConfig):
 
   train: str = _option(
     "generator",
-    "which stages learn: generator, with the ranker held fixed; both, each with the other held"
-    " fixed in every step; or ranker, behind the generator that train=generator gives",
+    "which stages learn: generator, with the ranker held fixed; both, in turns of an epoch, the"
+    " generator first; or ranker, behind the generator that train=generator gives",
     choices=TRAINED,
   )
   positives_only: bool | None = _option(

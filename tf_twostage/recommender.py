@@ -611,6 +611,13 @@ class TwoStageRecommender:
     towers.trainable = generator is None
     ranker = self._fresh_ranker(environment) if self._trains_ranker else None
     objective = self.objective(environment.log.rewards().scale, environment.slot_examination)
+    turn = 0
+    if self.config.generator.train == "both":  # an epoch each
+      turn = max(
+        1,
+        len(rows_to_learn(self.config, objective, environment.log))
+        // self.config.generator.batch_size,
+      )
     return CandidateGenerator(
       towers,
       objective,
@@ -618,6 +625,7 @@ class TwoStageRecommender:
       ranker,
       self._support(environment, objective),
       self.config.generator.precision,
+      turn,
     )
 
   @property

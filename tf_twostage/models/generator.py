@@ -54,6 +54,7 @@ class CandidateGenerator(tfrs.Model):
     ranker: TrainableRanker | None = None,
     support: SampledSupport | None = None,
     precision: str = "float32",
+    turn_steps: int = 0,
   ):
     """Args:
     towers: map users and items to vectors.
@@ -62,6 +63,8 @@ class CandidateGenerator(tfrs.Model):
     ranker: learns with the generator, in place of `ranker_logits`.
     support: samples the items that replace the catalogue in training; None: the whole catalogue.
     precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
+    turn_steps: with a ranker that learns, how many steps each stage learns while the other is held
+      fixed, the generator first; 0: always.
     """
     super().__init__()
     if ranker is not None:
@@ -70,6 +73,7 @@ class CandidateGenerator(tfrs.Model):
       raise ValueError(f"{type(objective).__name__} needs ranker_logits")
     self.towers = towers
     self.objective = objective
+    self._turn_steps = turn_steps
     self.ranker_towers = None if ranker is None else ranker.towers
     # A lambda hides the ranker's metrics, which would become this model's.
     self._ranker = lambda: ranker
@@ -137,6 +141,22 @@ class CandidateGenerator(tfrs.Model):
       penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
     gradients = tape.gradient(total_loss, self.trainable_variables)
+    if self._turn_steps:
+      gradients = self._of_this_turn(gradients)
     self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
     self._penalty.update_state(penalty)
     return {"total_loss": total_loss}
+
+  def _of_this_turn(self, gradients: list[Any]) -> list[Any]:
+    """The gradients, zero for the stage that is held fixed; Adagrad then leaves it as it is."""
+    turn = tf.cast(self.optimizer.iterations, tf.int64) // self._turn_steps
+    generator = tf.cast(turn % 2 == 0, tf.float32)
+    own = {variable.ref() for variable in self.towers.trainable_variables}
+
+    def kept(gradient: Any, variable: tf.Variable) -> Any:
+      share = generator if variable.ref() in own else 1 - generator
+      if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(gradient.values * share, gradient.indices, gradient.dense_shape)
+      return gradient * share
+
+    return [*map(kept, gradients, self.trainable_variables)]
