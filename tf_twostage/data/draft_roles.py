@@ -33,7 +33,7 @@ class Column:
 
   @property
   def whole(self) -> bool:
-    return self.numbers is not None and bool((self.numbers % 1 == 0).all())
+    return self.numbers is not None and bool((self.numbers == np.floor(self.numbers)).all())
 
   @property
   def plain_name(self) -> str:

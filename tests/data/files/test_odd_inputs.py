@@ -98,6 +98,17 @@ def test_a_draft_loads_whatever_a_column_is_called(tmp_path, name):
   assert len(small_log.read(path, items, schema)) == 16
 
 
+def test_infinite_numbers_print_no_warning(tmp_path, recwarn):
+  path, items, schema = small_log.write(tmp_path, small_log.frame().assign(slot=np.inf))
+  small_log.items().assign(price=[1, np.inf, 2, 3]).to_csv(items, index=False)
+  assert "price: numeric" in draft.draft(path, items)
+  with pytest.raises(InputError, match="column 'price' must be finite"):
+    small_log.read(path, items, schema)
+  with pytest.raises(InputError, match="column 'slot' must be a whole number"):
+    frame_log(small_log.frame().assign(slot=np.inf), position="slot")
+  assert not recwarn.list
+
+
 @pytest.mark.parametrize("column", ["name", "genres"])
 def test_memory_is_in_proportion_to_the_text(tmp_path, column):
   table = pd.DataFrame({"product": [f"p{i}" for i in range(3000)]})

@@ -28,7 +28,7 @@ class Rule(NamedTuple):
 
 
 _INDEX = Rule(
-  "int32", lambda x: (x >= 0) & (x <= _INT_MAX) & (x % 1 == 0), "must be a whole number >= 0"
+  "int32", lambda x: (x >= 0) & (x <= _INT_MAX) & (x == np.floor(x)), "must be a whole number >= 0"
 )
 # Kernels flush float32 subnormals to zero, and a weight divides by the propensity.
 _PROPENSITY = Rule(
