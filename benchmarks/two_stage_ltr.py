@@ -1,12 +1,13 @@
 """What training both stages on clicks with position bias is worth: NDCG@10 on true labels, paired.
 
   python -m benchmarks.two_stage_ltr --slates=200000 --logs=1
+  python -m benchmarks.two_stage_ltr --step
   python -m benchmarks.two_stage_ltr --flagfile=launch/ml1m.flags --data_dir=ml-1m --logs=10
 
 With `--slates`, logs of so many slates of the invented world of `make_slates`, whose relevance is
 known: 60 users, 30 items, two policies that follow their idea of it closely. The propensity is that
 of exposure, of both policies together; position-blind, that of being shown. Models are those of the
-last epoch. The optimum is 100.
+last epoch. The optimum is 100. `--step` compares processor time of a training step.
 
 Otherwise every log has a logging policy, slates, clicks and a ranker of its own (`--slots`), for
 the same labels. Test users are scored on all labels; validation users choose the epoch, as in
@@ -20,6 +21,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -122,7 +124,43 @@ def invented(slates: int, log: int) -> dict[str, float]:
   return scores
 
 
+def step_times(items: int = 3883, users: int = 6040, rows: int = 20_000) -> pd.DataFrame:
+  """Processor milliseconds of a training step, medians of turns in one process, by slate size."""
+  rng = np.random.default_rng(0)
+  shown = np.concatenate([np.arange(items), rng.integers(items, size=rows - items)])
+  columns = {"user": rng.integers(users, size=rows).astype(str), "item": shown.astype(str)}
+  frame = pd.DataFrame(columns | {"p": 1 / items, "click": (rng.random(rows) < 0.3).astype(int)})
+  log = BanditLog.from_pandas(frame, user="user", item="item", reward="click", propensity="p")
+  made = {}
+  with tempfile.TemporaryDirectory() as directory:
+    for size in (10, 30):
+      for loss, train in (("ips:policy=two_stage", "generator"), ("two_stage_ltr", "both")):
+        model = TwoStageRecommender(loss, train=train, slate_size=size)
+        workspace = Workspace(pathlib.Path(directory))
+        environment = log_environment(model.config, log, None, workspace)
+        fitted = model.fresh_generator(environment)
+        fitted.compile(optimizer=loop.make_optimizer(model.config.generator))
+        fitted.optimizer.build(fitted.trainable_variables)
+        learned = environment.log.positives()
+        batches = iter(learned.batches(environment.tables.users, batch_size=128, seed=0))
+        step = tf.function(fitted.train_step)
+        step(next(batches))  # traced
+        made[size, loss] = step, batches
+  times: dict[tuple[int, str], list[float]] = {key: [] for key in made}
+  for _ in range(9):
+    for key, (step, batches) in made.items():
+      taken = [next(batches) for _ in range(5)]
+      start = time.process_time()
+      for batch in taken:
+        step(batch)
+      times[key].append(1000 * (time.process_time() - start) / len(taken))
+  return pd.Series({key: np.median(values) for key, values in times.items()}).unstack()
+
+
 def main() -> None:
+  if flags.FLAGS.step:
+    print(step_times().round(1).to_string())
+    return
   numbers = range(flags.FLAGS.first_log, flags.FLAGS.first_log + flags.FLAGS.logs)
   if flags.FLAGS.slates:
     found = pd.DataFrame({log: invented(flags.FLAGS.slates, log) for log in numbers}).T
@@ -153,6 +191,7 @@ def main() -> None:
 if __name__ == "__main__":
   launch_config.define_flags(export=False)
   flags.DEFINE_integer("logs", 10, "logs that are drawn", lower_bound=1)
+  flags.DEFINE_bool("step", False, "time a training step instead")
   flags.DEFINE_integer("slates", 0, "slates of a log of an invented world", lower_bound=0)
   flags.DEFINE_integer("first_log", 0, "number of the first log", lower_bound=0)
   launch_config.run_command(main)
