@@ -13,20 +13,6 @@ from tf_twostage.data.log_schema import LogSchema
 from tf_twostage.data.slates import Slates
 from tf_twostage.errors import InputError
 
-SCHEMA = LogSchema.from_dict(
-  {
-    "user_id": "user",
-    "item_id": "item",
-    "slate_id": "request",
-    "policy": "arm",
-    "propensity": "p",
-    "cascade_propensity": "path",
-    "examination": "seen",
-    "reward": {"click": 1, "purchase": 5},
-    "position": "slot",
-    "time": "at",
-  }
-)
 COLUMNS = {
   "user": "user",
   "item": "item",
@@ -39,6 +25,8 @@ COLUMNS = {
   "position": "slot",
   "time": "at",
 }
+IDS = {"user": "user_id", "item": "item_id", "slate": "slate_id"}
+SCHEMA = LogSchema.from_dict({IDS.get(role, role): column for role, column in COLUMNS.items()})
 
 
 def frame(num_slates=30, seed=0):

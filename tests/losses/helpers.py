@@ -38,7 +38,6 @@ VARIANTS |= {
   ),
   "two_stage_ltr, top_1": ("two_stage_ltr", {**SMALL["two_stage_ltr"], "rank_weights": "top_1"}),
   "ips, distinct": ("ips", DISTINCT),
-  "doubly_robust, distinct": ("doubly_robust", {**SMALL["doubly_robust"], **DISTINCT}),
   "doubly_robust, distinct candidates": (
     "doubly_robust",
     {**SMALL["doubly_robust"], **DISTINCT, "ranker_gradient": False},
