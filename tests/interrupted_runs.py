@@ -6,7 +6,6 @@ By hand, other commands and more moments than the tests do:
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
 import random
@@ -118,16 +117,20 @@ def attempts(directory: pathlib.Path, name: str, kills: int, twins: int) -> int:
   start = time.monotonic()
   expected = result(whole, name, begin(whole, name))
   seconds = time.monotonic() - start
-  moments, cut = random.Random(0), fresh(directory / f"{name}-cut", name)
-  codes = []
-  for _ in range(kills):
+  moments, number, hits, wrong = random.Random(0), 0, 0, 0
+  cut = fresh(directory / f"{name}-cut-0", name)
+  while hits < kills:
     running = begin(cut, name)
-    running.process.join(moments.uniform(0, seconds))
-    with contextlib.suppress(ProcessLookupError):  # it has come to its end
+    running.process.join(seconds ** moments.random())  # most kills early: others resume
+    if running.process.is_alive():
       running.stop(signal.SIGKILL)
-    codes.append(running.process.exitcode)
-  wrong = int(result(cut, name, begin(cut, name)) != expected)
-  print(f"{name}: {codes.count(-signal.SIGKILL)} of {kills} kills hit it; different: {wrong}")
+      hits += 1
+    else:
+      wrong += result(cut, name, running) != expected
+      number += 1
+      cut = fresh(directory / f"{name}-cut-{number}", name)
+  wrong += result(cut, name, begin(cut, name)) != expected
+  print(f"{name}: {hits} kills of {number + 1} runs; different: {wrong}", flush=True)
   for number in range(twins):
     root = fresh(directory / f"{name}-{number}", name)
     pair = [begin(root, name) for _ in range(2)]
