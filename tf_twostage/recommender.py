@@ -622,9 +622,9 @@ class TwoStageRecommender:
       towers,
       objective,
       environment.ranker_logits,
-      ranker,
       self._support(environment, objective),
       self.config.generator.precision,
+      ranker,
       turn,
     )
 

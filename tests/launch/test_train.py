@@ -371,7 +371,7 @@ def test_an_experiment_leaves_its_files_and_exports_nothing(compared):
     "experiment",
   }
   assert {path.name for path in (root / "experiment").iterdir()} == {
-    *("experiment.json", "table.csv", "table.md", "table.tex", "significance.csv"),
+    *("experiment.json", "plan.json", "table.csv", "table.md", "table.tex", "significance.csv"),
     *("curves.png", "losses.png", "stages.png", "seeds.png"),
   }
 

@@ -34,6 +34,7 @@ CHOSEN = {
   "doubly_robust": losses.DoublyRobust,
   "top_k": losses.TopK,
   "two_stage_ips": lambda **o: losses.TwoStageIPS(slate_size=1, **o),  # draws nothing
+  "two_stage_ltr": lambda **o: losses.TwoStageLTR(slate_size=1, **o),  # draws no rivals
   "two_stage_ips, exact": lambda **o: losses.TwoStageIPS(slate_size=3, sampling="exact", **o),
   "two_stage_ips, exact shares": lambda **o: losses.TwoStageIPS(
     slate_size=3, sampling="exact", normalize_shares=True, **o
@@ -113,6 +114,7 @@ NAMES = [
   "doubly_robust",
   "top_k",
   "two_stage_ips",
+  "two_stage_ltr",
   "two_stage_ips, exact",
   "two_stage_ips, exact shares",
   "ips, raw",

@@ -51,18 +51,18 @@ class CandidateGenerator(tfrs.Model):
     towers: TwoTower,
     objective: OffPolicyLoss,
     ranker_logits: RankerLogits | None = None,
-    ranker: TrainableRanker | None = None,
     support: SampledSupport | None = None,
     precision: str = "float32",
+    ranker: TrainableRanker | None = None,
     turn_steps: int = 0,
   ):
     """Args:
     towers: map users and items to vectors.
     objective: maps logits [B, N] and the logged columns to a loss [B].
     ranker_logits: read by objectives with `needs_ranker`; its weights are not part of this model.
-    ranker: learns with the generator, in place of `ranker_logits`.
     support: samples the items that replace the catalogue in training; None: the whole catalogue.
     precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
+    ranker: learns with the generator, in place of `ranker_logits`.
     turn_steps: with a ranker that learns, how many steps each stage learns while the other is held
       fixed, the generator first; 0: always.
     """
