@@ -174,9 +174,10 @@ def test_values_are_the_expected_rewards_of_a_slate(found, log):
   assert (logged["num_rows"], logged["num_units"]) == (1500, 12)
 
 
-def test_the_report_says_what_the_value_is(found):
-  first = "Value: the mean sum of the rewards of a slate. 1500 slates with 4500 slots of 12 users"
-  assert first in str(found)
+def test_report_and_plot_say_what_the_value_is(found):
+  what = "mean sum of the rewards of a slate"
+  assert f"Value: the {what}. 1500 slates with 4500 slots of 12 users" in str(found)
+  assert {axis.get_xlabel() for axis in found.plot().axes} == {what}
 
 
 def test_estimators_by_default_are_those_of_what_was_logged():

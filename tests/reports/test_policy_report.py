@@ -155,7 +155,7 @@ def test_plots_take_any_number_of_estimators_and_show_known_truths(estimates, kn
   frame = pd.concat([estimates, *more])
   if not known:
     frame["truth"] = np.nan
-  figure = plots.policy_values(frame)
+  figure = plots.policy_values(frame, "mean reward")
   names = [text.get_text() for text in figure.legends[0].get_texts()]
   assert set(names) == {
     *REPORTED,
@@ -169,7 +169,7 @@ def test_plots_take_any_number_of_estimators_and_show_known_truths(estimates, kn
 def test_an_arrow_marks_each_interval_that_is_longer_than_the_axis(estimates):
   frame = estimates.assign(unreliable=False)
   frame.loc[1, ["bootstrap_interval_high", "unreliable"]] = 1e6, True
-  axes = plots.policy_values(frame).axes
+  axes = plots.policy_values(frame, "mean reward").axes
   (right,) = {axis.get_xlim()[1] for axis in axes}
   assert right < 1e6
   at = [x for axis in axes for c in axis.collections for x, _ in np.asarray(c.get_offsets())]

@@ -184,8 +184,11 @@ class Experiment(NamedTuple):
     return figure
 
 
-def policy_values(estimates: pd.DataFrame) -> Figure:
-  """Estimates with bootstrap intervals and true values, a panel for each kind of policy."""
+def policy_values(estimates: pd.DataFrame, what: str) -> Figure:
+  """Estimates with bootstrap intervals and true values, a panel for each kind of policy.
+
+  `what` says what a value is, for the axes.
+  """
   logging, targets = estimates.iloc[0], estimates[estimates["kind"] != LOGGING_POLICY]
   kinds = targets.groupby("kind", sort=False)
   figure = plotting.figure(3 + 4 * len(kinds), 2 + 0.7 * kinds["policy"].nunique().max())
@@ -201,7 +204,7 @@ def policy_values(estimates: pd.DataFrame) -> Figure:
   for axis, (kind, group) in zip(axes, kinds, strict=True):
     policies = list(group["policy"].unique())
     _policy_values(axis, group, policies, logging)
-    axis.set(title=kind, xlabel="mean reward of an item shown")
+    axis.set(title=kind, xlabel=what)
     if policies == beside:  # the panel to the left has the same names
       axis.set_yticklabels([])
     beside = policies

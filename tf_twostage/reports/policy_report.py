@@ -64,7 +64,7 @@ class Evaluation:
 
   def plot(self) -> Figure:
     """Values with their intervals, by policy and estimator."""
-    return plots.policy_values(self.estimates)
+    return plots.policy_values(self.estimates, self._what)
 
   def save(self, directory: str | os.PathLike) -> str:
     """Writes estimates.csv, .json and .png, differences.csv if there are several policies, and
@@ -96,6 +96,12 @@ class Evaluation:
     plotting.save({directory / "estimates.png": self.plot})
     return f"{self}\n\nEstimates and plot: {directory}"
 
+  @property
+  def _what(self) -> str:
+    """What a value is."""
+    slates = self.log.slates is not None
+    return "mean sum of the rewards of a slate" if slates else "mean reward of an item shown"
+
   def __str__(self) -> str:
     """For a terminal: few policies with all columns, many with a line each."""
     logging, targets = (
@@ -105,12 +111,11 @@ class Evaluation:
     number = _format(logging["standard_error"])
     of_users = f" of {logging['num_units']} users" if self.log.grouped else ""
     if self.log.slates is None:
-      what, rows, unit = "the mean reward of an item shown", f"{len(self.log)} rows", "row"
+      rows, unit = f"{len(self.log)} rows", "row"
     else:
-      what, unit = "the mean sum of the rewards of a slate", "slate"
-      rows = f"{len(self.log.slates)} slates with {len(self.log)} slots"
+      rows, unit = f"{len(self.log.slates)} slates with {len(self.log)} slots", "slate"
     parts = [
-      f"Value: {what}. {rows}{of_users}, {100 * logging['confidence']:g}% intervals by"
+      f"Value: the {self._what}. {rows}{of_users}, {100 * logging['confidence']:g}% intervals by"
       f" {'user' if self.log.grouped else unit}.",
       f"The logging policy earned {_with_error(logging, number)}{_true(logging, number)}.",
     ]
