@@ -147,6 +147,9 @@ def test_a_slot_without_clicks_has_no_estimate_and_counts_as_the_last_one(log):
   found = estimate_examination(log, "randomized")
   assert np.isnan(found.curve[2])
   assert not np.isnan(found.curve[[0, 1, 3]]).any()
+  assert found.to_frame().loc[2].drop("slot").isna().all()
+  assert "no row of slots 2 has a reward" in found.note()
+  assert "nan" not in found.note()
   column = found.apply(log).examination
   assert column[log.rows.position == 2].max() == pytest.approx(found.curve[3])
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tf_twostage.errors import InputError
 
-_LONGEST = 1000  # slots; matrices have a column for each
+LONGEST = 1000  # slots; matrices have a column for each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Slates:
       InputError: two rows share a slot, a slate has rows of several users, or slots are too many.
     """
     slots = int(position.max()) + 1
-    if slots > _LONGEST:
+    if slots > LONGEST:
       raise InputError(
-        f"{name}: positions reach {slots - 1}, of at most {_LONGEST - 1}; a position is the slot in"
+        f"{name}: positions reach {slots - 1}, of at most {LONGEST - 1}; a position is the slot in"
         " a slate, from 0"
       )
     _, first, at = np.unique(slate, return_index=True, return_inverse=True)

@@ -130,13 +130,16 @@ def estimate_examination(
   replicates = _resampled(found, seed)
   tail = (1 - confidence) / 2
   low, high = np.quantile(replicates, [tail, 1 - tail], axis=0)
+  curve, low, high, error = np.where(
+    by_slot > 0, [found.curve(total), low, high, replicates.std(axis=0)], np.nan
+  )
   return Examination(
     method=method,
     reason=found.reason,
-    curve=np.where(by_slot > 0, found.curve(total), np.nan),
+    curve=curve,
     low=low,
     high=high,
-    standard_error=replicates.std(axis=0),
+    standard_error=error,
     confidence=confidence,
     noise=click_sums.from_products(total)[1] if trust_bias else None,
     continuation=cascade.continuation(total) if method == "cascade" else None,

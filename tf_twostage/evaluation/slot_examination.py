@@ -100,11 +100,14 @@ class Examination:
 
   def note(self) -> str:
     """One sentence for reports."""
-    last = len(self.curve) - 1
+    known = np.isfinite(self.curve)
+    last, silent = np.flatnonzero(known)[-1], np.flatnonzero(~known)
+    names = ", ".join(map(str, silent[:9])) + (", ..." if len(silent) > 9 else "")
     return (
       f"rewards are divided by the examination of their slots, which is ESTIMATED ({self.method}:"
-      f" {self.reason}); slot {last} is examined {self.curve[-1]:.3g} ±"
-      f" {self.standard_error[-1]:.2g} times as often as slot 0"
+      f" {self.reason}); slot {last} is examined {self.curve[last]:.3g} ±"
+      f" {self.standard_error[last]:.2g} times as often as slot 0"
+      + (f"; no row of slots {names} has a reward, so theirs is not known" if len(silent) else "")
     )
 
   def plot(self) -> Figure:

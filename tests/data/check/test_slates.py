@@ -68,6 +68,8 @@ def test_slots_that_are_missing_are_counted_up_to_the_last_of_their_slate(log):
   [
     ("double", "3 rows have the slate and position of an earlier row"),
     ("users", "3 of 2000 slates have rows of several users"),
+    ("far", "positions reach 5000, of at most 999"),
+    ("prefix", "3 rows have a cascade_propensity above their propensity"),
     ("from one", "the lowest position is 1: if positions count from 1, write `first_position: 1`"),
   ],
 )
@@ -77,6 +79,11 @@ def test_what_cannot_be_slates_is_a_problem_with_its_remedy(log, fault, words):
     log = with_rows(log, position=np.where(chosen, 1, rows.position))
   elif fault == "users":
     log = with_rows(log, user_index=np.where(chosen, (rows.user_index + 1) % 30, rows.user_index))
+  elif fault == "far":
+    log = with_rows(log, position=np.where(chosen, 5000, rows.position))
+  elif fault == "prefix":
+    prefix = np.where(chosen, 1, 0.5 * rows.propensity).astype(np.float32)
+    log = dataclasses.replace(log, cascade_propensity=prefix)
   else:
     log = with_rows(log, position=rows.position + 1)
   assert words in texts(log, "problem")

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage.data.check.facts import Fact, Finding, date
+from tf_twostage.data.slates import LONGEST
 
 if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
 
+_ROUNDING = 1.001  # of propensities that were written with a few digits
 _SHOWN = 10  # slots or policies, at most, that have a line of their own
 
 
@@ -67,6 +69,22 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
       "problem",
       f"{foreign} of {len(size)} slates have rows of several users; make slate ids unique, such as"
       " user and request together: `slate_id: [user, request]`",
+    )
+  if (slots := int(position.max()) + 1) > LONGEST:
+    yield Finding(
+      "problem",
+      f"positions reach {slots - 1}, of at most {LONGEST - 1}: a position is the slot in a slate,"
+      " from 0; mend or drop these rows",
+    )
+  if log.rows.propensity is not None and log.cascade_propensity is not None:
+    above = int((log.cascade_propensity > log.rows.propensity * _ROUNDING).sum())
+  else:
+    above = 0
+  if above:
+    yield Finding(
+      "problem",
+      f"{above} rows have a cascade_propensity above their propensity: it is the probability of"
+      " this slot *and* all above it as they were shown; mend the column, or leave it out",
     )
   if lowest := int(position.min()):
     yield Finding(
