@@ -165,6 +165,7 @@ def test_a_log_without_slates_says_what_to_name():
     ({"first_position": 2}, "first_position: expected 0 or 1, got 2"),
     ({"reward": {}}, "every log needs it"),
     ({"reward": {"click": 0}}, "'click': 0; write `column: weight` lines"),
+    ({"reward": {"click": 1e-40}}, "'click': 1e-40; write `column: weight` lines"),
     ({"reward": {"click": "1"}}, "'click': '1'; write `column: weight` lines"),
     ({"reward": {"click": 1, "slot": 2}}, "column 'slot' has two roles"),
   ],

@@ -285,7 +285,8 @@ class LogSchema:
     odd = [f"{c!r}: {w!r}" for c, w in self.reward.items() if not (_is_name(c) and _is_weight(w))]
     if odd:
       raise InputError(
-        f"reward: {odd[0]}; write `column: weight` lines, with weights above 0, such as `click: 1`"
+        f"reward: {odd[0]}; write `column: weight` lines, with weights from 1e-15 to 1e15, such as"
+        " `click: 1`"
       )
 
   def _role_columns(self) -> dict[str, str]:
@@ -500,7 +501,7 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_weight(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e15
+  return isinstance(value, int | float) and not isinstance(value, bool) and 1e-15 <= value < 1e15
 
 
 def _is_setting(key: Any, value: Any) -> bool:
