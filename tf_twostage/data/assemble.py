@@ -34,15 +34,7 @@ from tf_twostage.errors import InputError
 _SEQUENCES = {"sequence": ItemSequence, "timed_sequence": TimedSequence}
 File = str | os.PathLike | LogFiles
 Columns = Mapping[str, np.ndarray]
-_NUMBERS = (
-  "propensity",
-  "cascade_propensity",
-  "examination",
-  "reward",
-  "position",
-  "time",
-  "ranker_score",
-)
+_NUMBERS = (*reader.NUMBERS, "time")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from tf_twostage.data.files.locate import LogFiles
 from tf_twostage.data.log_schema import LogSchema, propensity_of, reward_of
 from tf_twostage.errors import InputError
 
-_NUMBERS = (
+NUMBERS = (
   "propensity",
   "cascade_propensity",
   "examination",
@@ -56,7 +56,7 @@ def read(
   loggers = {propensity_of(policy): policy for policy in schema.policies}
   parts = schema.rewards if isinstance(schema.reward, Mapping) else {}
   weights = {reward_of(column): weight for column, weight in parts.items()}
-  numeric = {*_NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
+  numeric = {*NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
   ids = {"user_id", "item_id", "policy", *schema.slate_columns}
   dates: bool | None = None
   for chunk in chunks(files, wanted, optional):
