@@ -8,33 +8,33 @@ file cannot be read. With --output, DIR gets report.json and report.png.
 
 import os
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from launch import config as launch_config
 from launch import steps
-from tf_twostage.data import splits
+from tf_twostage.config import UserLogConfig
 from tf_twostage.errors import InputError
 
-_UNKNOWN_TO_TRAINING = ("output", "policy", "split_seed")
+_FILES = ("log", "schema", "items", "users", "on_bad_rows")
+_SPLIT = ("split", "validation_share", "test_share")
+_UNKNOWN_TO_TRAINING = ("output", "policy")
 
 
 def define_flags() -> None:
-  launch_config.define_flags("log", "schema", "items", "users", "on_bad_rows")
+  launch_config.define_flags(*_FILES, *_SPLIT, "environment_seed")
   text = "directory for report.json and report.png; without it the report is printed only"
   flags.DEFINE_string("output", None, text)
   text = "another policy to compare with: CSV or Parquet (item_id, probability, perhaps position)"
   flags.DEFINE_string("policy", None, text)
-  methods = ", ".join(f"{name} ({what})" for name, what in splits.METHODS.items())
-  flags.DEFINE_enum("split", "auto", ["auto", *splits.METHODS], f"auto, {methods}")
-  flags.DEFINE_float("validation_share", 0.15, "share of rows (by user: of users) that validate")
-  flags.DEFINE_float("test_share", 0.15, "share of rows (by user: of users) that test")
-  flags.DEFINE_integer("split_seed", 0, "seed of random splits")
 
 
 def main() -> int:
   log, schema = launch_config.required("log", "schema")
   values = flags.FLAGS
+  given: dict[str, Any] = {name: values[name].value for name in (*_FILES, *_SPLIT)}
+  settings = UserLogConfig(**given)
   output = None if values.output is None else _directory(values.output)
 
   from tf_twostage.data import assemble
@@ -54,9 +54,9 @@ def main() -> int:
     report = examine.check(
       BanditLog.from_raw(raw),
       values.policy,
-      split=values.split,
-      shares={"validation": values.validation_share, "test": values.test_share},
-      seed=values.split_seed,
+      split=settings.split,
+      shares={"validation": settings.validation_share, "test": settings.test_share},
+      seed=values.environment_seed,
       bad_rows=bad_rows,
     )
   if output is not None:

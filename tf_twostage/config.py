@@ -17,6 +17,7 @@ SELECTIONS = ("two_stage", "one_stage", "both")
 SEQUENCE_ENCODERS = ("mean", "gru", "attention")
 RATINGS = "ratings"  # the data set that is not simulated by default
 TRAINED = ("generator", "ranker", "both")
+SPLITS = ("auto", "time", "user", "random", "column")
 EXAMINATIONS = ("auto", "none", "randomized", "harvesting", "em", "cascade")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
@@ -116,10 +117,17 @@ class UserLogConfig(Section):
     " fitted to the ranker scores in the log or, without them, to the rewards",
   )
   split: str = _option(
-    "auto", "how to split the rows: time, user, random, column, or auto (column, time, random)"
+    "auto",
+    "how to split the rows: by time (the latest are held out), user, at random, by column, or auto"
+    " (the first of column, time and random that the log allows)",
+    choices=SPLITS,
   )
-  validation_share: float = _option(0.15, "share of the rows that choose the epoch")
-  test_share: float = _option(0.15, "share of the rows that are reported")
+  validation_share: float = _option(
+    0.15, "share of the rows (by user: of users) that choose the epoch", at_least=0, below=1
+  )
+  test_share: float = _option(
+    0.15, "share of the rows (by user: of users) that are reported", at_least=0, below=1
+  )
   on_bad_rows: str = _option(
     "fail", "what to do about invalid rows: fail or skip", choices=("fail", "skip")
   )

@@ -342,7 +342,7 @@ def test_the_parts_of_a_split_share_users_and_items():
   assert [len(part) for part in (train, validation, test)] == [28, 8, 4]
   assert train.time.max() < validation.time.min()
   assert train.items is test.items
-  with pytest.raises(InputError, match="no rows for test, of 40"):
+  with pytest.raises(InputError, match="a log cannot be empty; raise the share of test rows"):
     data.split(test=0)
 
 

@@ -126,6 +126,19 @@ def test_examined_rows_have_rewards_divided_by_examination():
   assert plain.examined() is plain.rows
 
 
+def test_examination_that_is_too_small_is_named_with_its_limit():
+  rows = frame()
+  with pytest.raises(BadRowsError, match=r"column 'seen' must lie in \[1e-06, 1\]"):
+    BanditLog.from_pandas(rows.assign(seen=1e-30), **COLUMNS)
+  least = BanditLog.from_pandas(rows.assign(seen=1e-6), **COLUMNS)
+  assert np.isfinite(least.examined().reward).all()
+  large = BanditLog.from_pandas(rows.assign(seen=1e-6, click=1e14), **COLUMNS)
+  with pytest.raises(InputError, match=r"reward divided by examination must be .* at most 1e15"):
+    large.examined()
+  with pytest.raises(InputError, match=r"examination must be at least .*slot 1, value '0.0'"):
+    least.with_examination(np.array([1, 0, 0.1]))
+
+
 def test_a_curve_of_examination_counts_from_its_largest_value():
   log = BanditLog.from_pandas(frame(), **COLUMNS)
   curved = log.with_examination(np.array([0.5, np.nan, 0.25]))

@@ -77,9 +77,27 @@ def test_impossible_shares_are_refused(shares):
     split("user", test="10%")
 
 
-def test_a_split_without_training_rows_is_refused():
-  with pytest.raises(InputError, match="no row is left to train on, of 3"):
-    split("time", time=np.array([0.0, 0.0, 1.0]), validation=0.5, test=0.1)
+@pytest.mark.parametrize(
+  ("method", "columns", "message"),
+  [
+    ("time", {"time": [0, 1, 1, 1, 2]}, "by time: validation has no rows, of 5; change"),
+    ("time", {"time": [0, 0, 0, 0, 1]}, "of 5; log more: there are 2 different times"),
+    ("auto", {"time": [0, 1, 2, 3, 4], "slate": [0] * 5}, "of 5; log more: there is 1 slate"),
+    ("user", {"user_index": [3] * 5}, "by user: validation and test .* log more: there is 1 user"),
+    ("random", {}, "at random: validation and test have no rows, of 5; change the shares"),
+    ("column", {"labels": ["train", "val"]}, "by column: test has no rows, of 2; label rows"),
+  ],
+)
+def test_a_part_without_rows_is_refused_with_the_remedy(method, columns, message):
+  columns = {name: np.array(values) for name, values in columns.items()}
+  shares = {"validation": 0.05, "test": 0.05 if method == "random" else 0.2}
+  with pytest.raises(InputError, match=message):
+    split(method, 5, **columns, **shares)
+
+
+def test_a_part_that_is_not_wanted_may_be_empty():
+  labels = np.array(["train", "validation"])
+  assert sizes(split("column", 2, labels=labels, test=0)) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -245,10 +245,10 @@ def nothing(world):
 
 
 REFUSED = {
-  "no train": (labelled("test"), {}, "no row is left to train on, of 60"),
-  "no test": (labelled("train"), {}, "leaves no rows for validation and test, of 60"),
+  "no train": (labelled("test"), {}, "train and validation have no rows, of 60"),
+  "no test": (labelled("train"), {}, "validation and test have no rows, of 60"),
   "shares": (nothing, {"test_share": 0.95}, "shares must be >= 0 and leave rows to train on"),
-  "tiny share": (nothing, {"test_share": 0.001}, "leaves no rows for test"),
+  "tiny share": (nothing, {"test_share": 0.001}, "test has no rows, of 60; change the shares"),
   "split": (nothing, {"split": "column"}, "split by column: the log has none"),
   "no rewards": (without_rewards, {}, "none of the 48 training rows has a reward above 0"),
   "no file": (nothing, {"log": "nowhere.csv"}, "nowhere.csv"),

@@ -69,8 +69,12 @@ def test_bad_rows_decide_the_exit_code(tmp_path):
   written = json.loads((tmp_path / "report" / "report.json").read_text())
   assert written["faults"][0]["line"] == 5
 
-  skipped = run("validate_log", *arguments, "--on_bad_rows=skip", "--split=user")
+  skipped = run(
+    "validate_log", *arguments, "--on_bad_rows=skip", "--split=user", "--environment_seed=3"
+  )
   assert skipped.returncode == 0
+  assert "launch.train" in skipped.stdout
+  assert "--split=user --environment_seed=3" in skipped.stdout  # training splits as was reported
   assert "Split by user" in skipped.stdout
   assert "\nUsable, without 1 bad rows.\n" in skipped.stdout
 

@@ -14,11 +14,12 @@ import pandas as pd
 from tf_twostage.data import assemble, frames, splits
 from tf_twostage.data.assemble import RawLog
 from tf_twostage.data.check import examine
+from tf_twostage.data.files.columns import LEAST_EXAMINATION, rule
 from tf_twostage.data.log_schema import RESERVED, FeatureColumn, LogSchema
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import FeatureTable, Schema, check_table, fingerprint_arrays
 from tf_twostage.data.slates import Slates
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -66,8 +67,8 @@ class BanditLog:
     slate: number of the slate of which each row is a slot, [n] int32, or None; see `slates`.
     cascade_propensity: the probability of each row's slot and all above it, as they were shown, [n]
       float32 in (0, 1], or None.
-    examination: the probability that the user examined each row's slot, [n] float32 in (0, 1], or
-      None.
+    examination: the probability that the user examined each row's slot, [n] float32 in [1e-6, 1],
+      or None.
 
   Raises:
     InputError: tables, log and columns do not fit each other.
@@ -175,7 +176,7 @@ class BanditLog:
         session and time, are an id together. None: rows are shown one by one.
       cascade_propensity: column of the probability of the row's slot and all above it, as they were
         shown, in (0, 1].
-      examination: column of the probability that the user examined the row's slot, in (0, 1].
+      examination: column of the probability that the user examined the row's slot, in [1e-6, 1].
       time: column of dates, ISO 8601 text or numbers.
       position: column of slots; slates need it.
       first_position: the position of the first slot, 0 or 1.
@@ -361,20 +362,17 @@ class BanditLog:
       method: "time" (the latest rows validate and test), "user" (users at random, with all their
         rows), "random" (rows at random), "column" (by `split_label`), or "auto": the first of
         column, time and random that the log allows.
-      validation: share of the rows (by user: of users) that validates; not for "column".
-      test: share that tests; not for "column".
+      validation: share of the rows (by user: of users) that validates; of "column", whether
+        validation rows are needed.
+      test: share that tests, likewise.
       seed: fixes random draws.
 
     Raises:
       InputError: the log lacks what the method needs, or a part would be empty.
     """
     masks = self.masks(method, validation=validation, test=test, seed=seed)
-    empty = [part for part, mask in masks.items() if not mask.any()]
-    if empty:
-      raise InputError(
-        f"{self.name}: the split leaves no rows for {' and '.join(empty)}, of {len(self)}; raise"
-        " the shares, split otherwise, or label such rows"
-      )
+    if empty := [part for part, mask in masks.items() if not mask.any()]:
+      raise InputError(f"{self.name}: a log cannot be empty; raise the share of {empty[0]} rows")
     train, valid, tested = (self.select(mask) for mask in masks.values())
     return train, valid, tested
 
@@ -472,13 +470,19 @@ class BanditLog:
     The largest counts as 1. A slot with NaN counts as the one that is examined least.
 
     Raises:
-      InputError: the log has no positions, or positions beyond the curve; a value is below 0.
+      InputError: the log has no positions, or positions beyond the curve; a value is below a
+        millionth of the largest.
     """
     curve, position = np.asarray(curve, np.float32), self.rows.position
     if position is None or position.max() >= len(curve):
       found = "no positions" if position is None else f"positions up to {position.max()}"
       raise InputError(f"{self.name}: the log has {found}, and examination {len(curve)} slots")
     of_slot = np.nan_to_num(curve / np.nanmax(curve), nan=np.nanmin(curve) / np.nanmax(curve))
+    remedy = "log more, or choose another method of estimating it"
+    limit = f"must be at least {LEAST_EXAMINATION:g} of the largest"
+    require(
+      of_slot >= LEAST_EXAMINATION, f"{self.name}: examination", limit, remedy, curve, unit="slot"
+    )
     return dataclasses.replace(self, examination=of_slot[position])
 
   def examined(self) -> LogRows:
@@ -488,7 +492,15 @@ class BanditLog:
     """
     if self.examination is None:
       return self.rows
-    return dataclasses.replace(self.rows, reward=self.rows.reward / self.examination)
+    reward, wanted = self.rows.reward / self.examination, rule("reward")
+    require(
+      wanted.valid(reward),
+      f"{self.name}: reward divided by examination",
+      wanted.text,
+      "raise the examination, or give rewards another unit",
+      reward,
+    )
+    return dataclasses.replace(self.rows, reward=reward)
 
   def slot_examination(self) -> tuple[float, ...] | None:
     """The mean examination of the rows of each slot, relative to the first; None: not known."""

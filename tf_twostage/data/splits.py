@@ -13,12 +13,7 @@ import pandas as pd
 from tf_twostage.errors import InputError, checked_type, require
 
 NAMES = ("train", "validation", "test")
-METHODS: dict[str, str] = {
-  "column": "by the log's split column",
-  "time": "the latest rows validate and test",
-  "user": "users drawn at random, with all their rows",
-  "random": "rows drawn at random",
-}
+METHODS = ("column", "time", "user", "random")
 # Words that people write in a split column.
 _SYNONYMS = {
   "train": "train",
@@ -47,34 +42,46 @@ def split(
 
   Columns of the log are [n] or None where not logged. Shares are of users if `method` is "user".
   Slates stay whole: they are drawn at random, and have the time of their first row.
+
+  Raises:
+    InputError: the log lacks what the method needs, or a part is empty whose share is not 0.
   """
-  name = method(method_name, time=time, labels=labels)
+  name = method(method_name, time=time, labels=labels, slate=slate)
+  validation = checked_type("validation", validation, float)
+  test = checked_type("test", test, float)
+  if validation < 0 or test < 0 or not validation + test < 1:
+    raise InputError(
+      "splits: shares must be >= 0 and leave rows to train on, got"
+      f" validation={validation} and test={test}"
+    )
+  unit, units = "row", len(user_index)  # what stays whole, and how many there are
   if name == "column" and labels is not None:
     part = codes(labels)
+  elif name == "time" and time is not None:
+    moment = slate_time(time, slate)
+    part = _latest(moment, validation, test)
+    unit, units = "different time", len(np.unique(moment))
   else:
-    validation = checked_type("validation", validation, float)
-    test = checked_type("test", test, float)
-    if validation < 0 or test < 0 or not validation + test < 1:
-      raise InputError(
-        "splits: shares must be >= 0 and leave rows to train on, got"
-        f" validation={validation} and test={test}"
-      )
-    if name == "time" and time is not None:
-      part = _latest(slate_time(time, slate), validation, test)
-    elif name == "user":
-      users, row_user = np.unique(user_index, return_inverse=True)
-      part = _drawn(len(users), validation, test, seed)[row_user]
+    row_unit = np.arange(units)
+    if name == "user":
+      unit, row_unit = "user", np.unique(user_index, return_inverse=True)[1]
     elif slate is not None:
-      slates, row_slate = np.unique(slate, return_inverse=True)
-      part = _drawn(len(slates), validation, test, seed)[row_slate]
-    else:
-      part = _drawn(len(user_index), validation, test, seed)
+      unit, row_unit = "slate", np.unique(slate, return_inverse=True)[1]
+    units = int(row_unit.max()) + 1
+    part = _drawn(units, validation, test, seed)[row_unit]
   masks = {name: part == place for place, name in enumerate(NAMES)}
-  if not masks["train"].any():
-    raise InputError(
-      f"split by {name}: no row is left to train on, of {len(part)}; make validation and test"
-      " smaller, or split at random"
-    )
+  shares = {"train": 1.0, "validation": validation, "test": test}
+  wanted = [part for part, share in shares.items() if share > 0]
+  if empty := [part for part in wanted if not masks[part].any()]:
+    if name == "column":
+      remedy = "label rows for it, or split otherwise"
+    elif units < len(wanted):
+      remedy = f"log more: there {'is' if units == 1 else 'are'} {units} {unit}{'s'[: units > 1]}"
+    else:
+      remedy = "change the shares of validation and test, or split otherwise"
+    how = "at random" if name == "random" else f"by {name}"
+    have = "has" if len(empty) == 1 else "have"
+    raise InputError(f"split {how}: {' and '.join(empty)} {have} no rows, of {len(part)}; {remedy}")
   return masks
 
 
@@ -87,9 +94,16 @@ def slate_time(time: np.ndarray, slate: np.ndarray | None) -> np.ndarray:
   return first[slate]
 
 
-def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> str:
-  """A key of `METHODS`; for "auto" the first of column, time and random that the log allows."""
-  one_time = time is not None and time.size > 0 and time.min() == time.max()
+def method(
+  name: str,
+  *,
+  time: np.ndarray | None,
+  labels: np.ndarray | None,
+  slate: np.ndarray | None = None,
+) -> str:
+  """One of `METHODS`; for "auto" the first of column, time and random that the log allows."""
+  first = None if time is None else slate_time(time, slate)
+  one_time = first is not None and first.size > 0 and first.min() == first.max()
   if name == "auto":
     if labels is not None:
       return "column"
@@ -103,7 +117,8 @@ def method(name: str, *, time: np.ndarray | None, labels: np.ndarray | None) -> 
       " user or at random"
     )
   if name == "time" and one_time:
-    raise InputError("split by time: all rows have one time; split by user or at random")
+    rows = "rows" if slate is None else "slates"
+    raise InputError(f"split by time: all {rows} have one time; split by user or at random")
   return name
 
 

@@ -322,12 +322,9 @@ def _check_rows(config: Config, data: BanditLog, sizes: dict[str, int], rewarded
       f"log_number is {config.simulation.log_number}, but a log of your own is the only one; leave"
       " it out"
     )
-  empty = [name for name, size in sizes.items() if not size]
-  if empty:
+  if not sizes["validation"]:
     raise InputError(
-      f"{data.name}: the split leaves no rows for {' and '.join(empty)}, of {sum(sizes.values())}"
-      " (validation chooses the epoch, test is reported); raise validation_share and"
-      " test_share, split otherwise, or label such rows"
+      f"{data.name}: validation rows choose the epoch, but validation_share is 0; raise it"
     )
   if not rewarded:
     raise InputError(

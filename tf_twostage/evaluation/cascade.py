@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tf_twostage.data.files.columns import LEAST_EXAMINATION
 from tf_twostage.data.slates import Slates
 from tf_twostage.evaluation import click_sums
 from tf_twostage.evaluation.click_sums import Clicks
@@ -65,7 +66,7 @@ def path_probabilities(slates: Slates, clicked: np.ndarray, went_on: np.ndarray)
   these factors, and without them the probabilities of the clicks above sum to 1. So it takes the
   place of an examination probability, row by row.
   """
-  factors = np.log(np.where(slates.of(clicked) > 0, np.maximum(went_on, 1e-6), 1.0))
+  factors = np.log(np.where(slates.of(clicked) > 0, np.maximum(went_on, LEAST_EXAMINATION), 1.0))
   found = np.empty(len(clicked))
   found[slates.rows[slates.mask]] = np.exp(np.cumsum(factors, axis=1) - factors)[slates.mask]
-  return found
+  return np.maximum(found, LEAST_EXAMINATION)

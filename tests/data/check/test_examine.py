@@ -198,6 +198,37 @@ def test_rows_of_one_time_are_reported_and_split_at_random():
   assert not by_time.usable
 
 
+@pytest.mark.parametrize(
+  ("chosen", "options", "words"),
+  [
+    (slice(1), {}, "validation and test have no rows, of 1; log more: there is 1 row"),
+    ("one user", {}, "all rows are of one user: policies cannot be evaluated; log more users"),
+    ("one user", {"split": "user"}, "log more: there is 1 user"),
+    (slice(40), {"shares": {"test": 0.01}}, "test has no rows, of 40; change the shares"),
+    ("late rewards", {"split": "time"}, "none of the 280 training rows has a reward above 0"),
+  ],
+)
+def test_a_log_that_cannot_be_split_is_not_usable(chosen, options, words):
+  log = logged(400, time=np.arange(400.0))
+  if chosen == "one user":
+    log = log.select(log.rows.user_index == 1)
+  elif chosen == "late rewards":
+    log = dataclasses.replace(log, rows=dataclasses.replace(log.rows, reward=log.time > 300))
+  else:
+    log = log.select(chosen)
+  found = examine.check(log, **{"split": "random", **options})
+  assert words in texts(found, "problem")
+  assert not found.usable
+
+
+def test_held_out_rows_of_one_user_are_warned_of():
+  log = logged(400, time=np.arange(400.0))
+  rows = dataclasses.replace(log.rows, user_index=np.where(log.time > 330, 0, log.rows.user_index))
+  found = examine.check(dataclasses.replace(log, rows=rows), split="time")
+  assert "all test rows are of one user" in texts(found, "warning")
+  assert found.usable
+
+
 def test_the_report_shows_in_a_notebook_and_as_a_figure(tmp_path):
   found = logged(items=6, time=np.arange(4000)).check(PolicyTable(None, np.full((1, 6), 1 / 6)))
   assert "mean of 1/propensity" in found._repr_html_()

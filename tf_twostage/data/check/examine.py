@@ -74,12 +74,10 @@ def check(
 
 def unusable(log: BanditLog) -> list[str]:
   """What makes the log unusable for training and evaluation, with remedies."""
-  lines = [*slates.lines(log)]
+  lines = [*_users(log), *slates.lines(log)]
   if log.rows.propensity is not None:
     lines += _support(log, 1 / log.rows.propensity)
   found = [f.text for f in lines if isinstance(f, Finding) and f.severity == "problem"]
-  if log.num_users == 1 and log.schema.user_id.embedded:
-    found.append("all rows are of one user: policies cannot be evaluated; log more users")
   return found
 
 
@@ -97,8 +95,7 @@ def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
   never = int((counts == 0).sum())
   yield Fact(section, "rows", bad_rows.rows)
   yield Fact(section, "bad rows", bad_rows.bad)
-  yield Fact(section, "users", log.num_users)
-  yield Fact(section, "users with rows", len(np.unique(log.rows.user_index)))
+  yield from _users(log)
   yield Fact(section, "items", log.num_items)
   if log.rows.catalogues is not None:
     sizes = log.rows.choices(log.num_items)
@@ -125,6 +122,16 @@ def _sizes(log: BanditLog, bad_rows: BadRows) -> Iterator[Fact | Finding]:
     yield _warning(
       f"{duplicates} {what}: counted twice, they make estimates look more certain than they are;"
       " drop them if they are copies",
+    )
+
+
+def _users(log: BanditLog) -> Iterator[Fact | Finding]:
+  active = len(np.unique(log.rows.user_index))
+  yield Fact("Rows", "users", log.num_users)
+  yield Fact("Rows", "users with rows", active)
+  if active == 1 and log.schema.user_id.embedded:
+    yield Finding(
+      "problem", "all rows are of one user: policies cannot be evaluated; log more users"
     )
 
 
@@ -317,7 +324,8 @@ def _splits(
   log: BanditLog, method: str, shares: Mapping[str, Any], seed: int
 ) -> Iterator[Fact | Finding]:
   try:
-    method = splits.method(method, time=log.time, labels=log.split_label)
+    columns = {"time": log.time, "labels": log.split_label, "slate": log.slate}
+    method = splits.method(method, **columns)
     masks = log.masks(method, seed=seed, **shares)
   except InputError as error:
     yield Finding("problem", str(error))
@@ -326,6 +334,15 @@ def _splits(
   for name, mask in masks.items():
     shown = f"mean reward {log.rows.reward[mask].mean():.4g}" if mask.any() else ""
     yield Fact(section, f"{name} rows", int(mask.sum()), shown)
+    users = np.unique(log.rows.user_index[mask])
+    if len(users) == 1 and name != "train" and log.schema.user_id.embedded:
+      yield _warning(f"all {name} rows are of one user: errors of estimates need two; log more")
+  if not (log.rows.reward[masks["train"]] > 0).any():
+    yield Finding(
+      "problem",
+      f"none of the {masks['train'].sum()} training rows has a reward above 0: there is nothing to"
+      " learn from; log more, or split otherwise",
+    )
   later = shared = None  # not known without times
   if log.time is not None:
     time = splits.slate_time(log.time, log.slate)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from tf_twostage.data.files.bad_rows import REMEDY, BadRows, Chunk
 
 LIST_SEPARATOR = "\x1f"  # the ASCII unit separator, which is in no text
+LEAST_EXAMINATION = np.float32(1e-6)  # with it one reward counts a million times
 _INT_MAX = np.iinfo(np.int32).max
 _DECIDING = 1000  # rows that decide whether times are dates
 
@@ -42,8 +43,11 @@ RULES = {
   "action": _INDEX,
   "propensity": _PROPENSITY,
   "cascade_propensity": _PROPENSITY,
-  "examination": _PROPENSITY._replace(
-    remedy="write the probability that the row's slot is examined; mend or drop these rows"
+  "examination": Rule(
+    "float32",
+    lambda x: (x >= LEAST_EXAMINATION) & (x <= 1),
+    f"must lie in [{LEAST_EXAMINATION:g}, 1], since rewards are divided by it",
+    "write the probability that the row's slot is examined, or drop these rows",
   ),
   # Squares of weighted rewards, summed over millions of rows, fit into float32.
   "reward": Rule(
