@@ -325,5 +325,8 @@ def test_what_users_did_before_is_proposed_where_times_tell_it(tmp_path):
   log.assign(time=[1.5, 2.5, 3.25]).to_csv(tmp_path / "log.csv", index=False)
   proposed = "# history: {kind: sequence, column: item}"
   assert proposed in draft.draft(tmp_path / "log.csv")
+  kinds = log.assign(time=[1.5, 2.5, 3.25], event=["view", "buy", "view"])
+  kinds.to_csv(tmp_path / "kinds.csv", index=False)
+  assert f"{proposed[:-1]}, events: event}}" in draft.draft(tmp_path / "kinds.csv")
   log.to_csv(tmp_path / "timeless.csv", index=False)
   assert proposed not in draft.draft(tmp_path / "timeless.csv")

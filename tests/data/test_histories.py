@@ -12,6 +12,7 @@ from tf_twostage.data.files.shards import convert
 from tf_twostage.data.histories import FIRST, UNKNOWN
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.log_schema import LogSchema
+from tf_twostage.data.rows import joined
 from tf_twostage.environment.streaming import stream_log
 from tf_twostage.errors import InputError
 from tf_twostage.workspace import Workspace
@@ -23,6 +24,7 @@ ROWS = st.lists(
     st.integers(0, 3),  # time
     st.booleans(),  # whether it was rewarded
     st.integers(0, 1),  # slate of the user
+    st.integers(0, 1),  # kind of event
   ),
   min_size=1,
   max_size=12,
@@ -32,16 +34,25 @@ ROWS = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(ROWS, st.booleans(), st.integers(1, 4))
 def test_histories_are_what_a_loop_over_earlier_rows_finds(rows, in_slates, length):
-  user, item, time, earns, slate = map(np.array, zip(*rows, strict=True))
+  user, item, time, earns, slate, kind = map(np.array, zip(*rows, strict=True))
   slate = 2 * user + slate
   found = histories.earlier(
-    user, item, time, earns, num_users=4, slate=slate if in_slates else None
+    user,
+    item,
+    time,
+    earns,
+    num_users=4,
+    slate=slate if in_slates else None,
+    events=kind,
+    kinds=("view", "buy"),
   )
   for row in range(len(rows)):
     before = time[slate == slate[row]].min() if in_slates else time[row]
     past = [i for i in np.lexsort((np.arange(len(rows)), time)) if user[i] == user[row]]
-    expected = [item[i] + FIRST for i in past if time[i] < before and earns[i]]
-    assert found.codes[found.begin[row] : found.end[row]].tolist() == expected
+    expected = [i for i in past if time[i] < before and earns[i]]
+    place = slice(found.begin[row], found.end[row])
+    assert (found.codes[place] - FIRST).tolist() == item[expected].tolist()
+    assert (found.events[place] - FIRST).tolist() == kind[expected].tolist()
   for u in range(4):
     past = [i for i in np.lexsort((np.arange(len(rows)), time)) if user[i] == u and earns[i]]
     latest = found.codes[slice(*found.latest[:, u])]
@@ -101,6 +112,76 @@ def test_the_age_of_an_event_in_a_slate_is_that_at_its_start():
   past = log.rows.histories["history"].raw("history", [1, 2], log.schema.item_id.vocabulary)
   assert past["history"].tolist() == [["", "x"], ["", "x"]]
   assert past["history_ages"].tolist() == [[0, 4], [0, 4]]
+
+
+EVENTS = FRAME.assign(
+  did=["view", "buy", None, " view", "buy", "view"],
+  saw=[[], ["view"], ["buy", ""], ["buy", "view", "wish"], [], ["view"]],
+)
+WITH_KINDS = {
+  "history": {"kind": "timed_sequence", "column": "item", "events": "did"},
+  "seen": {"kind": "sequence", "column": "seen", "events": "saw"},
+}
+
+
+def test_events_of_all_rows_have_kinds_but_blank_ones():
+  log = log_of(EVENTS, sequences=WITH_KINDS).with_sequence_length(2)
+  past, ids = log.rows.histories["history"], log.schema.item_id.vocabulary
+  raw = past.raw("history", np.arange(6), ids)
+  expected = {  # row 2 is no event; row 3 is one without a reward
+    "history": [["", ""], ["", "x"], ["", ""], ["x", "y"], ["", ""], ["y", "x"]],
+    "history_events": [
+      ["", ""],
+      ["", "view"],
+      ["", ""],
+      ["view", "buy"],
+      ["", ""],
+      ["buy", "view"],
+    ],
+    "history_ages": [[0, 0], [0, 1], [0, 0], [3, 2], [0, 0], [3, 1]],
+  }
+  for name, values in expected.items():
+    assert raw[name].tolist() == values
+  assert log.users_now()["history_events"].tolist() == [["view", "view"], ["", "buy"]]
+
+
+def test_kinds_of_lists_stand_beside_their_items():
+  log = log_of(EVENTS, sequences=WITH_KINDS).with_sequence_length(2)
+  feature = log.schema.sequences[1]
+  assert feature.kinds == ("buy", "view", "wish")
+  buy, view, wish = range(FIRST, FIRST + 3)
+  expected = [[0, 0], [0, view], [buy, UNKNOWN], [view, wish], [0, 0], [0, view]]
+  np.testing.assert_array_equal(log.rows.past(np.arange(6))["seen_events"], expected)
+
+
+def test_kinds_are_the_same_in_files_and_in_parts(tmp_path):
+  expected = log_of(EVENTS, sequences=WITH_KINDS)
+  EVENTS.to_parquet(tmp_path / "log.parquet")
+  schema = LogSchema.from_dict(SCHEMA | {"user_features": WITH_KINDS})
+  assert LogSchema.from_dict(schema.to_dict()) == schema
+  convert(tmp_path / "log.parquet", tmp_path / "native", schema, num_shards=1)
+  native = BanditLog.from_files(tmp_path / "native", schema=tmp_path / "native/schema.yaml")
+  both = joined([native.rows.select(slice(3)), native.rows.select(slice(3, 6))]).past(np.arange(6))
+  for name, values in expected.rows.past(np.arange(6)).items():
+    np.testing.assert_array_equal(native.rows.past(np.arange(6))[name], values)
+    np.testing.assert_array_equal(both[name], values)
+  assert native.schema.sequences == expected.schema.sequences
+
+
+@pytest.mark.parametrize(
+  ("change", "reason"),
+  [
+    ({"did": "view"}, r"'history': column 'did' must hold 2 to 1000.*1 \(first: 'view'\)"),
+    ({"did": ""}, "and has no kind of event"),
+    ({"saw": [["view"]] * 6}, "must list one kind of event for each item of column 'seen'"),
+  ],
+)
+def test_kinds_that_tell_nothing_are_refused(change, reason):
+  with pytest.raises(InputError, match=reason):
+    log_of(
+      EVENTS.assign(**{name: [v] * 6 if isinstance(v, str) else v for name, v in change.items()}),
+      sequences=WITH_KINDS,
+    )
 
 
 def test_users_of_now_have_all_they_did():
@@ -173,6 +254,14 @@ def test_histories_stand_beside_a_table_of_users():
     (
       {"user_features": {"seen": "timed_sequence"}},
       "'seen' is a timed_sequence",
+    ),
+    (
+      {"user_features": {"country": {"kind": "categorical", "events": "did"}}},
+      "only a sequence has events",
+    ),
+    (
+      {"user_features": {**WITH_KINDS, "seen_events": "categorical"}},
+      "'seen_events' is listed twice",
     ),
   ],
 )

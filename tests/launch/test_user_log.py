@@ -4,12 +4,14 @@ import json
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 
 from tests import user_logs
 from tests.commands import ROOT, run
 from tests.launch.test_train import directories
+from tf_twostage import TwoStageRecommender
 
 FLAGS = "--flagfile=launch/user_log.flags"
 SHORT = ("--epochs=2", "--ranker_epochs=2", "--behavior_epochs=2")
@@ -56,6 +58,35 @@ def test_open_bandit_goes_the_whole_way(open_bandit, tmp_path):
     k=tf.constant(10),
   )
   assert answer["item_id"].shape == (1, 10)
+
+
+def test_kinds_of_events_travel_from_a_file_to_an_export(tmp_path):
+  log = user_logs.make(400).log
+  log["did"] = np.where(log["reward"] > 0, np.where(log.index % 2, "buy", "view"), "")
+  log["did"] = log["did"].where(log.index % 5 > 0, "hide")  # without reward, too
+  log.to_csv(tmp_path / "log.csv", index=False)
+  past = {"kind": "sequence", "column": "item_id", "events": "did"}
+  schema = {"time": "time", "user_features": {"past": past}}
+  (tmp_path / "schema.json").write_text(json.dumps(schema))
+  own = (f"--log={tmp_path / 'log.csv'}", f"--schema={tmp_path / 'schema.json'}")
+  assert "events 'hide'" in run(*own, name="validate_log").stdout
+  done = run(FLAGS, *SHORT, *own, *directories(tmp_path))
+  assert done.returncode == 0, done.stderr
+
+  model = TwoStageRecommender.load(tmp_path / "export")
+  asked = pd.DataFrame({"user_id": [*"abcd"], "past": [["i1"]] * 4})
+  asked["past_events"] = [["view"], ["buy"], ["never"], ["seen"]]
+  shown = model.recommend(asked, k=user_logs.ITEMS)
+  view, buy, never, seen = shown.pivot(index="user", columns="item", values="score").to_numpy()
+  assert (view != buy).any()
+  np.testing.assert_array_equal(never, seen)  # both are unknown
+  last = log[(log["user_id"] == "u1") & (log["did"] != "")]
+  asked = pd.DataFrame({"user_id": ["u1"], "past": [[*last["item_id"]]]})
+  asked["past_events"] = [[*last["did"]]]
+  pd.testing.assert_frame_equal(model.recommend(["u1"], k=5), model.recommend(asked, k=5))
+  asked["past_events"] = [["view"] * 30]
+  with pytest.raises(tf.errors.InvalidArgumentError, match="one value for each of past"):
+    model.recommend(asked, k=5)
 
 
 def test_a_log_can_stay_on_disk(tmp_path):

@@ -74,6 +74,22 @@ def test_embeddings_of_ages_are_added():
   np.testing.assert_allclose(found, [items[3] + ages[1 + 3]], rtol=1e-6)  # log2(1 + 7) = 3
 
 
+def test_embeddings_of_kinds_are_added_and_unknown_kinds_share_one():
+  feature = ItemSequence("history", ("a", "b"), kinds=("buy", "view"))
+  config = EncoderConfig(id_width=4, embedding_stddev=0.5, sequence_encoder="mean")
+  encoder = FeatureEncoder([feature], config, l2=0.0)
+  raw = {
+    "history": np.array([["b", ""], ["a", ""], ["a", ""]]),
+    "history_events": np.array([["view", "buy"], ["wish", ""], ["", ""]]),
+  }
+  items, kinds = (v.numpy() for v in encoder.trainable_variables)
+  assert kinds.shape == (4, 4)  # padding, unknown, buy, view
+  encoder.trainable_variables[1].assign(kinds + 1.0)
+  found = encoder(FeatureLookup([feature])(raw))
+  unknown = items[2] + kinds[1] + 1.0
+  np.testing.assert_allclose(found, [items[3] + kinds[3] + 1.0, unknown, unknown], rtol=1e-6)
+
+
 def test_attention_is_the_formula():
   """softmax(q k / sqrt(D)) v of the newest vector, added to it, then two layers with ReLU."""
   width, rng = 3, np.random.default_rng(0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -28,10 +29,11 @@ from tf_twostage.data.log_schema import (
   propensity_of,
 )
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import Id, ItemSequence, Schema, TimedSequence, unit_range
+from tf_twostage.data.schema import Id, ItemSequence, Schema, TimedSequence, events_of, unit_range
 from tf_twostage.errors import InputError
 
 _SEQUENCES = {"sequence": ItemSequence, "timed_sequence": TimedSequence}
+_MOST_KINDS = 1000  # of events; more are ids or times
 File = str | os.PathLike | LogFiles
 Columns = Mapping[str, np.ndarray]
 _NUMBERS = (*reader.NUMBERS, "time")
@@ -121,6 +123,7 @@ def read(
   context = [feature.name for feature in schema.context_features]
   policies, slates, lists = _Vocabulary(), _Vocabulary(), _Vocabulary()
   policies.encode(pa.array(schema.policies, pa.string()))
+  kinds = {events_of(f.name): _Vocabulary() for f in schema.sequences if f.column == schema.item_id}
 
   def parts() -> Iterator[dict[str, np.ndarray]]:
     known = catalogue.known | people.known
@@ -158,8 +161,13 @@ def read(
         several = [table[propensity_of(policy)].to_numpy() for policy in schema.policies]
         columns["policy_propensities"] = np.stack(several, axis=1)
       for feature in schema.sequences:
-        if feature.name in table.column_names:
-          columns[feature.name] = strings(table[feature.name].combine_chunks())
+        for name in (feature.name, events_of(feature.name)):
+          if name in table.column_names:
+            cells = table[name].combine_chunks()
+            of_rows = kinds.get(name)
+            columns[name] = (
+              strings(cells) if of_rows is None else of_rows.encode(pc.utf8_trim_whitespace(cells))
+            )
       if schema.split:
         columns["split_label"] = strings(table["split"].combine_chunks())
       yield {name: values[good] for name, values in columns.items()}
@@ -185,17 +193,34 @@ def read(
     notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
   if schema.propensity is None and schema.reward is not None:
     notes.append("the log has no propensities; they have to be estimated")
-  if made := [feature.name for feature in schema.sequences if feature.name not in columns]:
-    notes.append(
-      f"{', '.join(made)}: the items that the user was rewarded for before the row, in any split"
+  for feature in schema.sequences:
+    if feature.name not in columns:
+      what = "events of the user" if feature.events else "items that the user was rewarded for"
+      notes.append(f"{feature.name}: the {what} before the row, in any split")
+  pasts = {
+    feature.name: _history(
+      feature,
+      columns,
+      user_rank[columns["user_index"]],
+      item_rank[columns["action"]],
+      item_ids.tolist(),
+      [*kinds.get(events_of(feature.name), ())],
+      num_users=len(user_ids),
     )
+    for feature in schema.sequences
+  }
+  for feature in schema.sequences:
+    _check_kinds(found.place, feature, pasts[feature.name].kinds)
   # Combinations of features have no identity beyond them.
   user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
   schema_of_features = Schema(
     user=(
       user_id,
       *user_features,
-      *(_SEQUENCES[f.kind](f.name, tuple(item_ids.tolist())) for f in schema.sequences),
+      *(
+        _SEQUENCES[f.kind](f.name, tuple(item_ids.tolist()), kinds=pasts[f.name].kinds)
+        for f in schema.sequences
+      ),
     ),
     item=(Id("item_id", tuple(item_ids.tolist())), *item_features),
     context=tuple(unit_range(name, columns[name]) for name in context),
@@ -219,8 +244,7 @@ def read(
       _interval(item_table), time, columns.get("candidates"), lists_of_items
     )
     columns = {**columns, "catalogue": number}
-  raw = RawLog(shared, columns, user_rank, item_rank, catalogues)
-  return dataclasses.replace(raw, histories={f.name: _history(raw, f) for f in schema.sequences})
+  return RawLog(shared, columns, user_rank, item_rank, catalogues, pasts)
 
 
 def _shown(
@@ -257,18 +281,55 @@ def _interval(table: RawTable) -> np.ndarray:
   return np.stack(ends, axis=1)
 
 
-def _history(raw: RawLog, feature: FeatureColumn) -> Histories:
-  """What users did before each row: as it was logged, or made of the rows."""
-  columns, user = raw.columns, raw.user_index()
-  ids, num_users = raw.shared["items"]["item_id"], len(raw.shared["users"]["user_id"])
-  time = columns.get("time")
+def _history(
+  feature: FeatureColumn,
+  columns: Columns,
+  user: np.ndarray,
+  item: np.ndarray,
+  ids: Sequence[str],
+  met: Sequence[str],
+  *,
+  num_users: int,
+) -> Histories:
+  """What users did before each row: as it was logged, or made of the rows.
+
+  `met` are the kinds of events by their code in the column of rows, "" for no event.
+  """
+  time, events = columns.get("time"), columns.get(events_of(feature.name))
   if feature.name in columns:
     cells = columns[feature.name]
-    return histories.listed(cells, feature.separator, ids, user, time, num_users=num_users)
-  item, earns, slate = raw.item_rank[columns["action"]], columns["reward"] > 0, columns.get("slate")
+    return histories.listed(
+      cells, feature.separator, ids, user, time, num_users=num_users, events=events
+    )
   assert time is not None  # the schema needs it
-  timed = feature.kind == "timed_sequence"
-  return histories.earlier(user, item, time, earns, num_users=num_users, slate=slate, timed=timed)
+  counts, kinds = columns["reward"] > 0, ()
+  if events is not None:
+    found = {met[code] for code in np.unique(events)}
+    kinds = tuple(sorted(found - {""}))
+    events = pd.Index(kinds).get_indexer(pd.Index(met))[events]
+    counts = events >= 0
+  return histories.earlier(
+    user,
+    item,
+    time,
+    counts,
+    num_users=num_users,
+    slate=columns.get("slate"),
+    timed=feature.kind == "timed_sequence",
+    events=events,
+    kinds=kinds,
+  )
+
+
+def _check_kinds(place: str, feature: FeatureColumn, kinds: Sequence[str]) -> None:
+  """Refuses events without a kind that tells them apart."""
+  if feature.events and not 1 < len(kinds) <= _MOST_KINDS:
+    shown = "no kind of event" if not kinds else f"{len(kinds)} (first: {kinds[0][:80]!r})"
+    raise InputError(
+      f"{place}: {feature.name!r}: column {feature.events!r} must hold 2 to {_MOST_KINDS} kinds of"
+      f" events, and has {shown}; name the column of the kind, such as view or purchase, or leave"
+      " `events` out"
+    )
 
 
 class _Ids:

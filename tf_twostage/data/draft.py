@@ -66,6 +66,8 @@ def draft(
   chosen = {role: found.columns[0] for role, found in roles.items() if found.columns}
   if {"user_id", "item_id", "time"} <= chosen.keys() and chosen["user_id"].text.duplicated().any():
     history = {"kind": "sequence", "column": chosen["item_id"].name}
+    if (events := draft_roles.events(columns, roles.values())) is not None:
+      history["events"] = events.name
     lines.append(f"# {_line('history', history, 'for user_features: what users did before a row')}")
   used = [column for found in roles.values() for column in found.columns]
   left = [c for c in columns if c not in used and not _is_row_number(c)]

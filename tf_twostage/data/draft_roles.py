@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,6 +84,8 @@ _EVENTS = (
   " ispurchase order ordered cart addtocart like liked share shared save saved follow followed"
   " watch watched watchtime watchseconds playtime dwelltime revenue"
 )
+_KINDS = "event eventtype eventname action actiontype interaction interactiontype activity type"
+_MOST_KINDS = 50  # of events
 _ROLES = {
   "item_id": _Role(
     "itemid item iid action actionid arm movieid productid articleid documentid docid contentid"
@@ -170,6 +172,13 @@ def find(columns: Sequence[Column]) -> tuple[dict[str, Found], list[str]]:
 def named(columns: Sequence[Column], names: str) -> Column | None:
   """The column with the likeliest of the names."""
   return next(_named(columns, names), None)
+
+
+def events(columns: Sequence[Column], roles: Iterable[Found]) -> Column | None:
+  """The column of the kind of event, such as view or purchase, that has no role yet."""
+  taken = [column for found in roles for column in found.columns]
+  free = [c for c in columns if c not in taken and c.numbers is None and not c.dated]
+  return named([c for c in free if 1 < c.distinct <= _MOST_KINDS], _KINDS)
 
 
 def _named(columns: Sequence[Column], names: str) -> Iterator[Column]:

@@ -193,7 +193,8 @@ class BanditLog:
         `users`, none without it.
       sequences: name of a user feature -> the column of `frame` with lists of items, oldest first;
         or `item`: the items of the user's earlier rewarded rows, which needs `time`. With the age
-        of each: {"kind": "timed_sequence", "column": item}.
+        of each: {"kind": "timed_sequence", "column": item}. With the kind of each: "events", the
+        column of kinds, lists or one a row; rows without a kind are no events, all others are.
       context: numeric columns of `frame` that models may read.
       title: column of `items` with display names; by default "title" if it exists, else the ids.
       name: what messages call the log.

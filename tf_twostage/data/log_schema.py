@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from tf_twostage.data.schema import events_of
 from tf_twostage.errors import InputError
 
 KINDS = ("categorical", "numeric", "bag", "embedding", "sequence", "timed_sequence")
@@ -77,12 +78,16 @@ class FeatureColumn:
       NumPy file beside it, NAME.npy, a row for each of its rows. A sequence is a column of the log:
       lists of items, or the column of the item itself, of whose earlier rewarded rows it is made.
     separator: separates values that are text in one cell.
+    events: of a sequence, the column of the kind of each event, such as view or purchase: lists as
+      long as those of the items, or one kind a row, where the sequence is made of rows. Rows with
+      an empty cell are then no events, and all others are, rewarded or not.
   """
 
   name: str
   kind: str
   column: str = ""
   separator: str = "|"
+  events: str = ""
 
   def __post_init__(self):
     object.__setattr__(self, "column", self.column or self.name)
@@ -97,6 +102,11 @@ class FeatureColumn:
       )
     if not self.separator:
       raise InputError(f"feature {self.name!r}: separator is empty; name the text between values")
+    if self.events and self.kind not in _SEQUENCES:
+      raise InputError(
+        f"feature {self.name!r}: only a sequence has events, and its kind is {self.kind}; leave"
+        " `events` out"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +190,8 @@ class LogSchema:
     twice = repeated(self._role_columns().values())
     if twice:
       raise InputError(f"column {twice[0]!r} has two roles; give each role its own column")
-    twice = repeated(f.name for side in SIDES for f in getattr(self, side))
+    features = [f for side in SIDES for f in getattr(self, side)]
+    twice = repeated(f.name for f in (*features, *self.event_columns))
     if twice:
       raise InputError(
         f"feature {twice[0]!r} is listed twice; names must differ, `column:` may repeat"
@@ -197,6 +208,18 @@ class LogSchema:
   def sequences(self) -> tuple[FeatureColumn, ...]:
     """The user features that are what a user did before each row."""
     return tuple(f for f in self.user_features if f.kind in _SEQUENCES)
+
+  @property
+  def event_columns(self) -> tuple[FeatureColumn, ...]:
+    """The kinds of the events of sequences: columns of lists, or of one kind a row."""
+    return tuple(
+      FeatureColumn(events_of(f.name), self._cells(f), f.events, f.separator)
+      for f in self.sequences
+      if f.events
+    )
+
+  def _cells(self, sequence: FeatureColumn) -> str:
+    return "categorical" if sequence.column == self.item_id else "bag"
 
   @property
   def policies(self) -> tuple[str, ...]:
@@ -309,6 +332,7 @@ class LogSchema:
     """The columns to read of the log: native name -> name in the file."""
     roles = self._role_columns()
     sides = (self.user_features if user_features else self.sequences) + self.context_features
+    sides += self.event_columns
     made = [feature for feature in self.sequences if feature.column == self.item_id]
     features = {feature.name: feature.column for feature in sides if feature not in made}
     return roles | self.slate_columns | features
@@ -324,7 +348,11 @@ class LogSchema:
       named["propensity"] = {policy: propensity_of(policy) for policy in self.policies}
     sides: dict[str, Any] = {
       side: tuple(
-        dataclasses.replace(f, column=f.name if f.name in columns else made.get(f.name, f.column))
+        dataclasses.replace(
+          f,
+          column=f.name if f.name in columns else made.get(f.name, f.column),
+          events=events_of(f.name) if f.events else "",
+        )
         for f in getattr(self, side)
       )
       for side in SIDES
@@ -486,7 +514,7 @@ def _features(side: str, content: Any) -> Iterator[FeatureColumn]:
         f"{side}: {_shown(name)} needs a kind, {', '.join(KINDS)}, or {{kind: ..., column: ...,"
         f" separator: ...}}; got {_shown(spec)}"
       )
-    known = ("kind", "column", "separator")
+    known = ("kind", "column", "separator", "events")
     odd = [f"{key}: {_shown(value)}" for key, value in given.items() if not _is_setting(key, value)]
     if odd:
       raise InputError(f"{side}: {name!r} has {odd[0]}; a feature has text for {', '.join(known)}")
@@ -505,7 +533,7 @@ def _is_weight(value: Any) -> bool:
 
 
 def _is_setting(key: Any, value: Any) -> bool:
-  return key in ("kind", "column", "separator") and isinstance(value, str)
+  return key in ("kind", "column", "separator", "events") and isinstance(value, str)
 
 
 def _spec(feature: FeatureColumn) -> str | dict[str, str]:
@@ -514,6 +542,8 @@ def _spec(feature: FeatureColumn) -> str | dict[str, str]:
     extra["column"] = feature.column
   if feature.kind == "bag" or feature.separator != "|":
     extra["separator"] = feature.separator
+  if feature.events:
+    extra["events"] = feature.events
   return {"kind": feature.kind, **extra} if extra else feature.kind
 
 

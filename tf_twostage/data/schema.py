@@ -30,6 +30,11 @@ def can_be_input(name: str) -> bool:
   return bool(_INPUT.fullmatch(name)) and name not in _RESERVED
 
 
+def events_of(sequence: str) -> str:
+  """The name of the kinds of a sequence's events: of a column of a native log, and of an input."""
+  return f"{sequence}_events"
+
+
 @dataclasses.dataclass(frozen=True)
 class Categorical:
   """A string out of a vocabulary, [rows]; values outside it share one embedding."""
@@ -71,8 +76,20 @@ class ItemSequence(Bag):
   """The items of a user's last events, oldest first: what there was before the row of a log.
 
   It differs between rows of a user, so it is not in the table of users. In requests to an export
-  raw values are ids, [rows, any length] str; "" is padding, wherever it stands.
+  raw values are ids, [rows, any length] str; "" is padding, wherever it stands. With `kinds`, those
+  of the events are in "<name>_events", str of the same shape; any other text is an unknown kind.
   """
+
+  kinds: tuple[str, ...] = ()
+
+  @property
+  def beside(self) -> tuple[str, ...]:
+    """The arrays beside the items: a value for each event."""
+    return (self.events,) if self.kinds else ()
+
+  @property
+  def events(self) -> str:
+    return events_of(self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +102,10 @@ class TimedSequence(ItemSequence):
   @property
   def ages(self) -> str:
     return f"{self.name}_ages"
+
+  @property
+  def beside(self) -> tuple[str, ...]:
+    return self.ages, *super().beside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +186,8 @@ _KINDS = {
 
 def columns(feature: Feature) -> tuple[str, ...]:
   """Names of the arrays that hold a feature's raw values."""
-  if isinstance(feature, TimedSequence):
-    return feature.name, feature.ages
+  if isinstance(feature, ItemSequence):
+    return feature.name, *feature.beside
   return (feature.ids, feature.weights) if isinstance(feature, SparseVector) else (feature.name,)
 
 
@@ -249,8 +270,8 @@ class Schema:
   def from_json(cls, text: str) -> Schema:
     def feature(spec):
       kind = _KINDS[spec.pop("kind")]
-      if "vocabulary" in spec:
-        spec["vocabulary"] = tuple(spec["vocabulary"])
+      for name in {"vocabulary", "kinds"} & {*spec}:
+        spec[name] = tuple(spec[name])
       return kind(**spec)
 
     return cls(**{side: tuple(map(feature, specs)) for side, specs in json.loads(text).items()})

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig, FitConfig
-from tf_twostage.data.histories import AGES, age_codes
+from tf_twostage.data.histories import AGES, FIRST, UNKNOWN, age_codes
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
@@ -70,7 +70,9 @@ class FeatureLookup(tf.Module):
   def __init__(self, features: Sequence[Feature]):
     super().__init__()
     self._features = tuple(features)
-    self._tables = {f.name: _table(f) for f in features if isinstance(f, Categorical)}
+    looked_up = [f for f in features if isinstance(f, Categorical)]
+    looked_up += [Bag(f.events, f.kinds) for f in _with_kinds(features)]
+    self._tables = {f.name: _table(f) for f in looked_up}
 
   def __call__(self, raw: FeatureTable) -> dict[str, tf.Tensor]:
     """Codes of the features in `raw`: int64, [B] or [B, max_length]; numbers float32 [B].
@@ -100,9 +102,12 @@ class FeatureLookup(tf.Module):
         if isinstance(f, ItemSequence):
           order = _padding_first(codes[f.name])
           codes[f.name] = tf.gather(codes[f.name], order, batch_dims=1)
+          beside = {name: tf.gather(raw[name], order, batch_dims=1) for name in f.beside}
         if isinstance(f, TimedSequence):
-          ages = tf.gather(raw[f.ages], order, batch_dims=1)
-          codes[f.ages] = age_codes(codes[f.name], ages)
+          codes[f.ages] = age_codes(codes[f.name], beside[f.ages])
+        if isinstance(f, ItemSequence) and f.kinds:
+          kinds = self._tables[f.events].lookup(tf.convert_to_tensor(beside[f.events], tf.string))
+          codes[f.events] = tf.where(codes[f.name] > 0, tf.maximum(kinds, UNKNOWN), 0)
     return codes
 
 
@@ -143,8 +148,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
   stay) at zero. A sparse vector's sum starts from that distribution, too, its length being 1, and
   so does the product of a given vector and a matrix, since the mean square of its numbers is 1.
 
-  A sequence has embeddings of its own for the items, to which those of ages are added, and a
-  `SequenceEncoder` of the sums.
+  A sequence has embeddings of its own for the items, to which those of ages and of kinds of events
+  are added, and a `SequenceEncoder` of the sums.
 
   With `EncoderConfig.id_buckets`, ids whose places in the vocabulary differ by a multiple of it
   share an embedding. Buckets have equal sizes, and the first ids do not share with each other.
@@ -197,20 +202,21 @@ class FeatureEncoder(tf.keras.layers.Layer):
       if isinstance(f, Embedding)
     }
     self._length = config.sequence_length
-    self._ages = {
-      f.name: tf.keras.layers.Embedding(
-        1 + AGES,
+    tables = {f.ages: (1, AGES) for f in features if isinstance(f, TimedSequence)}
+    tables |= {f.events: (FIRST, len(f.kinds)) for f in _with_kinds(features)}
+    self._beside = {
+      name: tf.keras.layers.Embedding(
+        special + values,
         config.id_width,
         embeddings_initializer=_zero_rows_first(
-          1, tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
+          special, tf.keras.initializers.RandomNormal(stddev=config.embedding_stddev)
         ),
         embeddings_regularizer=l2_regularizer(l2),
-        name=f.ages,
+        name=name,
       )
-      for f in features
-      if isinstance(f, TimedSequence)
+      for name, (special, values) in tables.items()
     }
-    for layer in self._ages.values():
+    for layer in self._beside.values():
       layer.build(None)
     self._sequences = {
       f.name: SequenceEncoder(
@@ -281,8 +287,8 @@ class FeatureEncoder(tf.keras.layers.Layer):
     if not isinstance(feature, Bag):
       return vectors
     if isinstance(feature, ItemSequence):
-      if isinstance(feature, TimedSequence):
-        vectors += self._ages[feature.name](codes[feature.ages][:, -self._length :])
+      for name in feature.beside:
+        vectors += self._beside[name](codes[name][:, -self._length :])
       return self._sequences[feature.name](vectors, rows > 0)
     present = tf.cast(codes[feature.name] > 0, tf.float32)[..., tf.newaxis]
     return tf.math.divide_no_nan(tf.reduce_sum(vectors * present, -2), tf.reduce_sum(present, -2))
@@ -498,6 +504,11 @@ def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> 
     tf.stack([entries[:, 0], columns], axis=1), tf.gather_nd(weights, entries), shape
   )
   return tf.sparse.sparse_dense_matmul(matrix, embeddings)
+
+
+def _with_kinds(features: Sequence[Feature]) -> list[ItemSequence]:
+  """The sequences whose events have kinds."""
+  return [f for f in features if isinstance(f, ItemSequence) and f.kinds]
 
 
 def _special_rows(feature: Categorical | SparseVector) -> int:

@@ -18,6 +18,7 @@ from tf_twostage.data.schema import (
   Bag,
   Embedding,
   Feature,
+  ItemSequence,
   Numeric,
   Schema,
   SparseVector,
@@ -221,7 +222,12 @@ class ServableRecommender(tf.Module):
       for name, value in inputs.items()
     }
     for f in (*self._user, *self._context):
-      name = columns(f)[-1]
+      for name in f.beside if isinstance(f, ItemSequence) else ():
+        if name in inputs:
+          sizes = tf.stack([tf.shape(inputs[name])[1], tf.shape(inputs[f.name])[1]])
+          message = f"{name} must have one value for each of {f.name}; numbers of values, got"
+          inputs[name] = _require(sizes[0] == sizes[1], message, sizes, inputs[name])
+      name = f.ages if isinstance(f, TimedSequence) else columns(f)[-1]
       if isinstance(f, Numeric | SparseVector | Embedding | TimedSequence) and name in inputs:
         finite = tf.math.is_finite(inputs[name])
         inputs[name] = _require_each(finite, f"{name} must be finite", inputs[name])

@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_twostage.data.feature_tables import from_parquet, to_parquet
 from tf_twostage.data.files.columns import are_dates, as_numbers, as_times
 from tf_twostage.data.rows import LogRows
-from tf_twostage.data.schema import FeatureTable, Schema
+from tf_twostage.data.schema import FeatureTable, Schema, events_of
 from tf_twostage.errors import InputError, require
 from tf_twostage.serving.exporting import EXTRA, load_latest
 from tf_twostage.serving.servable import TIME, ServableRecommender
@@ -194,7 +194,8 @@ class Served:
       }
       features |= {n: np.asarray(rows.context[n])[at] for n in context if n in rows.context}
       for name in sequences:
-        features = {n: v for n, v in features.items() if n not in (name, f"{name}_ages")}
+        own = (name, f"{name}_ages", events_of(name))
+        features = {n: v for n, v in features.items() if n not in own}
         features |= past[name].raw(name, at, items) if name in past else {}
       return features
 

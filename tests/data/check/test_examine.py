@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -241,3 +242,18 @@ def test_the_report_shows_in_a_notebook_and_as_a_figure(tmp_path):
 def test_what_is_no_policy_is_refused():
   with pytest.raises(InputError, match="policy must be a PolicyTable or its file, got list"):
     logged().check(policy=[0.5])
+
+
+def test_histories_and_kinds_of_events_are_counted():
+  columns = {
+    "user": [*"aaab"],
+    "item": [*"xyxy"],
+    "day": range(4),
+    "did": ["view", "buy", "view", None],
+  }
+  frame = pd.DataFrame({**columns, "click": 1.0})
+  past = {"past": {"kind": "sequence", "column": "item", "events": "did"}}
+  roles = {"user": "user", "item": "item", "reward": "click", "time": "day"}
+  found = facts(report(BanditLog.from_pandas(frame, sequences=past, **roles)))
+  assert found["events before a row"] == (0 + 1 + 2 + 0) / 4
+  assert found["events 'view'"] == pytest.approx(2 / 3)

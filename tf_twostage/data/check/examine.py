@@ -16,6 +16,7 @@ from tf_twostage.data.check.facts import MILLISECONDS, Fact, Finding, date
 from tf_twostage.data.check.plots import weights
 from tf_twostage.data.check.report import LogReport
 from tf_twostage.data.files.bad_rows import BadRows
+from tf_twostage.data.histories import FIRST
 from tf_twostage.data.policy_table import PolicyTable
 from tf_twostage.errors import InputError
 from tf_twostage.metrics import effective_sample_size
@@ -31,6 +32,7 @@ _ROUNDING = 1e-3  # of the number of items: propensities are float32, or written
 _RARE = 10  # rows of an item; with fewer the normal approximation fails
 _LEAST_SHARE = 0.01  # of the rows, as effective sample size
 _FALSE_ALARMS = 0.001  # of the test of all items of a log
+_SHOWN = 20  # kinds of events
 
 
 def check(
@@ -59,6 +61,7 @@ def check(
     *_mixture(log),
     *_overlap(log, policy),
     *_times(log),
+    *_histories(log),
     *_splits(log, split, shares or {}, seed),
     *(Finding("note", note) for note in log.notes),
   ]
@@ -318,6 +321,18 @@ def _times(log: BanditLog) -> Iterator[Fact | Finding]:
     )
   if first == last:
     yield _warning("all rows have one time: the log cannot be split by it; split at random")
+
+
+def _histories(log: BanditLog) -> Iterator[Fact | Finding]:
+  """What the rows know of their users' past."""
+  for name, past in log.rows.histories.items():
+    section, sizes = f"History {name}", np.minimum(past.end - past.begin, past.length)
+    meaning = f"the last {past.length} at most; {(sizes == 0).mean():.1%} of the rows have none"
+    yield Fact(section, "events before a row", float(sizes.mean()), meaning)
+    if past.events is not None:
+      shares = np.bincount(past.events)[FIRST:] / max(1, len(past.events) - 1)
+      for kind, share in sorted(zip(past.kinds, shares, strict=True), key=lambda x: -x[1])[:_SHOWN]:
+        yield Fact(section, f"events {kind!r}", float(share), "share of all events")
 
 
 def _splits(

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tf_twostage.data import splits
 from tf_twostage.data.files.bad_rows import BadRows, Chunk
@@ -23,6 +25,7 @@ from tf_twostage.data.files.columns import (
 )
 from tf_twostage.data.files.locate import LogFiles
 from tf_twostage.data.log_schema import LogSchema, propensity_of, reward_of
+from tf_twostage.data.schema import events_of
 from tf_twostage.errors import InputError
 
 NUMBERS = (
@@ -52,7 +55,10 @@ def read(
   wanted = schema.columns(user_features=user_features)
   # As in a native log.
   optional = ["position"] if schema.position == "position" and not schema.slate_id else []
-  features = {f.name: f for f in (*schema.user_features, *schema.context_features)}
+  features = {
+    f.name: f for f in (*schema.user_features, *schema.context_features, *schema.event_columns)
+  }
+  lists = {events_of(f.name): f for f in schema.sequences if f.events}
   loggers = {propensity_of(policy): policy for policy in schema.policies}
   parts = schema.rewards if isinstance(schema.reward, Mapping) else {}
   weights = {reward_of(column): weight for column, weight in parts.items()}
@@ -98,6 +104,11 @@ def read(
       else:
         several = features[name].kind in ("bag", "sequence")
         checked[name] = columns.text(name, features[name].separator if several else None)
+        if several and name in lists:
+          items = lists[name]
+          same = np.equal(*(_lengths(checked[n], items.separator) for n in (name, items.name)))
+          expected = f"must list one kind of event for each item of column {items.column!r}"
+          columns.require(same, name, expected, "write lists of one length, or leave `events` out")
     if len(schema.slate_columns) > 1:
       checked["slate_id"] = combinations([checked.pop(name) for name in schema.slate_columns])
     if weights:
@@ -108,6 +119,13 @@ def read(
   files.check_rows(bad_rows.rows)
   if not bad_rows.rows:
     raise InputError(f"{files.place}: the log has no rows; log some traffic first")
+
+
+def _lengths(cells: pa.Array, separator: str) -> np.ndarray:
+  """How many values there are in each cell of text, [k]."""
+  return pc.count_substring(cells, separator).to_numpy() + pc.greater(
+    pc.utf8_length(cells), 0
+  ).to_numpy(zero_copy_only=False)
 
 
 def chunks(
