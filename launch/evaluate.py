@@ -31,7 +31,7 @@ from tf_twostage.evaluation.estimators import ESTIMATORS, by_name
 from tf_twostage.evaluation.slate_estimators import SLATE_ESTIMATORS
 from tf_twostage.evaluation.values import REPORTED, TargetPolicy
 from tf_twostage.experiment import finished
-from tf_twostage.metrics import SERVED, STAGES
+from tf_twostage.metrics import SERVED
 from tf_twostage.recommender import METRICS, TwoStageRecommender
 from tf_twostage.workspace import Workspace, results_directory, write_text
 
@@ -153,7 +153,7 @@ def run(
     """One model after the other is in memory."""
     for name, model in models.items():
       model.restore(environment, workdir)
-      for stage in (*STAGES, SERVED):
+      for stage in ("one_stage", model.stage, SERVED):
         yield model.policy(stage).on(evaluation, name)
     yield from in_files
 

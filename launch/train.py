@@ -56,7 +56,7 @@ def run(
     check_same(config, workers)
     workspace = Workspace(workdir / "stages", builds=workers.is_chief, barrier=workers.wait)
     environment = environments.make(config, workspace)
-    baselines = environment.baselines(workspace, config.slate_size)
+    baselines = environment.baselines(workspace, config.slate_size, model.stage)
     with workspace.timed("generator"):
       model.fit(environment, workdir=workdir, workers=workers)
     result: tuple[dict[str, Any], str] = {}, f"{job.name}: the chief is done"

@@ -11,6 +11,7 @@ from tf_twostage.distinct import (
   distinct_log_prob,
   distinct_probabilities,
   inclusion_probabilities,
+  ring_times,
 )
 
 import tensorflow as tf  # isort: skip
@@ -99,6 +100,23 @@ def test_samples_have_the_probabilities_of_the_policy():
   shown = np.bincount(policy.sample((3, 4)), minlength=ITEMS)
   expected = enumerate_inclusion(logits, ranker_logits, 2)
   assert scipy.stats.chisquare(shown, expected * rows).pvalue > 0.001
+
+
+def test_slates_hold_items_as_often_as_their_clocks_ring_given_that_one_does():
+  logits = np.array([2.0, 0.0, -1.0, -6.0, -np.inf])
+  pi = inclusion(logits, 1)
+  rows = 200_000
+  uniform = tf.random.stateless_uniform([rows, 5], (1, 2), dtype=tf.float64)
+  times = ring_times(np.tile(logits, (rows, 1)), 1, uniform).numpy()
+  held = np.isfinite(times)
+  assert held.any(1).all()
+  some = 1 - np.prod(1 - pi)
+  expected = pi / some
+  np.testing.assert_array_less(
+    np.abs(held.mean(0) - expected), 1e-9 + 5 * np.sqrt(expected * (1 - expected) / rows)
+  )
+  pairs = pi[0] * pi[1] / some  # items are independent, but for empty slates
+  assert abs((held[:, 0] & held[:, 1]).mean() - pairs) < 5 * np.sqrt(pairs / rows)
 
 
 def test_inclusion_is_near_that_of_plackett_luce_slates():

@@ -23,7 +23,7 @@ from tf_twostage.config import (
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import REPORTED as ESTIMATORS
 from tf_twostage.experiment import finished
-from tf_twostage.metrics import STAGES
+from tf_twostage.metrics import STAGES, TWO_STAGES
 from tf_twostage.workspace import Workspace, write_record
 
 # The embedded default, only shorter: as a command has it, and as the package does.
@@ -107,6 +107,22 @@ def test_both_policies_of_a_generator_are_distributions_and_differ(
     assert table.min() >= 0
     np.testing.assert_allclose(table.sum(axis=1), 1, atol=6e-4)  # the quadrature's error
   assert np.abs(probabilities[0] - probabilities[1]).sum(axis=1).mean() > 0.1
+
+
+def test_the_stage_of_both_is_what_the_loss_trained(environment, evaluation, workdir):
+  model = TwoStageRecommender.from_config(GENERATORS[0][1])
+  assert model.restore(environment, workdir)
+  rows = evaluation.distinct_contexts[0][:20]
+  default, repeats, distinct = (
+    model.policy(stage).on(evaluation) for stage in (None, "two_stage", "distinct")
+  )
+  found = distinct.probabilities(rows)
+  np.testing.assert_array_equal(default.probabilities(rows), repeats.probabilities(rows))
+  assert distinct.kind == TWO_STAGES["distinct"]
+  np.testing.assert_allclose(found.sum(axis=1), 1, atol=5e-3)
+  assert np.abs(found - repeats.probabilities(rows)).sum(axis=1).mean() > 0.01
+  trained = {"ips": "two_stage", "ips:policy=distinct": "distinct", "two_stage_ltr": "distinct"}
+  assert {loss: TwoStageRecommender(loss).stage for loss in trained} == trained
 
 
 def test_a_finished_generator_is_the_one_of_its_best_epoch(environment, workdir):

@@ -65,6 +65,28 @@ def test_what_is_logged_is_what_the_policy_is_worth(went_round):
     assert abs(r.logged.value - r.truth) < 4 * r.logged.standard_error
 
 
+def test_a_policy_on_distinct_candidates_logs_its_own_propensities(went_round, tmp_path):
+  the_loop, _, _ = went_round
+  config = dataclasses.replace(
+    CONFIG,
+    generator=dataclasses.replace(CONFIG.generator, epochs=2),
+    loss="ips:policy=distinct",
+    loss_options={},
+  )
+  model = loop.TwoStageRecommender.from_config(config)
+  model.fit_rows(the_loop._environment, the_loop._environment.log)
+  serving.save(model._servable(), tmp_path / "1")
+  log = loop.Loop._served(the_loop, tmp_path / "1")
+  distinct, repeats = (
+    model.policy(stage).on(the_loop._evaluation) for stage in (None, "two_stage")
+  )
+  first, rows = the_loop._evaluation.distinct_contexts[0], np.arange(len(log)) // 4
+  np.testing.assert_array_equal(the_loop._users[rows], log.user_index)
+  probabilities = distinct.probabilities(first)[rows, log.action]
+  np.testing.assert_allclose(log.propensity, probabilities, rtol=0.02, atol=1e-6)
+  assert np.abs(log.propensity - repeats.probabilities(first)[rows, log.action]).mean() > 1e-3
+
+
 def test_estimates_from_the_log_of_the_policy_before_tell_the_value(went_round):
   """The first log is of another, worse policy, and worth a few users only."""
   _, rounds, _ = went_round

@@ -91,7 +91,7 @@ def assert_same_answers(one, other, log, asked=("u3", "u7")):
   rows = np.arange(20)
   given, expected = (m.recommend(list(asked), k=4) for m in (one, other))
   pd.testing.assert_frame_equal(given, expected, rtol=1e-4, atol=1e-5)
-  for stage in ("one_stage", "two_stage"):
+  for stage in ("one_stage", "two_stage", "distinct"):
     given, expected = (m.policy(stage).on(log).probabilities(rows) for m in (one, other))
     np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-6)
 
@@ -369,6 +369,7 @@ def test_a_loaded_model_answers_as_the_fitted_one(model, parts, workdir, tmp_pat
     loaded = TwoStageRecommender.load(path)
     assert_same_answers(loaded, model, parts[2])
   assert loaded.slate_size == 6
+  assert loaded.stage == model.stage
   pd.testing.assert_frame_equal(loaded.history, model.history, rtol=1e-6)
   with pytest.raises(InputError, match="loaded from an export"):
     loaded.export(tmp_path / "again")

@@ -87,17 +87,10 @@ class DistinctPolicy:
     Args:
       seed: two integers; the same seed shows the same items.
     """
-    x = tf.stop_gradient(_Slate.of(self.logits, self.slate_size).x)
-    seeds = tf.random.split(seed, 4)
-    # The first clock rings before 1, since a slate has items; the others go on from there.
-    total = tf.reduce_sum(x, 1)
-    uniform = tf.random.stateless_uniform(tf.shape(total), seeds[0], dtype=x.dtype)
-    start = -tf.math.log1p(uniform * tf.math.expm1(-total)) / total
-    first = policies.draw(tf.math.log(x), 1, seeds[1])
-    clocks = tf.random.stateless_gamma(tf.shape(x), seeds[2], 1.0, dtype=x.dtype) / x
-    included = clocks < 1 - start[:, None]
-    included |= tf.range(tf.shape(x)[1]) == first
-    return policies.draw(tf.where(included, self.ranker_logits, -np.inf), 1, seeds[3])[:, 0]
+    seeds = tf.random.split(seed, 2)
+    uniform = tf.random.stateless_uniform(tf.shape(self.logits), seeds[0], dtype=tf.float64)
+    included = ring_times(self.logits, self.slate_size, uniform) < np.inf
+    return policies.draw(tf.where(included, self.ranker_logits, -np.inf), 1, seeds[1])[:, 0]
 
   def top_k(self, k: int) -> tuple[tf.Tensor, tf.Tensor]:
     """The generator's best K items in the ranker's order, cut at k; see `TwoStagePolicy.top_k`."""
@@ -106,6 +99,28 @@ class DistinctPolicy:
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
     return policies.entropy(self.probabilities())
+
+
+def ring_times(logits: Any, slate_size: int, uniform: tf.Tensor) -> tf.Tensor:
+  """Draws a slate: when the clocks of its items ring, from 0 to 1; inf for all other items.
+
+  Args:
+    logits: [B, N] floating, the generator's; -inf excludes an item.
+    slate_size: K, the expected number of items of a slate. Of at most K items all are candidates.
+    uniform: [B, N] float64 in [0, 1), independent.
+
+  Returns:
+    [B, N] float64, without gradient. At least one of a row is finite.
+  """
+  x = tf.cast(_Slate.of(tf.stop_gradient(logits), slate_size).x, tf.float64)
+  clocks = tf.where(x > 0, -tf.math.log1p(-uniform) / x, np.inf)
+  first = tf.reduce_min(clocks, 1, keepdims=True)
+  # The time of the first clock, of rate Σ x, does not depend on which it is, nor on how much later
+  # the others ring. Given that a slate has items, it is before 1.
+  rate = tf.reduce_sum(x, 1, keepdims=True)
+  moved = -tf.math.log1p(-tf.math.expm1(-rate) * tf.math.expm1(-rate * first)) / rate
+  clocks += moved - first
+  return tf.where(clocks < 1, clocks, np.inf)
 
 
 def inclusion_probabilities(logits: Any, slate_size: int, copies: Any = None) -> tf.Tensor:

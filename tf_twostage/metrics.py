@@ -9,6 +9,11 @@ import numpy as np
 
 SERVED = "served"  # the stage of what `recommend` and exports answer
 STAGES = {"one_stage": "generator alone", "two_stage": "generator + ranker"}
+# What both stages show if they draw: candidates with repeats, or distinct ones.
+TWO_STAGES = {
+  "two_stage": STAGES["two_stage"],
+  "distinct": "generator + ranker, distinct candidates",
+}
 CUTOFFS = (1, 5, 10)
 
 # {"validation" or "test": {"one_stage" or "two_stage": {metric: value}}}

@@ -27,15 +27,14 @@ from tf_twostage.evaluation.evaluation_log import EvaluationLog, distinct_contex
 from tf_twostage.evaluation.slate_log import has_repeats
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.losses import OffPolicyLoss
-from tf_twostage.metrics import SERVED, STAGES, Scores
+from tf_twostage.metrics import SERVED, STAGES, TWO_STAGES, Scores
 from tf_twostage.models.encoders import Tower, TwoTower
 from tf_twostage.models.external import RankerLike
 from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
-from tf_twostage.models.two_stage import rerank, retrieve
+from tf_twostage.models.two_stage import POLICIES, rerank, retrieve
 from tf_twostage.reports import plots, run_report
-from tf_twostage.reports.tables import STAGES as TITLES
 from tf_twostage.serving.servable import TIME
 from tf_twostage.serving.served import Excluded, Served, Users
 from tf_twostage.training import loop
@@ -270,7 +269,9 @@ class TwoStageRecommender:
       write_record(directory / "config.json", dataclasses.asdict(self.config))
     evaluated = towers or model.towers
     live = environment if model.ranker is None else environment.following(model.ranker)
-    scores = live.evaluation(lambda batch: evaluated(batch["user"]), self.slate_size)
+    scores = live.evaluation(
+      lambda batch: evaluated(batch["user"]), self.slate_size, model.objective.stage
+    )
 
     def take_weights() -> None:
       if towers is not None:
@@ -400,15 +401,23 @@ class TwoStageRecommender:
     ]
     return pd.DataFrame(rows, columns=None if rows else ["epoch", "best"]).set_index("epoch")
 
+  @property
+  def stage(self) -> str:
+    """The policy of both stages that the loss trained: "two_stage" or "distinct"."""
+    if self._environment is None and self._served is not None:
+      return self._served.settings.get("stage", "two_stage")
+    return self.objective().stage
+
   def policy(
-    self, stage: str = "two_stage", temperature: float = 1.0, length: int | None = None
+    self, stage: str | None = None, temperature: float = 1.0, length: int | None = None
   ) -> RecommenderPolicy:
     """A policy of this model, for `evaluate`.
 
     Args:
-      stage: "two_stage", generator and ranker, or "one_stage", the generator alone, draw an item
-        (on a log of slates each slot, without repeats where the log's slates have none);
-        "served" shows the list of `recommend`, and its value is the mean reward of an item of it.
+      stage: "two_stage", generator and ranker, "distinct", the same on candidates without repeats,
+        or "one_stage", the generator alone, draw an item (on a log of slates each slot, without
+        repeats where the log's slates have none); "served" shows the list of `recommend`, and its
+        value is the mean reward of an item of it. None: what the loss trained, see `stage`.
       temperature: divides the generator's logits; above 1 explores more. Not for "served".
       length: how many items "served" shows, at most the slate size; None: 1, or on a log of slates
         a list of as many as it has slots, whose value is the sum of its rewards.
@@ -416,7 +425,10 @@ class TwoStageRecommender:
     Raises:
       InputError: the model is not fitted, there is no such stage, or an option does not fit it.
     """
-    stages = (*STAGES, SERVED)
+    if self._environment is None and self._served is None:
+      raise InputError("this recommender is not fitted; call fit() or load() first")
+    stage = self.stage if stage is None else stage
+    stages = ("one_stage", *POLICIES, SERVED)
     if stage not in stages:
       raise InputError(f"policy: stage must be one of {', '.join(stages)}, got {stage!r}")
     if stage == SERVED and temperature != 1:
@@ -427,8 +439,6 @@ class TwoStageRecommender:
       raise InputError(
         f"policy: length must lie between 1 and the slate size {self.slate_size}, got {length}"
       )
-    if self._environment is None and self._served is None:
-      raise InputError("this recommender is not fitted; call fit() or load() first")
     if not temperature > 0:
       raise InputError(f"policy: temperature must be above 0, got {temperature}")
     return RecommenderPolicy(self, stage, temperature, length)
@@ -493,7 +503,7 @@ class TwoStageRecommender:
     environment = self._environment
     if environment is None:
       return plots.run_curves(self._history, {}, self._title(), metrics.HELD_OUT)
-    baselines = environment.baselines(Workspace(self._stages), self.slate_size)
+    baselines = environment.baselines(Workspace(self._stages), self.slate_size, self.stage)
     return plots.run_curves(self._history, baselines, self._title(), environment.evaluator.metrics)
 
   def report(
@@ -740,13 +750,14 @@ class TwoStageRecommender:
     ids = (of.schema.item_id.vocabulary for of in (pair, changed))
     catalogues = environment.log.catalogues
     interval = None if catalogues is None else catalogues.interval_of(*ids)
-    return serving.ServableRecommender(*changed, self.slate_size, interval)
+    return serving.ServableRecommender(*changed, self.slate_size, interval, self.stage)
 
   def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()
     settings: dict[str, Any] = {
       "slate_size": self.slate_size,
       "loss": self.loss_name,
+      "stage": self.stage,
       "history": self._history,
       "sequence_length": self.config.encoder.sequence_length,
     }
@@ -799,7 +810,7 @@ class RecommenderPolicy:
 
   Attributes:
     model: fitted or loaded.
-    stage: "two_stage", "one_stage" or "served".
+    stage: "one_stage", "two_stage", "distinct" or "served".
     temperature: divides the generator's logits.
     length: how many items are served; None: one, or a list for all slots of a log of slates.
   """
@@ -857,13 +868,13 @@ class RecommenderPolicy:
       logits /= self.temperature
       if self.stage == "one_stage":
         return policies.SoftmaxPolicy(logits).probabilities().numpy()
-      return policies.two_stage_probabilities(logits, ranked, self.model.slate_size).numpy()
+      return POLICIES[self.stage](logits, ranked, self.model.slate_size).probabilities().numpy()
 
-    title = f"as served, top {length}" if self.stage == SERVED else TITLES[self.stage]
+    titles = {**STAGES, **TWO_STAGES, SERVED: f"as served, top {length}"}
     if in_slots:
-      return TargetPolicy(name, title, slots, by_row=True)
+      return TargetPolicy(name, titles[self.stage], slots, by_row=True)
     distinct = has_slates and slate_log is not None and not has_repeats(slate_log)
-    return TargetPolicy(name, title, probabilities, distinct=distinct)
+    return TargetPolicy(name, titles[self.stage], probabilities, distinct=distinct)
 
   def _list_length(self, rows: LogRows) -> int:
     """The slots of a log of slates, which a served list must fill."""

@@ -13,7 +13,8 @@ from tf_twostage.evaluation.estimators import IPS
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.held_out import HeldOutEvaluator
 from tf_twostage.evaluation.rows import PolicyRows
-from tf_twostage.policies import SoftmaxPolicy, TwoStagePolicy
+from tf_twostage.models.two_stage import POLICIES
+from tf_twostage.policies import SoftmaxPolicy
 
 USERS, ITEMS, ROWS, SLATE = 7, 6, 200, 3
 STAGES = ("one_stage", "two_stage")
@@ -51,9 +52,9 @@ class World:
     logs = {split: dataclasses.replace(log, grouped=grouped) for split, log in self.logs.items()}
     return HeldOutEvaluator(logs, codes, self.scorer(self.rewards))
 
-  def scores(self, grouped=True):
+  def scores(self, grouped=True, stage="two_stage"):
     evaluation = self.evaluator(grouped).evaluation(
-      self.scorer(self.logits), self.scorer(self.ranker), SLATE
+      self.scorer(self.logits), self.scorer(self.ranker), SLATE, stage
     )
     return evaluation()
 
@@ -66,7 +67,7 @@ class World:
       for table in (self.logits, self.ranker, self.rewards)
     )
     policy = (
-      SoftmaxPolicy(logits) if stage == "one_stage" else TwoStagePolicy(logits, ranker, SLATE)
+      SoftmaxPolicy(logits) if stage == "one_stage" else POLICIES[stage](logits, ranker, SLATE)
     )
     probabilities = policy.probabilities().numpy().astype(float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -100,6 +101,17 @@ def test_values_and_errors_are_those_of_the_whole_catalogue(world, stage, groupe
     (ips,) = off_policy.evaluate(rows, {"ips": IPS()}, num_resamples=0)
     size = scores[split][stage]["effective_sample_size"]
     assert size == pytest.approx(ips.effective_sample_size, rel=2e-3)
+
+
+def test_both_stages_may_be_the_policy_on_distinct_candidates(world):
+  found = world.scores(stage="distinct")["test"]["two_stage"]
+  with_repeats = world.scores()["test"]["two_stage"]
+  expected = {
+    e.estimator: e.value
+    for e in off_policy.evaluate(world.rows("test", "distinct"), num_resamples=0)
+  }
+  assert found["snips"] == pytest.approx(expected["snips"], rel=2e-3)
+  assert abs(with_repeats["snips"] - expected["snips"]) > 5e-3 * expected["snips"]
 
 
 @pytest.mark.parametrize("size", [1, 3, 13])

@@ -167,17 +167,17 @@ def test_thin_support_counts_against_a_policy():
       "unlogged_mass": [0.0, 0.0, 0.3, 1.0, 0.0],
     }
   )
-  ranked = values.ranked_by_support(frame, "kind", largest_reward=2.0)
+  ranked = values.ranked_by_support(frame, ["kind"], largest_reward=2.0)
   assert ranked["policy"].iloc[0] == "lower and wide"
   assert ranked["policy"].iloc[-1] == "unsupported"
   by = ranked.set_index("policy")
   assert by.loc["high but thin", "burden"] == pytest.approx(2 / 5)
   assert by.loc["unlogged", "burden"] == pytest.approx(2 * (1 / 20 + 0.3))
   assert by.loc["lower and wide", "score"] == pytest.approx(0.45 - 2 / 20)
-  bold = values.ranked_by_support(frame, "kind", largest_reward=2.0, penalty=0.1)
+  bold = values.ranked_by_support(frame, ["kind"], largest_reward=2.0, penalty=0.1)
   assert bold["policy"][0] == "unlogged"
   with pytest.raises(InputError, match="no policy of kind 'nothing'"):
-    values.ranked_by_support(frame, "nothing", largest_reward=1.0)
+    values.ranked_by_support(frame, ["nothing"], largest_reward=1.0)
 
 
 def test_estimators_are_names_or_objects(world):

@@ -36,8 +36,8 @@ def pair(seed=0):
   return untrained(DATA, seed)
 
 
-def recommender(seed=0, slate_size=SLATE):
-  return serving.ServableRecommender(*pair(seed), slate_size)
+def recommender(seed=0, slate_size=SLATE, **settings):
+  return serving.ServableRecommender(*pair(seed), slate_size, **settings)
 
 
 def skip_replay(patch=setattr):

@@ -6,7 +6,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tests.oracle import softmax
-from tests.policy_oracle import ranker_probability
+from tests.policy_oracle import enumerate_inclusion, ranker_probability
 from tests.serving import small
 from tests.serving.small import IDS, SLATE, ask
 from tf_twostage import serving
@@ -19,6 +19,15 @@ SEEDS = np.arange(3)
 @pytest.fixture(scope="module")
 def sample(signatures):
   return signatures["sample"]
+
+
+@pytest.fixture(scope="module")
+def distinct(tmp_path_factory):
+  """`sample` of a SavedModel at the stage of distinct candidates."""
+  version = tmp_path_factory.mktemp("distinct") / "1"
+  serving.save(small.recommender(stage="distinct"), version)
+  loaded = tf.saved_model.load(str(version))
+  return loaded.signatures["sample"]
 
 
 def request(rows=3, excluded=("",), temperature=1.0, seed=SEEDS):
@@ -106,6 +115,18 @@ def policy(temperature, excluded=(), rows=3):
   )
 
 
+def of_distinct(temperature, excluded=(), rows=3):
+  """The same on distinct candidates, by enumeration of slates."""
+  generator, ranker = (scores.astype(np.float64) for scores in small.scores(rows=rows))
+  rest = np.setdiff1d(np.arange(15), excluded)
+  probabilities = np.zeros((rows, 15))
+  for row in range(rows):
+    probabilities[row, rest] = enumerate_inclusion(
+      generator[row, rest] / temperature, ranker[row, rest], SLATE
+    )
+  return probabilities
+
+
 @pytest.mark.parametrize(("temperature", "excluded"), [(1.0, ()), (0.5, (2, 7)), (3.0, (0,))])
 def test_propensities_are_those_of_the_two_stage_policy(sample, temperature, excluded):
   rows, seeds = 60, np.arange(60)
@@ -117,8 +138,34 @@ def test_propensities_are_those_of_the_two_stage_policy(sample, temperature, exc
   np.testing.assert_allclose(answer["propensity"], exact[seeds % 20, shown], rtol=1e-3)
 
 
-def test_two_hundred_thousand_draws_follow_their_propensities(sample):
+@pytest.mark.parametrize(("temperature", "excluded"), [(1.0, ()), (0.5, (2, 7))])
+def test_propensities_of_distinct_candidates_are_those_of_that_policy(
+  distinct, temperature, excluded
+):
+  answer = ask(distinct, **request(3, ["", *IDS[list(excluded)]], temperature))
+  exact = of_distinct(temperature, excluded)
+  shown = [list(IDS).index(item) for item in answer["item_id"]]
+  np.testing.assert_allclose(answer["propensity"], exact[np.arange(3), shown], rtol=2e-3)
+
+
+def test_candidates_of_a_distinct_slate_have_no_repeats(distinct):
+  answer = ask(distinct, **request(64, [*IDS[:5], ""], seed=np.arange(64)))
+  sizes = []
+  for shown, padded in zip(answer["item_id"], answer["slate"], strict=True):
+    slate = padded[padded != ""]
+    sizes.append(len(slate))
+    assert shown in slate
+    assert len(set(slate)) == len(slate)
+    assert not set(slate) & set(IDS[:5])
+    assert set(padded[len(slate) :]) <= {""}
+  assert max(sizes) == answer["slate"].shape[1]
+  assert abs(np.mean(sizes) - SLATE) < 5 * np.sqrt(SLATE / 64)
+
+
+@pytest.mark.parametrize("stage", ["two_stage", "distinct"])
+def test_two_hundred_thousand_draws_follow_their_propensities(stage, request):
   """Chi-square, for two users and settings: every item is shown as often as it was said to be."""
+  sample = request.getfixturevalue("sample" if stage == "two_stage" else "distinct")
   draws, chunk = 100_000, 5_000
   place = {item: i for i, item in enumerate(IDS)}
   for user, temperature, excluded in ((0, 1.0, ()), (1, 2.0, (3, 11))):
@@ -144,7 +191,8 @@ def test_two_hundred_thousand_draws_follow_their_propensities(sample):
     expected = draws * said[seen]
     assert stats.chisquare(counts[seen], expected * counts.sum() / expected.sum()).pvalue > 1e-3
     # The test has the power to tell the policy from the generator alone.
-    exact = policy(temperature, excluded)[user]
+    of_stage = policy if stage == "two_stage" else of_distinct
+    exact = of_stage(temperature, excluded)[user]
     generator = small.scores()[0][user].astype(np.float64) / temperature
     generator[list(excluded)] = -np.inf
     alone = softmax(generator)

@@ -92,19 +92,25 @@ class Environment:
       self, ranker_logits=ranker.frozen(), slate_ranker=TowerRanker(ranker.towers, ranker.scale)
     )
 
-  def evaluation(self, scorer: Scorer, slate_size: int) -> Callable[[], Scores]:
+  def evaluation(
+    self, scorer: Scorer, slate_size: int, stage: str = "two_stage"
+  ) -> Callable[[], Scores]:
     """A function that evaluates the current `scorer`, alone and followed by this ranker."""
-    return self.evaluator.evaluation(scorer, self.ranker_logits, slate_size)
+    return self.evaluator.evaluation(scorer, self.ranker_logits, slate_size, stage)
 
-  def baselines(self, workspace: Workspace, slate_size: int) -> dict[str, Scores]:
+  def baselines(
+    self, workspace: Workspace, slate_size: int, stage: str = "two_stage"
+  ) -> dict[str, Scores]:
     """Scores of the baselines of every table; a cached stage."""
 
     def build(directory: pathlib.Path) -> None:
       scores = {**self.evaluator.known()}
-      scores |= {n: self.evaluation(p, slate_size)() for n, p in self.policies.items()}
+      scores |= {n: self.evaluation(p, slate_size, stage)() for n, p in self.policies.items()}
       write_json(directory / "scores.json", scores)
 
     inputs = {"environment": self.name, "slate_size": slate_size, **self.evaluator.settings}
+    if self.evaluator.draws and stage != "two_stage":
+      inputs["stage"] = stage
     directory = workspace.stage("baselines", inputs, build)
     return read_numbers(directory / "scores.json")
 

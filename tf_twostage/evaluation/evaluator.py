@@ -21,6 +21,7 @@ class Evaluator:
   """Scores scorers on validation and test data, in one stage and in two."""
 
   metrics: ClassVar[Metrics]
+  draws: ClassVar[bool] = False  # whether scores of both stages depend on the policy `stage`
 
   @property
   def settings(self) -> Mapping[str, Any]:
@@ -28,9 +29,13 @@ class Evaluator:
     return {}
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
+    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
-    """A function that scores `scorer`, such as a model under training, as it is when called."""
+    """A function that scores `scorer`, such as a model under training, as it is when called.
+
+    Scores of both stages that depend on drawn candidates are those of the policy `stage`, see
+    `models.two_stage.POLICIES`.
+    """
     raise NotImplementedError
 
   def known(self) -> Mapping[str, Scores]:

@@ -45,11 +45,12 @@ class FullInformationEvaluator(Evaluator):
     return {"validation_users": self.num_validation}
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
+    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
     """A function that scores `scorer` in its state at the time of the call.
 
-    One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker.
+    One stage: the scorer's top items. Two stages: its top `slate_size`, re-ordered by the ranker,
+    whatever the policy `stage`.
     """
     inputs, relevance = dict(self.inputs), self.relevance
     if self.excluded is not None:

@@ -1,7 +1,7 @@
 """The evaluator of a user's log: off-policy estimates on rows that nothing was fitted on.
 
 A scorer is evaluated as a stochastic policy: alone it is the softmax of its logits, with the ranker
-behind it the exact two-stage policy.
+behind it an exact policy of both stages.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tf_twostage.evaluation.overlap import (
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import HELD_OUT, STAGES, Scores
 from tf_twostage.models.encoders import Codes
-from tf_twostage.policies import SoftmaxPolicy, restricted, two_stage_probabilities
+from tf_twostage.models.two_stage import POLICIES
+from tf_twostage.policies import SoftmaxPolicy, restricted
 
 _NAMES = ("snips", "ips", "dr")
 _ESTIMATORS = {name: ESTIMATORS[name] for name in (*_NAMES, "clipped_ips")}
@@ -47,15 +48,16 @@ class HeldOutEvaluator(Evaluator):
   users: Codes
   reward_model: Scorer
   metrics = HELD_OUT
+  draws = True
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int
+    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
     """A function that estimates the values of `scorer` in its state at the time of the call."""
     example = model_inputs(self.logs["validation"].rows, np.arange(1), self.users)
     # TensorFlow warns of retracing by function object; a partial is a new one each time.
     answer = tf.function(
-      functools.partial(_answer, scorer, ranker_logits, self.reward_model, slate_size),
+      functools.partial(_answer, scorer, ranker_logits, self.reward_model, slate_size, stage),
       input_signature=[
         tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), example)
       ],
@@ -125,11 +127,12 @@ def _answer(
   ranker_logits: Scorer,
   reward_model: Scorer,
   slate_size: int,
+  stage: str,
   inputs: Mapping[str, Any],
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor]:
   """Probabilities in one stage and in two, and expected rewards: [S, N] each."""
   logits = restricted(scorer(inputs), inputs.get("available"))
-  two_stages = two_stage_probabilities(logits, ranker_logits(inputs), slate_size)
+  two_stages = POLICIES[stage](logits, ranker_logits(inputs), slate_size).probabilities()
   return (SoftmaxPolicy(logits).probabilities(), two_stages), reward_model(inputs)
 
 

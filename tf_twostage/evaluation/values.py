@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -171,9 +171,9 @@ def differences(estimates: pd.DataFrame) -> pd.DataFrame:
 
 
 def ranked_by_support(
-  estimates: pd.DataFrame, kind: str, largest_reward: float, penalty: float = 1.0
+  estimates: pd.DataFrame, kinds: Collection[str], largest_reward: float, penalty: float = 1.0
 ) -> pd.DataFrame:
-  """Policies of one kind by doubly robust value less a penalty for thin support, best first.
+  """Policies of some kinds by doubly robust value less a penalty for thin support, best first.
 
   The burden of a policy is largest_reward (sqrt(Σ_g ω_g²) / n + its mass on unlogged actions), with
   ω_g the sum of weights over a unit: about the standard error of IPS if every reward were the
@@ -182,7 +182,7 @@ def ranked_by_support(
 
   Args:
     estimates: from `evaluate`, with the estimator "dr".
-    kind: of the policies.
+    kinds: of the policies.
     largest_reward: the scale of the burden.
     penalty: how many burdens are subtracted.
 
@@ -196,9 +196,12 @@ def ranked_by_support(
     Chapagain, CASP: Support-Aware Offline Policy Selection for Two-Stage Recommender Systems, arXiv
       2604.23022, 2026, for the principle; the burden is our own.
   """
-  own = estimates[(estimates["kind"] == kind) & (estimates["estimator"] == "dr")]
+  own = estimates[estimates["kind"].isin(kinds) & (estimates["estimator"] == "dr")]
   if own.empty:
-    raise InputError(f"no policy of kind {kind!r} has an estimate by dr; add the estimator dr")
+    raise InputError(
+      f"no policy of kind {' or '.join(map(repr, kinds))} has an estimate by dr; add the estimator"
+      " dr"
+    )
   with np.errstate(divide="ignore"):
     noise = own["mean_weight"] / np.sqrt(own["effective_sample_size"])
   burden = largest_reward * (noise.fillna(np.inf) + own["unlogged_mass"].fillna(0.0))

@@ -86,6 +86,10 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
   trains_ranker: bool = False  # whether the loss is differentiable in ranker_logits
+  # The policy of both stages that a trained model stands for: "two_stage" draws candidates with
+  # replacement, "distinct" without; a loss of the latter has a `slate_size`.
+  stage: str = "two_stage"
+  slate_size: int
 
   def __init__(self, **kwargs):
     super().__init__(**{"dtype": "float32", **kwargs})
@@ -232,6 +236,7 @@ class EstimatorLoss(OffPolicyLoss):
         f"{name}: ranker_gradient is of the policies two_stage and distinct; leave it out"
       )
     self.policy = policy
+    self.stage = "distinct" if policy == "distinct" else "two_stage"
     self.slate_size = slate_size
     self.ranker_gradient = ranker_gradient
     self.uses_ranker_probability = policy != "softmax"

@@ -48,6 +48,7 @@ class TwoStageLTR(WeightedLoss):
   needs_all_rows = ""
   needs_ranker = True
   trains_ranker = True
+  stage = "distinct"
 
   def __init__(
     self,

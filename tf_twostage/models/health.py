@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_twostage.distinct import inclusion_probabilities
 from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.replicas import all_rows
-from tf_twostage.policies import SoftmaxPolicy
+from tf_twostage.policies import SoftmaxPolicy, entropy
+
+_ROWS = 16  # of a batch, whose candidates' entropy is measured: inclusion costs more than a softmax
 
 
 class Maximum(tf.keras.metrics.Metric):
@@ -79,7 +82,7 @@ class PolicyHealth(tf.keras.layers.Layer):
   def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
     """Adds a batch; `log_q` [N] is given if the N items are a `losses.Support`."""
     self.loss_mean.update_state(terms.loss)
-    self.entropy.update_state(_entropy(logits, log_q))
+    self.entropy.update_state(self._entropy(logits, log_q))
     if self._objective.uses_weights:
       self.weight_mean.update_state(terms.ratio)
       self.weight_max.update_state(terms.ratio)
@@ -91,12 +94,20 @@ class PolicyHealth(tf.keras.layers.Layer):
     if self._objective.uses_ranker_probability:
       self.ranker_probability.update_state(terms.ranker_probability)
 
-
-def _entropy(logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:
-  """Entropy of the policy over the catalogue, [B]; estimated if there is a support."""
-  if log_q is None:
-    return SoftmaxPolicy(logits).entropy()
-  policy = SoftmaxPolicy(logits - log_q)
-  # An item of a support represents several items; `own` is its log-probability less that of one.
-  own = tf.where(tf.math.is_finite(log_q), log_q, 0.0)
-  return policy.entropy() - tf.linalg.matvec(policy.probabilities(), own)
+  def _entropy(self, logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:
+    """Entropy of a candidate's distribution, [B] or less; estimated if there is a support."""
+    if self._objective.stage == "distinct":
+      copies = None if log_q is None else tf.exp(-log_q)
+      pi = inclusion_probabilities(logits[:_ROWS], self._objective.slate_size, copies)
+      p = pi / tf.reduce_sum(pi, 1, keepdims=True)
+      candidates = entropy(p)
+    elif log_q is None:
+      return SoftmaxPolicy(logits).entropy()
+    else:
+      policy = SoftmaxPolicy(logits - log_q)
+      p, candidates = policy.probabilities(), policy.entropy()
+    if log_q is None:
+      return candidates
+    # An item of a support represents several items; `own` is its log-probability less that of one.
+    own = tf.where(tf.math.is_finite(log_q), log_q, 0.0)
+    return candidates - tf.linalg.matvec(p, own)

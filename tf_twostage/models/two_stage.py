@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_twostage.distinct import DistinctPolicy
+from tf_twostage.policies import TwoStagePolicy
+
 PADDING = -1
+# The policy of both stages, by the name of the stage; see `metrics.TWO_STAGES`.
+POLICIES: dict[str, type[TwoStagePolicy] | type[DistinctPolicy]] = {
+  "two_stage": TwoStagePolicy,
+  "distinct": DistinctPolicy,
+}
 
 
 def retrieve(

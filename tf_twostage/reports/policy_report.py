@@ -15,7 +15,7 @@ from tf_twostage import plotting
 from tf_twostage.evaluation import values
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
 from tf_twostage.evaluation.values import LOGGING_POLICY
-from tf_twostage.metrics import STAGES
+from tf_twostage.metrics import TWO_STAGES
 from tf_twostage.reports import plots
 from tf_twostage.workspace import write_json, write_text
 
@@ -59,8 +59,8 @@ class Evaluation:
       penalty: see `values.ranked_by_support`.
     """
     largest = float(self.log.rewards.max())
-    kind = STAGES["two_stage"] if kind is None else kind
-    return values.ranked_by_support(self.estimates, kind, largest, penalty)
+    kinds = TWO_STAGES.values() if kind is None else [kind]
+    return values.ranked_by_support(self.estimates, kinds, largest, penalty)
 
   def plot(self) -> Figure:
     """Values with their intervals, by policy and estimator."""

@@ -173,7 +173,7 @@ class RecommenderClient:
     answer = self._call("sample", users, {"exclude": exclude}, **settings)
     columns = (answer[name] for name in ("item_id", "title", "propensity", "slate"))
     return [
-      Shown(item.decode(), title.decode(), float(propensity), tuple(map(bytes.decode, slate)))
+      Shown(item.decode(), title.decode(), float(propensity), tuple(i.decode() for i in slate if i))
       if item
       else None
       for item, title, propensity, slate in zip(*columns, strict=True)

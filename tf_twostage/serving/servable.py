@@ -25,11 +25,12 @@ from tf_twostage.data.schema import (
   TimedSequence,
   columns,
 )
+from tf_twostage.distinct import ring_times
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
-from tf_twostage.models.two_stage import PADDING, rerank, retrieve
-from tf_twostage.policies import TwoStagePolicy, restricted
+from tf_twostage.models.two_stage import PADDING, POLICIES, rerank, retrieve
+from tf_twostage.policies import restricted
 
 LOWEST_SCORE = tf.float32.min  # the score of padding
 # A NumPy integer: TensorFlow converts some large Python integers by way of float64.
@@ -53,14 +54,16 @@ class ServableRecommender(tf.Module):
     titles: np.ndarray,
     slate_size: int,
     interval: np.ndarray | None = None,
+    stage: str = "two_stage",
   ):
     """`interval` [N, 2]: the times from which and before which there is an item; see `Catalogues`.
 
-    With it requests have a time."""
+    With it requests have a time. `stage` names the policy of `sample`, see
+    `models.two_stage.POLICIES`."""
     super().__init__(name="recommender")
     if slate_size > schema.num_items:
       raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
-    self.slate_size = slate_size
+    self.slate_size, self._stage = slate_size, stage
     self.num_items = schema.num_items
     self._user, self._context = schema.user_inputs, schema.context
     self._user_lookup, self._context_lookup = map(FeatureLookup, (self._user, self._context))
@@ -138,11 +141,12 @@ class ServableRecommender(tf.Module):
   def sample(
     self, exclude: tf.Tensor, temperature: tf.Tensor, seed: tf.Tensor, **features: tf.Tensor
   ) -> Answer:
-    """Draws one item from the two-stage policy and returns its propensity.
+    """Draws one item from the policy of both stages and returns its propensity.
 
-    The generator draws K candidates from softmax(scores / temperature), with replacement, and the
-    ranker draws one of them by the softmax of its scores. Logs of `item_id`, `propensity` and the
-    reward allow unbiased training and evaluation.
+    The generator draws K candidates from softmax(scores / temperature), with replacement or, at the
+    stage "distinct", about K different ones; see `tf_twostage.distinct`. The ranker draws one of
+    them by the softmax of its scores. Logs of `item_id`, `propensity` and the reward allow unbiased
+    training and evaluation.
 
     Args:
       exclude, features: as for `recommend`.
@@ -152,13 +156,14 @@ class ServableRecommender(tf.Module):
 
     Returns:
       item_id and title [B], "" where all items are excluded; propensity [B], exact, 0 where there
-      is no item; slate [B, K], the candidates in the order drawn, with repeats.
+      is no item; slate [B, K], the candidates in the order drawn, with repeats; at the stage
+      "distinct" as wide as the largest slate, padded.
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     temperature = _for_each_row("temperature", temperature, rows)
     positive = (temperature > 0) & tf.math.is_finite(temperature)
     temperature = _require_each(positive, "temperature must be above 0 and finite", temperature)
-    uniform = uniforms(_for_each_row("seed", seed, rows), self.slate_size + 1)
+    seeds = _for_each_row("seed", seed, rows)
     codes = self._codes(raw)
     logits = self._logits(codes, exclude, raw.pop(TIME, None))
     best = tf.reduce_max(logits, 1, keepdims=True)
@@ -166,16 +171,29 @@ class ServableRecommender(tf.Module):
     # Relative to the best, so that a small temperature cannot overflow.
     logits = tf.where(remains, (logits - best) / temperature[:, tf.newaxis], 0.0)
     ranker_logits = catalogue_scores(self._ranker, raw, codes, rows, self.num_items)
-    slate = draws(logits, uniform[:, :-1])
-    scores = tf.gather(ranker_logits, slate, batch_dims=1)
-    shown = tf.gather(slate, draws(scores, uniform[:, -1:]), batch_dims=1)[:, 0]
-    log_propensity = TwoStagePolicy(logits, ranker_logits, self.slate_size).log_prob(shown)
+    slate, uniform = self._slates(logits, seeds)
+    scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
+    scores = tf.where(slate == PADDING, tf.constant(-np.inf, scores.dtype), scores)
+    shown = tf.gather(slate, draws(scores, uniform), batch_dims=1)[:, 0]
+    policy = POLICIES[self._stage](logits, ranker_logits, self.slate_size)
+    log_propensity = policy.log_prob(shown)
     return {
       **self._ids_and_titles(tf.where(remains[:, 0], shown, PADDING)),
       # Rounding may lead above 1, which no log accepts.
       "propensity": tf.where(remains[:, 0], tf.minimum(tf.exp(log_propensity), 1.0), 0.0),
       "slate": self._ids_and_titles(tf.where(remains, slate, PADDING))["item_id"],
     }
+
+  def _slates(self, logits: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Candidates [B, W] int32 in the order drawn, padded; and [B, 1] uniform for the ranker."""
+    if self._stage == "two_stage":
+      uniform = uniforms(seeds, self.slate_size + 1)
+      return draws(logits, uniform[:, :-1]), uniform[:, -1:]
+    uniform = uniforms(seeds, self.num_items + 1)
+    times = ring_times(logits, self.slate_size, uniform[:, :-1])
+    sizes = tf.reduce_sum(tf.cast(times < np.inf, tf.int32), 1)
+    slate = tf.math.top_k(-times, _largest(sizes)).indices
+    return _keep_first(slate, sizes), uniform[:, -1:]
 
   def _scores(self, **features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores of the whole catalogue by the generator and by the ranker, [B, N] each."""

@@ -23,8 +23,8 @@ HEALTH = {
   "share_capped": "Share of rows whose weight was cut to the cap. Healthy: below 0.2.",
   "share_floored": "Share of rows whose weight was raised to the floor: the policy has almost"
   " excluded their items.",
-  "policy_entropy": "In nats; log(catalogue size) for the uniform policy. A fall towards 0 shows a"
-  " collapse to one item.",
+  "policy_entropy": "Of one candidate, in nats; log(catalogue size) for the uniform policy. A fall"
+  " towards 0 shows a collapse to one item. Of distinct candidates it is at least log(slate_size).",
   "ranker_probability": "Mean probability with which the ranker chooses the logged item from a"
   " slate; 1/slate_size for a constant ranker. Near 0, there is no learning signal.",
 }
