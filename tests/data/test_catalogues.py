@@ -170,14 +170,51 @@ def test_a_row_that_shows_an_item_before_it_came_is_bad():
   with pytest.raises(InputError, match=r"column 'time' must be a time at which .*row 3"):
     log_of(made)
   assert len(log_of(made, on_bad_rows="skip")) == len(made.log) - 1
+  for table, columns in ((made.log, ["time"]), (made.items, ["start", "stop"])):
+    table[columns] = table[columns].apply(pd.to_datetime, unit="s")
+  date = str(made.log["time"][3])
+  with pytest.raises(InputError, match=rf"'time' must be a time at which .*value '{date}'"):
+    log_of(made)
+
+
+@pytest.mark.parametrize("dates", ["log", "items"])
+def test_dates_and_numbers_as_times_are_refused_with_both(dates):
+  made = world()
+  if dates == "log":
+    made.log["time"] = pd.to_datetime(made.log["time"], unit="s")
+    wanted = f"'start' holds numbers such as '{MIDDLE}.*'time' holds dates such as '2020-09-13 12"
+  else:
+    made.items["start"] = pd.to_datetime(made.items["start"], unit="s").astype(str)
+    wanted = f"'start' holds dates such as '2020-09.*'time' holds numbers such as '{START}"
+  made.items.loc[0, "start"] = None
+  with pytest.raises(InputError, match=f"items: column {wanted}"):
+    log_of(made, available_to=None)
 
 
 def test_a_row_whose_item_is_no_candidate_is_bad():
   made = world()
   made.log["pool"] = [[item, "i7"] for item in made.log["item_id"]]
   made.log.at[4, "pool"] = ["x"]
-  with pytest.raises(InputError, match=r"(?s)must list the row's item.*must list known item"):
+  with pytest.raises(InputError, match=r"must list the row's item .*row 4, value .*'x'"):
     log_of(made, candidates="pool")
+
+
+@pytest.mark.parametrize(
+  ("cell", "rule"),
+  [
+    ("", "must list items"),
+    ("{}|zzz", r'must list known items, separated by "\|": unknown item, not in items'),
+    ("{},i7", r"must list the row's item among the candidates, separated by \"\|\""),
+  ],
+)
+def test_candidates_that_cannot_be_read_are_bad_with_the_reason(cell, rule):
+  made = world()
+  made.log["pool"] = made.log["item_id"] + " | i7|"
+  assert log_of(made, candidates="pool").rows.choices(ITEMS).max() == 2
+  made.log.loc[4, "pool"] = cell.format(made.log["item_id"][4])
+  with pytest.raises(InputError, match=rf"column 'pool' {rule}.* 1 of .*row 4") as raised:
+    log_of(made, candidates="pool")
+  assert "\n" not in str(raised.value)  # one fault
 
 
 def test_intervals_need_times_and_an_items_file():

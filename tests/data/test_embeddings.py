@@ -79,8 +79,11 @@ def test_arrays_in_the_cells_of_a_frame_are_recognised():
     ([[1.0, 2.0], [1.0], [1.0, 2.0]], "'image' must hold 2 numbers"),
     ([[1.0, 2.0], None, [1.0, 2.0]], "'image' must hold 2 numbers"),
     ([[1.0, 2.0], [np.nan, 1.0], [1.0, 2.0]], "'image' must be finite"),
+    ([[1.0, 2.0], [np.inf, 1.0], [1.0, 2.0]], "'image' must be finite"),
+    ([[1.0, 2.0], [1e300, 1.0], [1.0, 2.0]], "'image' must be finite"),
   ],
 )
+@pytest.mark.filterwarnings("error")
 def test_ragged_and_infinite_vectors_are_refused(tmp_path, cells, reason):
   with pytest.raises(InputError, match=rf"row 1.*{reason}|{reason}.*row 1"):
     log_of(tmp_path, pd.DataFrame({"item_id": list("xyz"), "image": cells}))

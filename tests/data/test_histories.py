@@ -296,3 +296,31 @@ def test_settings_of_sequences_are_refused_where_there_is_none():
   tables = EncodedTables.encode(log.schema, log.users, log.items)
   with pytest.raises(InputError, match="sequence_encoder=gru changes nothing"):
     TwoTower(tables, EncoderConfig(sequence_encoder="gru"), l2=0.0)
+
+
+def shown_lists(cells, **spec):
+  frame = pd.DataFrame({"user": [1, 1, 2], "item": list("xyz"), "click": [1, 0, 1], "past": cells})
+  return BanditLog.from_pandas(
+    frame, user="user", item="item", reward="click", sequences={"past": {"column": "past", **spec}}
+  )
+
+
+@pytest.mark.parametrize(
+  ("cells", "reason"),
+  [
+    (["x;y", "y;z", ""], "2 of 2 items are not .* in 'x;y'.*separated by '|', or name another"),
+    ([["1", "2"], ["3"], []], "3 of 3 items are not .* in '1|2'.*write ids as in the column of"),
+    (["", "", ""], "column 'past' of the sequence 'past' has no item in any row; leave"),
+  ],
+)
+def test_lists_of_unknown_items_alone_are_refused(cells, reason):
+  spec = {"separator": "|"} if isinstance(cells[0], str) else {}
+  with pytest.raises(InputError, match=reason.replace("|", "[|]")) as raised:
+    shown_lists(cells, **spec)
+  assert "\\x1f" not in str(raised.value)
+
+
+def test_a_share_of_unknown_items_is_noted():
+  log = shown_lists(["x|y", "w|z", ""], separator="|")
+  assert "past: 25.00% of its items are not in the catalogue (first in 'w|z')" in str(log.notes)
+  assert "unknown" not in str(shown_lists(["x|y", "y|z", ""], separator="|").notes)

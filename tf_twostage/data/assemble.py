@@ -18,7 +18,13 @@ from tf_twostage.data.catalogues import Catalogues
 from tf_twostage.data.feature_tables import RawTable, natural_order, strings
 from tf_twostage.data.files import reader
 from tf_twostage.data.files.bad_rows import BadRows
-from tf_twostage.data.files.columns import LIST_SEPARATOR, IdSet, combinations
+from tf_twostage.data.files.columns import (
+  LIST_SEPARATOR,
+  IdSet,
+  are_dates,
+  as_text,
+  combinations,
+)
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.histories import Histories
 from tf_twostage.data.log_schema import (
@@ -36,6 +42,7 @@ _SEQUENCES = {"sequence": ItemSequence, "timed_sequence": TimedSequence}
 _MOST_KINDS = 1000  # of events; more are ids or times
 File = str | os.PathLike | LogFiles
 Columns = Mapping[str, np.ndarray]
+_UNKNOWN_SHARE = 0.9  # of the items of lists; above it, the separator or the ids are wrong
 _NUMBERS = (*reader.NUMBERS, "time")
 
 
@@ -120,6 +127,8 @@ def read(
   people = _Ids("user", users, schema.user_key, of_table)
   of_users = {f.name: _FirstValues(f) for f in of_table} if users is None else {}
   found = locate(log)
+  if items is not None and schema.intervals:
+    _check_clocks(found, locate(items), schema)
   context = [feature.name for feature in schema.context_features]
   policies, slates, lists = _Vocabulary(), _Vocabulary(), _Vocabulary()
   policies.encode(pa.array(schema.policies, pa.string()))
@@ -210,6 +219,8 @@ def read(
     for feature in schema.sequences
   }
   for feature in schema.sequences:
+    if feature.name in columns:
+      notes += _unknown_items(found.place, feature, columns[feature.name], pasts[feature.name])
     _check_kinds(found.place, feature, pasts[feature.name].kinds)
   # Combinations of features have no identity beyond them.
   user_id = Id("user_id", tuple(user_ids.tolist()), embedded=schema.user_id is not None)
@@ -247,6 +258,62 @@ def read(
   return RawLog(shared, columns, user_rank, item_rank, catalogues, pasts)
 
 
+def _check_clocks(log: LogFiles, items: LogFiles, schema: LogSchema) -> None:
+  """Raises InputError if the log has dates, and the times at which items come or go are numbers."""
+  logged, clock = next(_clock(log, "time", str(schema.time)), (None, None))
+  for name, column in schema.intervals.items():
+    given, kind = next(_clock(items, name, column), (None, clock))
+    if clock and kind != clock:
+      raise InputError(
+        f"{items.place}: column {column!r} holds {kind} such as {given!r}, but the log's"
+        f" {schema.time!r} holds {clock} such as {logged!r}; write both as dates, or"
+        " both as numbers"
+      )
+
+
+def _clock(files: LogFiles, name: str, column: str) -> Iterator[tuple[str, str]]:
+  """For each part of a file that has times the first of them, and whether they are dates."""
+  for chunk in reader.chunks(files, {name: column}):
+    given = chunk.table[name].drop_null()
+    given = given.filter(pc.not_equal(pc.utf8_trim_whitespace(as_text(given)[0]), ""))
+    if len(given):
+      yield as_text(given[:1])[0][0].as_py(), "dates" if are_dates(given) else "numbers"
+
+
+def _unknown_items(
+  place: str, feature: FeatureColumn, cells: np.ndarray, history: Histories
+) -> list[str]:
+  """A note on the items of logged lists that are not in the catalogue, if there are any.
+
+  Raises:
+    InputError: there is no item in the lists, or nearly none is known.
+  """
+  items = history.codes[:-1]
+  where = f"{place}: column {feature.column!r} of the sequence {feature.name!r}"
+  if not len(items):
+    raise InputError(f"{where} has no item in any row; leave the sequence out")
+  unknown = np.flatnonzero(items == histories.UNKNOWN)
+  if not len(unknown):
+    return []
+  cell = cells[np.searchsorted(history.end, unknown[0], side="right")]
+  example = repr(cell.replace(LIST_SEPARATOR, "|")[:80])
+  share = len(unknown) / len(items)
+  if share > _UNKNOWN_SHARE:
+    raise InputError(
+      f"{where}: {len(unknown)} of {len(items)} items are not in the catalogue (first in"
+      f" {example}); write ids as in the column of items"
+      + (
+        ""
+        if feature.separator == LIST_SEPARATOR
+        else f", separated by {feature.separator!r}, or name another `separator` in the schema"
+      )
+    )
+  return [
+    f"{feature.name}: {share:.2%} of its items are not in the catalogue (first in {example}) and"
+    " are read as one unknown item"
+  ]
+
+
 def _shown(
   schema: LogSchema, catalogue: _Ids, table: pa.Table, action: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray, str, str]]:
@@ -261,17 +328,15 @@ def _shown(
     row, ids = pc.list_parent_indices(cells).to_numpy(), cells.flatten()
     itself = pc.equal(ids, table["item_id"].combine_chunks().take(pa.array(row)))
     chosen = np.bincount(row, itself.to_numpy(zero_copy_only=False), len(table)) > 0
-    rule = "must list the row's item among the candidates"
+    rule = 'must list the row\'s item among the candidates, separated by "|"'
     yield "candidates", chosen, rule, "list all items that could be shown, or drop these rows"
     if known := catalogue.known.get("item_id"):
       is_known = pc.is_in(ids, value_set=known.ids).to_numpy(zero_copy_only=False)
       valid = np.bincount(row, ~is_known, len(table)) == 0
-      yield (
-        "candidates",
-        valid,
-        known.text.replace("must name a known", "must list known"),
-        (known.remedy),
+      rule = known.text.replace(
+        "must name a known item:", 'must list known items, separated by "|":'
       )
+      yield "candidates", valid | ~chosen, rule, known.remedy
 
 
 def _interval(table: RawTable) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_slots_that_are_missing_are_counted_up_to_the_last_of_their_slate(log):
     ("users", "3 of 2000 slates have rows of several users"),
     ("far", "positions reach 5000, of at most 999"),
     ("prefix", "3 rows have a cascade_propensity above their propensity"),
-    ("from one", "the lowest position is 1: if positions count from 1, write `first_position: 1`"),
+    ("from one", "the lowest is 1: number slots from 0, or from 1 and write `first_position: 1`"),
   ],
 )
 def test_what_cannot_be_slates_is_a_problem_with_its_remedy(log, fault, words):
@@ -89,6 +89,19 @@ def test_what_cannot_be_slates_is_a_problem_with_its_remedy(log, fault, words):
   assert words in texts(log, "problem")
   assert not examine.check(log).usable
   assert any(words in text for text in examine.unusable(log))
+
+
+@pytest.mark.parametrize("column", ["policy", "time"])
+def test_slates_whose_rows_differ_are_counted(log, column):
+  names = {"policy": "slates of several policies", "time": "slates of several times"}
+  assert ("Slates", names[column]) not in facts(log)
+  values = getattr(log, column)
+  odd = np.where((log.slate < 3) & (log.rows.position == 2), values[0] + 1, values[0])
+  divided = dataclasses.replace(log, **{column: odd.astype(values.dtype)})
+  if column == "policy":
+    divided = dataclasses.replace(divided, policies=("old", "new", "newer"))
+    assert "3 of 2000 slates have rows of several policies" in texts(divided, "warning")
+  assert facts(divided)["Slates", names[column]] == 3
 
 
 def test_policies_have_their_rows_and_times(log):

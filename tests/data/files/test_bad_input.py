@@ -117,9 +117,9 @@ FILES = {  # kind: log, message
     r"log.csv: .*column",
   ),
   "header not UTF-8": (b"visitor,\xff\n", r"log.csv: line 1 is not UTF-8"),
-  "semicolons": (
-    lines(lambda t: [line.replace(",", ";") for line in t]),
-    r"log.csv: missing column\(s\) .* found 'visitor;product",
+  "colons": (
+    lines(lambda t: [line.replace(",", ":") for line in t]),
+    r"log.csv: missing column\(s\) .* found 'visitor:product",
   ),
   "quote not closed": (
     lines(lambda t: [*t[:6], '"' + t[6], *t[7:]]) + b"x" * 200_000,

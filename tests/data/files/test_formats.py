@@ -130,6 +130,15 @@ def test_quotes_that_are_not_closed_are_not_skipped(tmp_path):
     read_csv(tmp_path, content, on_bad_rows="skip")
 
 
+@pytest.mark.parametrize("separator", [";", "|", "\t"])
+def test_the_header_tells_the_separator(tmp_path, separator):
+  frame = small_log.frame()
+  text = frame.assign(gender=frame["gender"] + ", x").to_csv(sep=separator, index=False).encode()
+  found = small_log.read(*small_log.write(tmp_path, text))
+  assert found.users["gender"][0].endswith(", x")
+  assert len(found.rows) == len(frame)
+
+
 @pytest.mark.parametrize("name", ["log.tsv", "log.tsv.gz", "log.txt", "log.inter"])
 def test_tabs_separate_columns(tmp_path, name):
   frame = small_log.frame()

@@ -44,9 +44,7 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
   table = pd.DataFrame({"slate": number, "slot": position, "item": log.rows.action})
   doubles = int(table.duplicated(["slate", "slot"]).sum())
   repeats = int(table.duplicated(["slate", "item"]).sum())
-  user = np.full(len(size), -1)
-  user[number] = log.rows.user_index
-  foreign = len(np.unique(number[user[number] != log.rows.user_index]))
+  foreign = _divided(number, log.rows.user_index)
   short = int((size < last + 1).sum())
   yield Fact(section, "slates", len(size))
   yield Fact(
@@ -57,6 +55,16 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
   )
   yield Fact(section, "rows in a slot that is taken", doubles, "should be 0")
   yield Fact(section, "slates of several users", foreign, "should be 0")
+  if log.policy is not None and (divided := _divided(number, log.policy)):
+    yield Fact(section, "slates of several policies", divided, "should be 0")
+    yield Finding(
+      "warning",
+      f"{divided} of {len(size)} slates have rows of several policies, but one policy serves a"
+      " slate: mend the ids of slates, or the column of policies",
+    )
+  if log.time is not None and (divided := _divided(number, log.time)):
+    meaning = f"{_share(divided, len(size))}; the first row's counts"
+    yield Fact(section, "slates of several times", divided, meaning)
   yield Fact(section, "rows of an item that is above", repeats, "in the same slate")
   if doubles:
     yield Finding(
@@ -89,8 +97,8 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
   if lowest := int(position.min()):
     yield Finding(
       "problem",
-      f"no row is in slot 0, the lowest position is {lowest}: if positions count from 1, write"
-      " `first_position: 1` in the schema",
+      f"no row is in slot 0, the lowest is {lowest}: number slots from 0, or from 1 and write"
+      " `first_position: 1` in the schema; log the slots above, if they were shown",
     )
   elif short:
     yield Finding(
@@ -98,6 +106,13 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
       f"{short} of {len(size)} slates lack a slot above their last: log all slots that were shown,"
       " also without a click, or what is missing counts as not shown",
     )
+
+
+def _divided(number: np.ndarray, values: np.ndarray) -> int:
+  """How many slates have rows of several values; number of the slate and value are [n]."""
+  one = np.empty(int(number.max()) + 1, values.dtype)
+  one[number] = values
+  return len(np.unique(number[one[number] != values]))
 
 
 def _rewards(log: BanditLog, number: np.ndarray) -> Iterator[Fact | Finding]:

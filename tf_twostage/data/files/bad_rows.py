@@ -37,6 +37,7 @@ class Chunk:
   line: Callable[[int], int] | None = None
   # column of `table` -> its name in the file, where these differ
   names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  cells: pa.Table | None = None  # the table before its values were converted
 
 
 class BadRowsError(InputError):
@@ -97,7 +98,7 @@ class BadRows:
     if not bad.size:
       return
     first, name = int(bad[0]), chunk.names.get(column, column)
-    cell = chunk.table[column][first]
+    cell = (chunk.table if chunk.cells is None else chunk.cells)[column][first]
     try:
       value = cell.as_py()
     except (ValueError, OverflowError):  # a date that Python does not have

@@ -125,7 +125,12 @@ class CheckedColumns:
     """Values that obey a rule, by default that of the column's name: [k] of the rule's dtype."""
     wanted = wanted or rule(column)
     values, is_number = as_numbers(self.chunk.table[column])
-    self.require(is_number, column, "must hold numbers", "write plain numbers, dates as seconds")
+    self.require(
+      is_number,
+      column,
+      "must hold numbers",
+      "write plain numbers such as 0.5, and dates as seconds",
+    )
     with np.errstate(over="ignore", under="ignore"):  # the rule sees what float32 cannot hold
       cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
     valid = wanted.valid(cast)
@@ -155,8 +160,9 @@ class CheckedColumns:
     values[fits] = as_numbers(flat)[0].reshape(-1, width)
     remedy = "write a vector of one length in each row, zeros where there is none"
     self.require(fits, column, f"must hold {width or 'some'} numbers, as other rows do", remedy)
-    self.require(NUMBER.valid(values).all(axis=1), column, NUMBER.text, remedy)
-    return np.nan_to_num(values).astype(np.float32)
+    valid = np.all(NUMBER.valid(values), axis=1)
+    self.require(valid, column, NUMBER.text, remedy)
+    return np.where(np.expand_dims(valid, 1), values, 0).astype(np.float32)
 
   def ids(self, column: str, known: IdSet | None = None) -> pa.Array:
     """Values as strings, [k], none blank, and all of them in `known` if given."""
@@ -202,17 +208,26 @@ class CheckedColumns:
     return np.where(blank, missing, np.where(valid, values, 0))
 
   def lists(self, column: str) -> pa.Array:
-    """Lists, or text separated by "|", as strings joined by LIST_SEPARATOR."""
+    """Lists, or text separated by "|", as strings joined by LIST_SEPARATOR; none is empty."""
     values, is_utf8 = as_text(self.chunk.table[column], LIST_SEPARATOR)
     self.require(is_utf8, column, "must be text in UTF-8")
-    nested = pa.types.is_nested(self.chunk.table[column].type)
-    return values if nested else pc.replace_substring(values, "|", LIST_SEPARATOR)
+    if not pa.types.is_nested(self.chunk.table[column].type):
+      values = pc.replace_substring_regex(values, r"\s*\|\s*", LIST_SEPARATOR)
+      values = pc.utf8_trim_whitespace(values)
+    values = pc.utf8_trim(values, LIST_SEPARATOR)
+    values = pc.replace_substring_regex(values, f"{LIST_SEPARATOR}+", LIST_SEPARATOR)
+    empty = is_utf8 & _mask(pc.equal(values, ""))
+    self.require(~empty, column, "must list items", "list those that could be shown")
+    return values
 
   def good_rows(self, columns: dict[str, Any]) -> Chunk:
     """The chunk with converted columns, without its bad rows."""
-    table = pa.table(columns)
-    table = table if self._good.all() else table.filter(pa.array(self._good))
-    return dataclasses.replace(self.chunk, table=table, rows=self.chunk.rows[self._good], broken=())
+    tables = [pa.table(columns), self.chunk.table]
+    if not self._good.all():
+      tables = [table.filter(pa.array(self._good)) for table in tables]
+    checked, cells = tables
+    rows = self.chunk.rows[self._good]
+    return dataclasses.replace(self.chunk, table=checked, cells=cells, rows=rows, broken=())
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -1,4 +1,4 @@
-"""Files of values separated by commas or tabs, plain or gzipped; cells stay bytes.
+"""Files of values separated by commas, tabs, semicolons or bars, perhaps gzipped; cells stay bytes.
 
 pyarrow reads them in blocks: 4.6 million rows of seven columns a second on one core, 1.7 million
 where they are gzipped.
@@ -182,11 +182,11 @@ def _open(
 
 
 def _separator(path: pathlib.Path) -> str:
-  """A tab where the header has more tabs than commas."""
+  """What the header has most of."""
   header = b""
   with contextlib.suppress(OSError, EOFError, zlib.error), _bytes(path) as raw:
     header = re.split(rb"[\r\n]", raw.read(_BLOCK), maxsplit=1)[0]
-  return "\t" if header.count(b"\t") > header.count(b",") else ","
+  return max(",\t;|", key=lambda separator: header.count(separator.encode()))
 
 
 def _bytes(path: pathlib.Path) -> BinaryIO:
