@@ -4,10 +4,11 @@
 
 Ratings above 3 are the rows. The latest 15% test, and those before validate (--part). Towers are
 fitted to the earlier ones by cross-entropy against sampled items, for a fixed number of epochs:
-with the user's id alone, or also with what the user liked before the row. They recommend the
-catalogue without what the user liked before. Recall@10 is the share of test rows, drawn at random,
-whose movie is among the first ten. An id says nothing about users without training rows, so that
-the others are also shown alone.
+with the user's id alone ("none"), or also with what the user liked before the row, by an encoder.
+"rated" and "stars" read by attention all that the user rated before, and "stars" also the ratings,
+as kinds of events. All recommend the catalogue without what the user rated before. Recall@10 is the
+share of test rows, drawn at random, whose movie is among the first ten. An id says nothing about
+users without training rows, so that the others are also shown alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import pandas as pd
 
 from tf_twostage import BanditLog, losses  # before tensorflow: selects Keras 2
 from tf_twostage.config import SEQUENCE_ENCODERS, EncoderConfig, FitConfig
+from tf_twostage.data.histories import FIRST, Histories
 from tf_twostage.evaluation.evaluation_log import model_inputs
 from tf_twostage.models.encoders import EncodedTables, TwoTower
 from tf_twostage.models.generator import CandidateGenerator
@@ -33,23 +35,45 @@ from tf_twostage.training.loop import fit
 import tensorflow as tf  # isort: skip
 
 K, SHARE, CHUNK = 10, 0.15, 512
+RATED = ("rated", "stars")
 
 
-def likes(directory: pathlib.Path) -> BanditLog:
-  """Ratings above 3; a rating's propensity is unknown, and cross-entropy needs none."""
+def likes(directory: pathlib.Path, latest: float) -> BanditLog:
+  """Ratings above 3, with histories of what users liked and of what they rated.
+
+  A rating's propensity is unknown, and cross-entropy needs none.
+  """
   columns = ["user", "item", "rating", "time"]
   frame = pd.read_csv(directory / "ratings.dat", sep=":", usecols=[0, 2, 4, 6], names=range(7))
   frame = frame.set_axis(columns, axis=1)
-  frame = frame[frame["rating"] > 3].assign(liked=1.0, propensity=1.0)
+  frame = frame[frame["time"] >= frame["time"].quantile(1 - latest)]
+  frame = frame.assign(liked=frame["rating"] > 3, propensity=1.0)
   roles = {"user": "user", "item": "item", "reward": "liked", "time": "time"}
-  past = {"sequences": {"history": "item"}}
-  return BanditLog.from_pandas(frame, propensity="propensity", name="likes", **roles, **past)
+  stars = {"kind": "sequence", "column": "item", "events": "rating"}
+  past = {"sequences": {"liked": "item", "stars": stars}}
+  log = BanditLog.from_pandas(frame, propensity="propensity", name="likes", **roles, **past)
+  return log.select(log.rows.reward > 0)
+
+
+def reading(log: BanditLog, kind: str) -> BanditLog:
+  """The log with the one history that towers of this kind read."""
+  name = "stars" if kind in RATED else "liked"
+  past = {} if kind == "none" else {name: log.rows.histories[name]}
+  own = tuple(f for f in log.schema.sequences if f.name in past)
+  if kind == "rated":
+    past = {n: dataclasses.replace(h, events=None, kinds=()) for n, h in past.items()}
+    own = tuple(dataclasses.replace(f, kinds=()) for f in own)
+  return dataclasses.replace(
+    log,
+    schema=dataclasses.replace(log.schema, user=(*log.schema.user_table, *own)),
+    rows=dataclasses.replace(log.rows, histories=past),
+  )
 
 
 def trained(log: BanditLog, kind: str, seed: int, args: argparse.Namespace) -> TwoTower:
   """Towers of the rows of a log, which read histories unless the kind is "none"."""
   encoder = EncoderConfig(id_width=args.width, sequence_length=args.length)
-  if kind != "none":
+  if kind in SEQUENCE_ENCODERS:
     encoder = dataclasses.replace(encoder, sequence_encoder=kind)
   settings = FitConfig(epochs=args.epochs, batch_size=args.batch_size, sparse_l2=True)
   tables = EncodedTables.encode(log.schema, log.users, log.items)
@@ -64,10 +88,10 @@ def trained(log: BanditLog, kind: str, seed: int, args: argparse.Namespace) -> T
   return towers
 
 
-def hits(towers: TwoTower, log: BanditLog, rows: np.ndarray, liked: BanditLog) -> np.ndarray:
+def hits(towers: TwoTower, log: BanditLog, rows: np.ndarray, rated: Histories) -> np.ndarray:
   """Whether the item of each of these rows is among the first K, [m] bool.
 
-  `liked` is the same log with whole histories.
+  `rated` are the items to leave out.
   """
   users = EncodedTables.encode(log.schema, log.users, log.items).users
   items = towers.candidates()
@@ -75,7 +99,7 @@ def hits(towers: TwoTower, log: BanditLog, rows: np.ndarray, liked: BanditLog) -
   for some in np.array_split(rows, -(-len(rows) // CHUNK)):
     query = towers.query(model_inputs(log.rows, some, users)["user"])
     scores = np.array(tf.matmul(query, items, transpose_b=True))
-    past = liked.rows.past(some)["history"].numpy() - 2
+    past = rated.padded(some).numpy() - FIRST
     row, place = np.nonzero(past >= 0)
     scores[row, past[row, place]] = -np.inf
     first = np.argpartition(-scores, K, axis=1)[:, :K]
@@ -86,7 +110,7 @@ def hits(towers: TwoTower, log: BanditLog, rows: np.ndarray, liked: BanditLog) -
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--data_dir", type=pathlib.Path, required=True)
-  parser.add_argument("--kinds", nargs="*", default=("none", *SEQUENCE_ENCODERS))
+  parser.add_argument("--kinds", nargs="*", default=("none", *SEQUENCE_ENCODERS, *RATED))
   parser.add_argument("--seeds", type=int, default=5)
   parser.add_argument("--epochs", type=int, default=1)
   parser.add_argument("--batch_size", type=int, default=512)
@@ -94,11 +118,12 @@ def main() -> None:
   parser.add_argument("--width", type=int, default=32)
   parser.add_argument("--length", type=int, default=EncoderConfig.sequence_length)
   parser.add_argument("--rows", type=int, default=10_000, help="evaluated rows that are drawn")
+  parser.add_argument("--latest", type=float, default=1.0, help="share of the ratings to use")
   parser.add_argument("--part", default="test", choices=("validation", "test"))
   args = parser.parse_args()
-  log = likes(args.data_dir).with_sequence_length(args.length)
-  longest = log.rows.histories["history"]
-  liked = log.with_sequence_length(int((longest.end - longest.begin).max()))
+  log = likes(args.data_dir, args.latest).with_sequence_length(args.length)
+  rated = log.rows.histories["stars"]
+  rated = dataclasses.replace(rated, length=int((rated.end - rated.begin).max()))
   masks = log.masks("time", validation=SHARE if args.part == "validation" else 0.0, test=SHARE)
   known = np.isin(log.rows.user_index, log.rows.user_index[masks["train"]])
   test = np.flatnonzero(masks[args.part])
@@ -107,17 +132,12 @@ def main() -> None:
     f"{masks['train'].sum()} training rows; {len(rows)} of {len(test)} {args.part} rows, of which"
     f" {known[rows].sum()} of known users"
   )
-  plain = dataclasses.replace(
-    log,
-    schema=dataclasses.replace(log.schema, user=log.schema.user_table),
-    rows=dataclasses.replace(log.rows, histories={}),
-  )
   recall: dict[str, list[list[float]]] = {kind: [] for kind in args.kinds}
   for seed in range(args.seeds):
     for kind, values in recall.items():
-      own = plain if kind == "none" else log
+      own = reading(log, kind)
       towers = trained(own.select(masks["train"]), kind, seed, args)
-      found = hits(towers, own, rows, liked)
+      found = hits(towers, own, rows, rated)
       values.append([found.mean(), found[known[rows]].mean()])
       print(f"seed {seed} {kind:10s} {values[-1][0]:.4f} {values[-1][1]:.4f}", flush=True)
   print(f"\nrecall@{K}, mean and standard error over {args.seeds} seeds")

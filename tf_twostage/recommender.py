@@ -591,11 +591,12 @@ class TwoStageRecommender:
     settings = self.config.generator
     if self.config.support.support_size:
       settings = dataclasses.replace(settings, sparse_l2=True)
+    start = environment.item_bias if settings.item_bias else None
     towers = TwoTower.of(
       environment.tables,
       self.config.encoder,
       settings,
-      item_bias=settings.item_bias,
+      item_bias=settings.item_bias if start is None else start,
       **self._towers,
     )
     if self._towers and not self._digest:

@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 
 from tf_twostage import BanditLog, TwoStageRecommender, environment, estimate_propensities, evaluate
-from tf_twostage.config import Config, DataConfig, FitConfig, SimulationConfig, UserLogConfig
+from tf_twostage.config import (
+  Config,
+  DataConfig,
+  FitConfig,
+  GeneratorConfig,
+  SimulationConfig,
+  UserLogConfig,
+)
 from tf_twostage.data.sets import RatingsData, make_synthetic
 from tf_twostage.environment import choices
 from tf_twostage.errors import InputError
@@ -78,6 +85,16 @@ def test_propensities_of_training_rows_are_the_exposures(made):
   assert any("not what was shown" in note for note in made.notes)
 
 
+def test_generators_start_from_popularity(made):
+  counts = np.bincount(made.log.action, made.log.reward, minlength=ITEMS)
+  vectors = TwoStageRecommender("cross_entropy").fresh_towers(made).candidates()
+  expected = np.log((counts + 1) / (counts.mean() + 1))
+  np.testing.assert_allclose(vectors[:, -1], expected, rtol=1e-5)
+  training = GeneratorConfig(item_bias=False)
+  without = TwoStageRecommender("cross_entropy", training=training).fresh_towers(made).candidates()
+  assert without.shape[1] == vectors.shape[1] - 1
+
+
 def test_off_policy_evaluation_is_refused(rated, made):
   with pytest.raises(InputError, match="ratings or orders: what users chose"):
     made.evaluation_log(None)
@@ -125,7 +142,7 @@ def test_many_users_are_sampled_and_noted(rated, monkeypatch):
 
 def test_a_recommender_learns_what_users_order(rated):
   orders = ratings_of(rated[rated["rating"] > 3], None).log(history="history")
-  training = dataclasses.replace(Config().generator, epochs=4, batch_size=32, learning_rate=0.5)
+  training = dataclasses.replace(Config().generator, epochs=4, batch_size=32, learning_rate=0.2)
   model = TwoStageRecommender(training=training, ranker_training=FAST, slate_size=5)
   model.fit(orders)
   assert model.config.loss == "cross_entropy"

@@ -157,6 +157,21 @@ def test_biases_start_at_zero(tables):
   np.testing.assert_array_equal(bias, np.zeros(4))
 
 
+def test_biases_start_where_they_are_told_and_l2_draws_them_there(tables):
+  start = np.array([0.0, 1.0, -2.0, 0.5])
+  towers = TwoTower(tables, WIDTHS, l2=0.3, item_bias=start)
+  for actions in (None, tf.constant([2, 1])):
+    own = towers.candidates(actions)[:, -1]
+    np.testing.assert_array_equal(own, start if actions is None else start[[2, 1]])
+  new = towers.new_candidates({name: codes[:2] for name, codes in tables.items.items()})
+  np.testing.assert_array_equal(new[:, -1], np.zeros(2))
+  before = float(tf.add_n(towers.losses))
+  (bias,) = [v for v in towers.trainable_variables if "item_bias" in v.name]
+  bias.assign([0.0, 1.0, 2.0, 2.0])
+  np.testing.assert_allclose(towers.candidates()[:, -1], start + np.array([0.0, 1.0, 2.0, 2.0]))
+  np.testing.assert_allclose(tf.add_n(towers.losses) - before, 0.3 / 2 * 9, rtol=1e-4)
+
+
 def test_a_bias_is_added_to_the_logits_of_every_user(tables):
   towers, without = with_bias(tables)
   np.testing.assert_allclose(

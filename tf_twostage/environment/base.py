@@ -61,6 +61,7 @@ class Environment:
     evaluation_log: builds, or finds built, the log for off-policy evaluation: rows that generators
       were not trained on, or a note that they were.
     notes: sentences for readers of the results.
+    item_bias: [N], where the item biases of generators start; None: at 0.
     examination: of the slots of the log, if it was estimated.
     slot_examination: mean probability that each slot is examined, relative to the first, if known.
   """
@@ -79,6 +80,7 @@ class Environment:
   evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
   trainable_ranker: Callable[[], Ranker] | None = None
+  item_bias: np.ndarray | None = None
   examination: Examination | None = None
   slot_examination: tuple[float, ...] | None = None
 

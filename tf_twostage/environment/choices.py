@@ -93,6 +93,7 @@ def choices(
     ),
     ranker_logits=ranker.logits,
     slate_ranker=ranker.of_slates,
+    item_bias=np.log((popularity + 1) / (popularity.mean() + 1)),
     policies={
       "popularity": full_information.list_scorer(popularity),
       "popularity, latest": full_information.list_scorer(exposed.latest),

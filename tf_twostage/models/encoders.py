@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig, FitConfig
@@ -310,7 +311,7 @@ class TwoTower(tf.keras.layers.Layer):
     l2: float,
     sparse_l2: bool = False,
     use_context: bool = False,
-    item_bias: bool = False,
+    item_bias: bool | np.ndarray = False,
     user_tower: Tower | None = None,
     item_tower: Tower | None = None,
     **kwargs,
@@ -324,7 +325,8 @@ class TwoTower(tf.keras.layers.Layer):
       size, and the effective weight of a row is l2 times the share of steps that read it.
     use_context: whether the user side also reads the context features.
     item_bias: whether every item has a learned number, the same for all users. It is the last
-      coordinate of the item's vector; the last coordinate of a user is then 1.
+      coordinate of the item's vector; the last coordinate of a user is then 1. Numbers [N]: where
+      it starts, and l2 draws it to.
     user_tower, item_tower: a Keras model, or a function that makes one; None: the default.
     """
     super().__init__(**kwargs)
@@ -352,7 +354,8 @@ class TwoTower(tf.keras.layers.Layer):
         )
     self._touched_l2 = l2 if sparse_l2 else 0.0
     self._bias = None
-    if item_bias:
+    self._bias_start = None if isinstance(item_bias, bool) else tf.constant(item_bias, tf.float32)
+    if item_bias is not False:
       self._bias = self.add_weight(
         name="item_bias",
         shape=[schema.num_items],
@@ -394,6 +397,8 @@ class TwoTower(tf.keras.layers.Layer):
   def candidates(self, actions: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
     """Item vectors [N, D] of the whole catalogue, or [B, D] of `actions` [B]."""
     bias = self._bias
+    if bias is not None and self._bias_start is not None:
+      bias = bias + self._bias_start
     if bias is not None and actions is not None:
       bias = tf.gather(bias, actions)
     return self._item_vectors(self._codes_of(actions), bias, training)
