@@ -6,8 +6,10 @@
 A row for each method and kind of clicks: the largest error of a slot, the largest standard error
 that the estimate claims, how many slots have the truth in their 95% interval, and seconds. Two
 policies serve the slates; --strength is the standard deviation of their logits. Rows of users who
-leave have the cascade of `make_slates`, and those of trust its trust bias. With --logs, shares of
-so many logs whose 95% interval of a slot contains the truth, for methods without a model.
+leave have the cascade of `make_slates`, and those of trust its trust bias. "relevance known" fits
+the same line to the true relevance of each row, which shows what the clicks of a log allow. With
+--logs, shares of so many logs whose 95% interval of a slot contains the truth, for methods without
+a model.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pandas as pd
 
-from tf_twostage import Examination, estimate_examination
+from tf_twostage import BanditLog, Examination, estimate_examination
 from tf_twostage.data.sets import SlateWorld, make_slates
+from tf_twostage.evaluation import click_sums
+from tf_twostage.evaluation.click_sums import Clicks
 
 
 class Case(NamedTuple):
@@ -96,7 +100,23 @@ def measure(arguments: argparse.Namespace) -> pd.DataFrame:
       }
     )
     print(found, flush=True)
+    if case.options:  # the last
+      error = np.abs(known(world, log) - true).max()
+      rows.append({"clicks": "trust", "method": "relevance known", "largest error": error})
   return pd.DataFrame(rows)
+
+
+def known(world: SlateWorld, log: BanditLog) -> np.ndarray:
+  """The curve [L] that clicks with trust bias give if the relevance of all rows is known."""
+  users, items = (
+    pd.Index(table.iloc[:, 0]).get_indexer(pd.Index(key.vocabulary))
+    for table, key in ((world.users, log.schema.user_id), (world.items, log.schema.item_id))
+  )
+  rows, relevance = log.rows, world.relevance[users[log.rows.user_index], items[log.rows.action]]
+  one, clicked = np.ones(len(log)), rows.reward.astype(float)
+  clicks = Clicks(rows.position, clicked, np.zeros(len(log), int), int(rows.position.max()) + 1)
+  sums = clicks.sums(one, relevance, clicked, relevance**2, relevance * clicked)
+  return click_sums.from_products(sums[0])[0]
 
 
 def coverage(arguments: argparse.Namespace) -> pd.DataFrame:
