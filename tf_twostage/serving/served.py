@@ -194,8 +194,7 @@ class Served:
       }
       features |= {n: np.asarray(rows.context[n])[at] for n in context if n in rows.context}
       for name in sequences:
-        own = (name, f"{name}_ages", events_of(name))
-        features = {n: v for n, v in features.items() if n not in own}
+        features = {n: v for n, v in features.items() if n not in _of_sequence(name)}
         features |= past[name].raw(name, at, items) if name in past else {}
       return features
 
@@ -225,6 +224,14 @@ class Served:
     """
     user_id = self.settings["user_id"]
     missing = [name for name in self.inputs if name not in frame]
+    for sequence in self.settings.get("sequences", []):
+      own = [name for name in _of_sequence(sequence) if name in self.inputs]
+      absent = [name for name in own if name not in frame]
+      if 0 < len(absent) < len(own):
+        raise InputError(
+          f"recommend: no column {absent[0]!r}; {', '.join(own)} describe the same events: pass all"
+          " of them, or none for known users"
+        )
     known: dict[str, np.ndarray] = {}
     if (missing or by_id) and self.users is not None and user_id in frame:
       ids = frame[user_id].astype(str)
@@ -247,6 +254,11 @@ class Served:
       name: known[name] if name in known else _column(name, frame[name], spec)
       for name, spec in self.inputs.items()
     }
+
+
+def _of_sequence(name: str) -> tuple[str, ...]:
+  """The inputs that a sequence may have."""
+  return name, f"{name}_ages", events_of(name)
 
 
 def _column(name: str, values: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
