@@ -69,6 +69,23 @@ def test_gradients_equal_those_of_enumeration(spreads):
   np.testing.assert_allclose(tape.gradient(included, z, each), of_inclusion, atol=1e-5)
 
 
+@pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
+@pytest.mark.parametrize("slate_size", [1, 30])
+def test_inclusion_in_large_catalogues_solves_the_equation(spread, slate_size):
+  logits = scores(0, (spread,), 3001)[0]
+  found = inclusion_probabilities(np.float32(logits[None]), slate_size).numpy()[0]
+  np.testing.assert_allclose(found, inclusion(logits, slate_size), rtol=5e-5)
+
+
+def test_many_excluded_items_leave_the_others_as_they_are():
+  """Of groups of items, few have one that can be a candidate."""
+  logits = scores(0, (1.0,), 40)[0]
+  every = np.full(4000, -np.inf, np.float32)
+  every[::100] = logits
+  found = inclusion_probabilities(every[None], 39).numpy()[0]
+  np.testing.assert_allclose(found[::100], inclusion(logits, 39), rtol=5e-5)
+
+
 @pytest.mark.parametrize("slate_size", [2, 5, 30])
 def test_large_catalogues_equal_a_fine_quadrature(slate_size):
   rng = np.random.default_rng(0)

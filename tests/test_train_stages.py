@@ -137,14 +137,18 @@ def test_an_unknown_stage_is_refused():
     TwoStageRecommender("two_stage_ltr", train="all")
 
 
-def test_the_stages_take_turns_of_an_epoch_and_the_generator_begins(world):
+@pytest.mark.parametrize("sparse_l2", [False, True])
+def test_the_stages_take_turns_of_an_epoch_and_the_generator_begins(world, sparse_l2):
   """Of one epoch the ranker learns nothing, of two it does."""
   ranker = {}
   for epochs in (1, 2):
     model = TwoStageRecommender(
       "two_stage_ltr",
       train="both",
-      **{**QUICK, "training": GeneratorConfig(epochs=epochs, batch_size=128)},
+      **{
+        **QUICK,
+        "training": GeneratorConfig(epochs=epochs, batch_size=128, sparse_l2=sparse_l2),
+      },
     ).fit_rows(world, world.log)
     ranker[epochs] = ranker_scores(model.environment)[0]
   np.testing.assert_array_equal(ranker[1], ranker_scores(world)[0])

@@ -16,7 +16,7 @@ probability
 Nothing is sampled. The integral is a trapezoidal rule in log u, as in `policies`. The logarithm of
 the product is a sum over items:
 
-* The 4K items with the largest logits count one by one. The others have a pi of at most 1/4.
+* Items with a pi above 1/4, of which there are fewer than 4K, count one by one.
 * The others fall into bins of width 1/64 in g. There log(1 - pi q) is read as c1(q) pi + c2(q) pi²,
   fitted on [0, 1/4], so that a bin keeps its sums of pi and pi².
 
@@ -42,11 +42,14 @@ from tf_twostage import policies
 from tf_twostage.policies import HEADROOM, LOG_TIME_STEP, NEGLIGIBLE, WINDOW
 
 _PER_UNIT = 64  # bins in a unit of g
-_SINGLE = 4  # times K: items that count one by one
-_FEWEST = 64  # of these items
+_BINNED = 1 / 4  # largest pi of an item that may fall into a bin
+_FEW = 64  # items of a catalogue that all count one by one
 _CERTAIN = 60.0  # x of an item that is in every slate, and the largest rate of a clock that counts
+_LOG_CERTAIN, _LOG_2 = np.log(_CERTAIN), np.log(2)
 _STEPS = 60  # towards log t, at most
-_NEAR = 1e-3  # the last step, of which the square is left
+_NEAR = 0.05  # the last step; a tenth of its cube is left
+_GROUPS = 16  # times K: groups of items, which find where to start
+_FEWEST = 256  # of these groups
 _SMALL = 1e-3  # x up to which log(pi / x) is -x / 2
 
 
@@ -152,12 +155,13 @@ def inclusion_log_prob(logits: Any, actions: Any, slate_size: int, copies: Any =
 
   @tf.custom_gradient
   def log_prob(logits):
-    slate = _Slate.of(logits, slate_size, copies)
-    own = _Own.of(slate, actions)
+    log_time = _log_time(logits, slate_size, copies)
+    own = _Own.of(logits, log_time, actions)
 
     def gradient(d_log_pi):
-      d_own = policies.add_at(tf.zeros_like(slate.x), actions, d_log_pi * own.elasticity)
-      return slate.to_logits(d_own)
+      d_own = d_log_pi * own.elasticity
+      through_time = _Slate.until(log_time, logits, copies).through_time(d_own[:, None])
+      return policies.add_at(through_time, actions, d_own)
 
     return own.log_pi, gradient
 
@@ -186,11 +190,12 @@ def distinct_log_prob(
 
   @tf.custom_gradient
   def log_probs(logits):
-    slate = _Slate.of(logits, slate_size, copies)
+    log_time = _log_time(logits, slate_size, copies)
+    slate, own = _Slate.until(log_time, logits, copies), _Own.of(logits, log_time, actions)
     bins = _Bins.fill(slate, ranker_logits, reference, race)
-    own = _Own.of(slate, actions)
+    single = tf.gather(bins.single, actions[:, None], batch_dims=1)
     drawn = tf.reduce_sum(slate.number(slate.x), 1)
-    log_terms = race.log_density + bins.log_absent(race) - own.log_absent(race)
+    log_terms = race.log_density + bins.log_absent(race) - own.log_absent(single, race)
     log_total = tf.reduce_logsumexp(log_terms, 1)
 
     def gradient(d_log_pi, d_log_qbar):
@@ -198,7 +203,7 @@ def distinct_log_prob(
       d_pi = slate.number(bins.slope(by_node, race))
       d_x = -d_log_qbar / tf.math.expm1(tf.minimum(drawn, _CERTAIN))
       d_own = d_log_pi * own.elasticity
-      d_own -= tf.reduce_sum(by_node * own.slope(race), 1) * own.rate
+      d_own -= tf.reduce_sum(by_node * own.slope(single, race), 1) * own.rate
       return slate.to_logits(policies.add_at(slate.by_time(d_pi, d_x[:, None]), actions, d_own))
 
     return (own.log_pi, log_total - tf.math.log(-tf.math.expm1(-drawn))), gradient
@@ -274,111 +279,132 @@ class _Slate(NamedTuple):
   """Independent inclusion of the items of B rows.
 
   Attributes:
-    log_x: [B, N], log t + z_b.
-    x: [B, N], its exponential, at most `_CERTAIN`.
+    x: [B, N], t exp(z_b), at most `_CERTAIN`.
     pi: [B, N], inclusion probabilities.
-    top: [B, M] int32, the items that count one by one.
     copies: [N], how many items each stands for; None: one.
   """
 
-  log_x: tf.Tensor
   x: tf.Tensor
   pi: tf.Tensor
-  top: tf.Tensor
   copies: tf.Tensor | None
 
   @classmethod
   def of(cls, logits: tf.Tensor, slate_size: int, copies: Any = None) -> _Slate:
-    logits = tf.stop_gradient(logits)  # XLA cannot compile a loop that a persistent tape records
-    if copies is not None:
-      copies = tf.convert_to_tensor(copies, logits.dtype)
-    width = tf.minimum(max(_SINGLE * slate_size, _FEWEST), tf.shape(logits)[1])
-    best, top = tf.math.top_k(logits, width)
-    log_time = _log_time(logits, best, top, float(slate_size), copies)
-    log_x = tf.minimum(logits + log_time, np.log(_CERTAIN))
-    x = tf.exp(log_x)
-    return cls(log_x, x, -tf.math.expm1(-x), top, copies)
+    return cls.until(_log_time(logits, slate_size, copies), logits, copies)
+
+  @classmethod
+  def until(cls, log_time: tf.Tensor, logits: tf.Tensor, copies: Any) -> _Slate:
+    x = _x(tf.stop_gradient(logits), log_time)
+    return cls(x, -tf.math.expm1(-x), None if copies is None else tf.cast(copies, x.dtype))
+
+  @property
+  def rates(self) -> tf.Tensor:
+    """The derivative of every pi in log x, [B, N]."""
+    return self.x * tf.exp(-self.x)
 
   def number(self, values: tf.Tensor) -> tf.Tensor:
     """Values of items, [B, N], times how many items they are."""
     return values if self.copies is None else values * self.copies
 
-  def of_top(self, values: tf.Tensor) -> tf.Tensor:
-    """[B, N] to [B, M, 1]."""
-    return tf.gather(values, self.top, batch_dims=1)[..., None]
-
-  def with_top(self, values: tf.Tensor, of_top: tf.Tensor) -> tf.Tensor:
-    """Values [B, N] with those of the top replaced by [B, M]."""
-    rows = tf.broadcast_to(tf.range(tf.shape(values)[0])[:, None], tf.shape(self.top))
-    return tf.tensor_scatter_nd_update(values, tf.stack([rows, self.top], -1), of_top)
-
   def by_time(self, d_pi: tf.Tensor, d_x: tf.Tensor | float = 0.0) -> tf.Tensor:
     """Gradients in every pi, [B, N], and in the sum of x, [B, 1]: in every log x, [B, N]."""
-    return d_pi * self.x * tf.exp(-self.x) + d_x * self.number(self.x)
+    return d_pi * self.rates + d_x * self.number(self.x)
 
   def to_logits(self, d_log_x: tf.Tensor) -> tf.Tensor:
     """Gradients in every log x: in the logits, whose log t is such that Σ_b pi_b = K."""
-    rates = self.number(self.x * tf.exp(-self.x))
-    total = tf.reduce_sum(d_log_x, 1, keepdims=True)
-    return d_log_x - rates * tf.math.divide_no_nan(total, tf.reduce_sum(rates, 1, keepdims=True))
+    return d_log_x + self.through_time(tf.reduce_sum(d_log_x, 1, keepdims=True))
+
+  def through_time(self, d_log_time: tf.Tensor) -> tf.Tensor:
+    """A gradient in log t, [B, 1]: in the logits, [B, N]."""
+    rates = self.number(self.rates)
+    total = tf.reduce_sum(rates, 1, keepdims=True)
+    return rates * tf.math.divide_no_nan(-d_log_time, total)
 
 
-def _log_time(
-  logits: tf.Tensor, best: tf.Tensor, top: tf.Tensor, slate_size: float, copies: tf.Tensor | None
-) -> tf.Tensor:
-  """log t, [B, 1], by Newton's method within a bracket.
+def _x(logits: tf.Tensor, log_time: tf.Tensor) -> tf.Tensor:
+  return tf.exp(tf.minimum(logits + log_time, _LOG_CERTAIN))
 
-  The best items count one by one, the others, whose x is small, as the series of 1 - exp(-x).
+
+def _log_time(logits: tf.Tensor, slate_size: int, copies: Any = None) -> tf.Tensor:
+  """log t, [B, 1].
+
+  The search starts from that of groups of items. A group is one item, whose x is the sum of theirs:
+  exact where all are small, and where one is much larger than the others.
   """
-  largest = best[:, 0][:, None]
-  edge = tf.reduce_min(tf.where(best > -np.inf, best, largest), 1, keepdims=True)
-  weights = tf.exp(tf.minimum(logits - edge, 0.0))
-  of_top = tf.exp(tf.minimum(best - edge, 0.0))
-  number = tf.ones_like(best) if copies is None else tf.gather(copies, top)
-  others = (best[:, -1][:, None] > -np.inf) & (tf.shape(best)[1] < tf.shape(logits)[1])
-  every = weights if copies is None else weights * copies
-  total = tf.reduce_sum(every, 1, keepdims=True)
+  logits = tf.stop_gradient(logits)  # XLA cannot compile a loop that a persistent tape records
+  if copies is None:
+    number, groups = None, _groups(logits, max(_GROUPS * slate_size, _FEWEST))
+  else:
+    number = tf.cast(copies, logits.dtype)
+    groups = logits + tf.math.log(number)
+  total = tf.reduce_logsumexp(groups, 1, keepdims=True)
+  low = np.log(slate_size) - total  # since pi is at most x
+  start = low if copies is not None else _search(groups, slate_size, low, low)
+  found = _search(logits, slate_size, low, start, number)
+  return tf.where(tf.math.is_finite(total), found, np.nan)
 
-  def moment(of_all: tf.Tensor, power: int) -> tf.Tensor:
-    rest = of_all - tf.reduce_sum(number * of_top**power, 1, keepdims=True)
-    return tf.where(others, rest, 0.0)
 
-  squares = every * weights
-  first = moment(total, 1)
-  second = moment(tf.reduce_sum(squares, 1, keepdims=True), 2)
-  third = moment(tf.reduce_sum(squares * weights, 1, keepdims=True), 3)
+def _groups(logits: tf.Tensor, number: int) -> tf.Tensor:
+  """log Σ exp(z_b) of at most so many groups of items, [B, groups]."""
+  items = tf.shape(logits)[1]
+  width = (items + number - 1) // number
+  padded = tf.pad(logits, [[0, 0], [0, -items % width]], constant_values=-np.inf)
+  return tf.reduce_logsumexp(tf.reshape(padded, [tf.shape(logits)[0], width, -1]), 1)
+
+
+def _search(
+  logits: tf.Tensor,
+  slate_size: int,
+  low: tf.Tensor,
+  start: tf.Tensor,
+  number: tf.Tensor | None = None,
+) -> tf.Tensor:
+  """log t, [B, 1], by Halley's method in t, within a bracket.
+
+  Args:
+    logits: [B, N].
+    slate_size: K.
+    low: [B, 1], a lower bound.
+    start: [B, 1], the first guess.
+    number: [N], how many items each is; None: one.
+  """
 
   def narrow(low, high, log_time, moving) -> tuple[tf.Tensor, ...]:
-    x = tf.exp(tf.minimum(best + log_time, np.log(_CERTAIN)))
-    included = -tf.math.expm1(-x)
-    edge_x = tf.exp(edge + log_time)
-    expected = edge_x * (first - edge_x * (second / 2 - edge_x * third / 6))
-    expected += tf.reduce_sum(number * included, 1, keepdims=True)
-    slope = edge_x * (first - edge_x * (second - edge_x * third / 2))
-    slope += tf.reduce_sum(number * x * (1 - included), 1, keepdims=True)
-    missing = slate_size - expected
+    # pi / 2 by the hyperbolic tangent of x / 2, which takes a third of the time of expm1 on CPUs.
+    half_x = tf.exp(tf.minimum(logits + (log_time - _LOG_2), _LOG_CERTAIN - _LOG_2))
+    tangent = tf.tanh(half_x)
+    half_pi = tangent / (1 + tangent)
+    rates = half_x * (1 - 2 * half_pi)
+    if number is not None:
+      half_pi, rates = number * half_pi, number * rates
+    slope = 2 * tf.reduce_sum(rates, 1, keepdims=True)
+    curvature = 4 * tf.reduce_sum(half_x * rates, 1, keepdims=True)
+    missing = slate_size - 2 * tf.reduce_sum(half_pi, 1, keepdims=True)
+    newton = tf.math.divide_no_nan(missing, slope)
+    halley = 1 - newton * tf.math.divide_no_nan(curvature, slope) / 2
+    step = newton / tf.maximum(halley, 0.1)
+    found = log_time + tf.math.log1p(tf.maximum(step, -0.99))
     low, high = tf.where(missing > 0, log_time, low), tf.where(missing > 0, high, log_time)
-    step = tf.math.log1p(tf.maximum(tf.math.divide_no_nan(missing, slope), -0.99))
-    found = log_time + step
-    found = tf.where((found > low) & (found < high), found, (low + high) / 2)
+    # A slope of 0 has no steps: only certain and impossible items are left.
+    inside = (found >= low) & (found <= high) & ((slope > 0) | (missing == 0))
+    found = tf.where(inside, found, (low + high) / 2)
     found = tf.where(moving, found, log_time)  # no row depends on how long others take
     return low, high, found, tf.abs(found - log_time) > _NEAR
 
-  high = np.log(_CERTAIN) - edge
-  items = tf.reduce_sum(tf.ones_like(logits[0]) if copies is None else copies)
-  low = np.log(slate_size) - tf.math.log(items) - largest  # pi is at most x
-  low = tf.minimum(low, high)
-  state = (low, high, low, tf.fill(tf.shape(low), True))
-  found = tf.while_loop(
+  largest = tf.reduce_max(logits, 1, keepdims=True)
+  smallest = tf.reduce_min(tf.where(logits > -np.inf, logits, largest), 1, keepdims=True)
+  high = _LOG_CERTAIN - smallest  # all items are certain
+  low, start = tf.minimum(low, high), tf.minimum(start, high)
+  state = (low, high, start, tf.fill(tf.shape(low), True))
+  return tf.while_loop(
     lambda *state: tf.reduce_any(state[-1]), narrow, state, maximum_iterations=_STEPS
   )[2]
-  return tf.where(tf.math.is_finite(total + largest), found, np.nan)
 
 
 class _Race(NamedTuple):
   """The race of the clocks, tabulated: bins of g (relative to a reference) by nodes of log u.
 
-  Polynomials in pi are for items of a pi of at most 1 / _SINGLE, with q the probability that a
+  Polynomials in pi are for items of a pi of at most `_BINNED`, with q the probability that a
   clock rings until a node.
 
   Attributes:
@@ -423,7 +449,7 @@ class _Race(NamedTuple):
     nodes = y / _PER_UNIT
     log_weights = np.full(nodes.shape, np.log(LOG_TIME_STEP))
     log_weights[0] -= np.log(1 - np.exp(-LOG_TIME_STEP))  # stands for all earlier nodes too
-    v = np.minimum(np.arange(g[0] + y[0], g[-1] + y[-1] + 1) / _PER_UNIT, np.log(_CERTAIN))
+    v = np.minimum(np.arange(g[0] + y[0], g[-1] + y[-1] + 1) / _PER_UNIT, _LOG_CERTAIN)
     q = -np.expm1(-np.exp(v))
     at = np.add.outer(g, y) - (g[0] + y[0])
     density = np.exp(log_weights) * np.exp(v - np.exp(v))[at]
@@ -439,12 +465,12 @@ class _Race(NamedTuple):
 
   def log_factor(self, x: tf.Tensor, pi: tf.Tensor, g: tf.Tensor | float) -> tf.Tensor:
     """log(1 - pi q) at the nodes, for x, pi and g with a last axis of 1."""
-    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), np.log(_CERTAIN)))
+    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), _LOG_CERTAIN))
     return tf.math.log(tf.exp(-x) + pi * tf.exp(-rate))
 
   def log_slope(self, x: tf.Tensor, pi: tf.Tensor, g: tf.Tensor | float) -> tf.Tensor:
     """The derivative of `log_factor` in pi, which is negative."""
-    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), np.log(_CERTAIN)))
+    rate = tf.exp(tf.minimum(g + self.nodes.astype(x.dtype.as_numpy_dtype), _LOG_CERTAIN))
     return tf.math.expm1(-rate) / (tf.exp(-x) + pi * tf.exp(-rate))
 
 
@@ -454,11 +480,11 @@ def _rival(q: np.ndarray, power: int, pi: float) -> np.ndarray:
 
 
 def _polynomial(function: Callable[[float], np.ndarray], powers: tuple[int, ...]) -> np.ndarray:
-  """Coefficients, [powers, V], of a function of pi on [0, 1 / _SINGLE] to [V], by least squares.
+  """Coefficients, [powers, V], of a function of pi on [0, `_BINNED`] to [V], by least squares.
 
   Errors are relative to pi to the lowest power.
   """
-  pi = (1 - np.cos(np.pi * (np.arange(12) + 0.5) / 12)) / (2 * _SINGLE)  # Chebyshev nodes
+  pi = (1 - np.cos(np.pi * (np.arange(12) + 0.5) / 12)) * _BINNED / 2  # Chebyshev nodes
   weights = pi ** -min(powers)
   values = np.stack([weight * function(p) for p, weight in zip(pi, weights, strict=True)])
   return np.linalg.lstsq(weights[:, None] * pi[:, None] ** np.array(powers), values)[0]
@@ -470,15 +496,13 @@ class _Own(NamedTuple):
   log_x: tf.Tensor  # [B]
   x: tf.Tensor  # [B, 1]
   pi: tf.Tensor  # [B, 1]
-  single: tf.Tensor  # [B, 1] bool: is one of the top
 
   @classmethod
-  def of(cls, slate: _Slate, actions: tf.Tensor) -> _Own:
-    log_x, x, pi = (
-      tf.gather(v, actions[:, None], batch_dims=1) for v in (slate.log_x, slate.x, slate.pi)
-    )
-    single = tf.reduce_any(slate.top == actions[:, None], 1, keepdims=True)
-    return cls(log_x[:, 0], x, pi, single)
+  def of(cls, logits: tf.Tensor, log_time: tf.Tensor, actions: tf.Tensor) -> _Own:
+    log_x = tf.gather(tf.stop_gradient(logits), actions[:, None], batch_dims=1) + log_time
+    log_x = tf.minimum(log_x, _LOG_CERTAIN)
+    x = tf.exp(log_x)
+    return cls(log_x[:, 0], x, -tf.math.expm1(-x))
 
   @property
   def log_pi(self) -> tf.Tensor:
@@ -497,37 +521,41 @@ class _Own(NamedTuple):
     x, pi = self.x[:, 0], self.pi[:, 0]
     return tf.where(x < _SMALL, 1 - x / 2, self.rate / tf.maximum(pi, _SMALL))
 
-  def log_absent(self, race: _Race) -> tf.Tensor:
-    """What `_Bins.log_absent` has of one such item, [B, J]."""
+  def log_absent(self, single: tf.Tensor, race: _Race) -> tf.Tensor:
+    """What `_Bins.log_absent` has of one such item, [B, J]; `single` [B, 1]: by itself."""
     first, second = race.absent[:, round(-race.low * _PER_UNIT)].astype(
       self.pi.dtype.as_numpy_dtype
     )
     binned = self.pi * first + self.pi**2 * second
-    return tf.where(self.single, race.log_factor(self.x, self.pi, 0.0), binned)
+    return tf.where(single, race.log_factor(self.x, self.pi, 0.0), binned)
 
-  def slope(self, race: _Race) -> tf.Tensor:
+  def slope(self, single: tf.Tensor, race: _Race) -> tf.Tensor:
     """Its derivative in pi, [B, J]."""
     first, second = race.absent[:, round(-race.low * _PER_UNIT)].astype(
       self.pi.dtype.as_numpy_dtype
     )
     binned = first + 2 * self.pi * second
-    return tf.where(self.single, race.log_slope(self.x, self.pi, 0.0), binned)
+    return tf.where(single, race.log_slope(self.x, self.pi, 0.0), binned)
 
 
 class _Bins(NamedTuple):
-  """The items of every row in the bins of a race, and the top by themselves.
+  """The items of every row in the bins of a race, and those with a large pi by themselves.
 
   Attributes:
     slate: the items.
     index: [B, N] int32, row * num_bins + bin.
     num_bins: bins a row.
-    top: x, pi, g relative to the reference, and number of the top items, [B, M, 1] each.
+    single: [B, N] bool: by itself.
+    at: [M, 2] int64, row and item of those by themselves.
+    singles: x, pi, g relative to the reference, and number of these, [M, 1] each.
   """
 
   slate: _Slate
   index: tf.Tensor
   num_bins: int
-  top: tuple[tf.Tensor, ...]
+  single: tf.Tensor
+  at: tf.Tensor
+  singles: tuple[tf.Tensor, ...]
 
   @classmethod
   def fill(
@@ -541,59 +569,68 @@ class _Bins(NamedTuple):
     first = num_bins * tf.range(tf.shape(g)[0])[:, None]
     # NaN becomes a negative integer on some devices.
     index = tf.clip_by_value(tf.cast(place, tf.int32), 0, num_bins - 1) + first
-    number = slate.number(tf.ones_like(g[:1])) if slate.copies is not None else tf.ones_like(g[:1])
-    number = tf.broadcast_to(number, tf.shape(g))
-    of_top = [slate.of_top(v) for v in (slate.x, slate.pi, tf.minimum(g, HEADROOM), number)]
-    return cls(slate, index, num_bins, tuple(of_top))
+    single = (slate.pi > _BINNED) | (tf.shape(g)[1] <= _FEW)
+    at = tf.where(single)
+    number = tf.ones_like(g[0]) if slate.copies is None else slate.copies
+    singles = [tf.gather_nd(v, at) for v in (slate.x, slate.pi, tf.minimum(g, HEADROOM))]
+    singles.append(tf.gather(number, at[:, 1]))
+    return cls(slate, index, num_bins, single, at, tuple(v[:, None] for v in singles))
 
   def log_absent(self, race: _Race) -> tf.Tensor:
     """log Π_b (1 - pi_b q_b) over all items, at the nodes: [B, J]."""
-    x, pi, g, number = self.top
+    x, pi, g, number = self.singles
     binned = self._to_nodes(self.slate.number(self.slate.pi), race.absent)
-    return binned + tf.reduce_sum(number * race.log_factor(x, pi, g), 1)
+    return binned + self._by_row(number * race.log_factor(x, pi, g))
 
   def slope(self, by_node: tf.Tensor, race: _Race) -> tf.Tensor:
     """Σ_j by_node times the derivative of log(1 - pi_b q_b) in pi_b: [B, J] to [B, N]."""
-    x, pi, g, _ = self.top
+    x, pi, g, _ = self.singles
     first, second = self._to_bins(by_node, race.absent)
-    of_top = tf.reduce_sum(by_node[:, None] * race.log_slope(x, pi, g), 2)
-    return self.slate.with_top(self._read(first, 2 * second), of_top)
+    by_node = tf.gather(by_node, self.at[:, 0])
+    of_singles = tf.reduce_sum(by_node * race.log_slope(x, pi, g), 1)
+    return self._with_singles(self._read(first, 2 * second), of_singles)
 
   def wins(self, log_absent: tf.Tensor, race: _Race, power: int) -> tf.Tensor:
     """∫ density Π_{b != a} (1 - pi_b q_b) / (1 - pi_a q_a)^(power - 1) du of every a: [B, N]."""
     bins = self._to_bins(tf.exp(log_absent), race.wins[power - 1])
-    of_top = tf.reduce_sum(self._top_wins(log_absent, race, power), 2)
-    return self.slate.with_top(self._read(*bins), of_top)
+    of_singles = tf.reduce_sum(self._single_wins(log_absent, race, power), 1)
+    return self._with_singles(self._read(*bins), of_singles)
 
   def wins_at(self, factor: tf.Tensor, log_absent: tf.Tensor, race: _Race) -> tf.Tensor:
     """Σ_a factor times the integrand of `wins`, at the nodes: [B, N] to [B, J]."""
-    of_top = self.slate.of_top(factor) * self._top_wins(log_absent, race, 1)
+    of_singles = tf.gather_nd(factor, self.at)[:, None] * self._single_wins(log_absent, race, 1)
     binned = self._to_nodes(factor, race.wins[0]) * tf.exp(log_absent)
-    return binned + tf.reduce_sum(of_top, 1)
+    return binned + self._by_row(of_singles)
 
-  def _top_wins(self, log_absent: tf.Tensor, race: _Race, power: int) -> tf.Tensor:
-    """The integrand of `wins` of the top items, [B, M, J]."""
-    x, pi, g, _ = self.top
+  def _single_wins(self, log_absent: tf.Tensor, race: _Race, power: int) -> tf.Tensor:
+    """The integrand of `wins` of the items by themselves, [M, J]."""
+    x, pi, g, _ = self.singles
     dtype = x.dtype.as_numpy_dtype
-    v = tf.minimum(g + race.nodes.astype(dtype), np.log(_CERTAIN))
+    v = tf.minimum(g + race.nodes.astype(dtype), _LOG_CERTAIN)
     log_density = race.log_weights.astype(dtype) + v - tf.exp(v)
-    absent = log_absent[:, None] - power * race.log_factor(x, pi, g)
-    return tf.exp(log_density + absent)
+    log_absent = tf.gather(log_absent, self.at[:, 0])
+    return tf.exp(log_density + log_absent - power * race.log_factor(x, pi, g))
+
+  def _by_row(self, values: tf.Tensor) -> tf.Tensor:
+    """Sums of what the items by themselves have: [M, J] to [B, J]."""
+    return tf.math.unsorted_segment_sum(values, self.at[:, 0], tf.shape(self.index)[0])
+
+  def _with_singles(self, values: tf.Tensor, of_singles: tf.Tensor) -> tf.Tensor:
+    """Values [B, N] with those of the items by themselves replaced by [M]."""
+    return tf.tensor_scatter_nd_update(values, self.at, of_singles)
 
   def _to_nodes(self, factor: tf.Tensor, tables: np.ndarray) -> tf.Tensor:
-    """Σ_b factor_b times polynomials of pi_b, over all but the top: [B, N] to [B, J].
+    """Σ_b factor_b times polynomials of pi_b, over all in bins: [B, N] to [B, J].
 
     The first coefficient multiplies `factor`, the next one `factor` times pi, and so on.
     """
+    factor = tf.where(self.single, 0.0, factor)
     total = tf.constant(0.0, factor.dtype)
     for start in range(0, len(tables), 2):
       weights = factor * self.slate.pi**start
       pair = tf.complex(weights, weights * self.slate.pi)
       rows = tf.shape(factor)[0]
       sums = tf.math.unsorted_segment_sum(pair, self.index, rows * self.num_bins)
-      index_of_top = tf.gather(self.index, self.slate.top, batch_dims=1)
-      pair_of_top = tf.gather(pair, self.slate.top, batch_dims=1)
-      sums -= tf.math.unsorted_segment_sum(pair_of_top, index_of_top, rows * self.num_bins)
       sums = tf.reshape(sums, [rows, self.num_bins])
       parts = (tf.math.real(sums), tf.math.imag(sums))
       for part, table in zip(parts, tables[start : start + 2], strict=False):

@@ -178,6 +178,14 @@ def test_the_ranker_learns_the_gradient_of_the_rank_weight():
   np.testing.assert_allclose(gradient, oracle.finite_differences(value, RANKER), atol=0.03)
 
 
+def test_an_item_without_other_candidates_ranks_first():
+  logits = np.full(ITEMS, -np.inf)
+  logits[2] = 0.0
+  loss = losses.TwoStageLTR(RAW, slate_size=SLATE, seed=1, dtype="float64")
+  ratio = loss.terms(logits[None], [2], [0.5], [1.0], RANKER[None]).ratio
+  np.testing.assert_allclose(ratio, [1 / 0.5], rtol=1e-3)
+
+
 def test_unknown_rank_weights_list_the_known():
   with pytest.raises(InputError, match="must be one of dcg, examination, top_1, got 'ndcg'"):
     losses.get("two_stage_ltr", rank_weights="ndcg")

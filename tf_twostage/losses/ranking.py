@@ -34,8 +34,8 @@ def sample_rivals(logits: tf.Tensor, actions: tf.Tensor, slate_size: int, seed: 
   """The other candidates of a slate that holds a_i: [B, R] int32, R = min(K, N) - 1, all different.
 
   Args:
-    logits: [B, N], z, without gradient. Where fewer than R items are not excluded, a row's last
-      rivals are excluded ones.
+    logits: [B, N], z, without gradient. Where fewer than R others are not excluded, a_i itself and
+      excluded ones come last.
     actions: [B] catalogue indices.
     slate_size: K.
     seed: [2] integer.

@@ -98,9 +98,12 @@ class TwoStageLTR(WeightedLoss):
   def _log_rank_weight(self, x: LossInputs) -> tf.Tensor:
     """log φ(a_i), [B], of one slate around each a_i; differentiable in the ranker logits."""
     rivals = sample_rivals(x.logits, x.actions, self.slate_size, self.generator.make_seeds()[:, 0])
-    own = tf.gather(x.ranker_logits, x.actions, batch_dims=1)
-    relative = tf.gather(x.ranker_logits, rivals, batch_dims=1) - own[:, None]
+    slate = tf.concat([tf.cast(x.actions, tf.int32)[:, None], rivals], 1)
+    scores = tf.gather(x.ranker_logits, slate, batch_dims=1)
+    relative = scores[:, 1:] - scores[:, :1]
+    # Where there are fewer others than rivals, the item itself is drawn, and items of no slate are.
     included = tf.gather(x.logits, rivals, batch_dims=1) > -np.inf
+    included &= tf.cast(rivals, x.actions.dtype) != x.actions[:, None]
     relative = tf.where(included, relative, -np.inf)
     theta = rank_weights(self.rank_weights, self.slate_size, self.examination)
     expected = tf.maximum(expected_rank_weight(relative, theta), 1e-12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -136,27 +136,51 @@ class CandidateGenerator(tfrs.Model):
     Gradients and losses are summed over replicas, so each divides by their number. Metrics are
     updated but not read: reading costs an exchange between replicas for each variable.
     """
-    with tf.GradientTape() as tape:
+    with tf.GradientTape(persistent=self._turn_steps > 0) as tape:
       loss, touched = self._loss_and_penalty(inputs, training=True)
       penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
-    gradients = tape.gradient(total_loss, self.trainable_variables)
     if self._turn_steps:
-      gradients = self._of_this_turn(gradients)
+      gradients = self._of_this_turn(lambda variables: tape.gradient(total_loss, variables))
+    else:
+      gradients = tape.gradient(total_loss, self.trainable_variables)
     self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
     self._penalty.update_state(penalty)
     return {"total_loss": total_loss}
 
-  def _of_this_turn(self, gradients: list[Any]) -> list[Any]:
-    """The gradients, zero for the stage that is held fixed; Adagrad then leaves it as it is."""
-    turn = tf.cast(self.optimizer.iterations, tf.int64) // self._turn_steps
-    generator = tf.cast(turn % 2 == 0, tf.float32)
+  def _of_this_turn(self, gradient: Callable[[list[Any]], list[Any]]) -> list[Any]:
+    """The gradients, zero for the stage that is held fixed; Adagrad then leaves it as it is.
+
+    Those of the stage that is held fixed are not computed.
+    """
     own = {variable.ref() for variable in self.towers.trainable_variables}
+    turn = tf.cast(self.optimizer.iterations, tf.int64) // self._turn_steps
+    found: dict[Any, Any] = {}
+    for parity in (0, 1):
+      learning = [v for v in self.trainable_variables if (v.ref() not in own) == parity]
+      of_stage = _gradients_if(turn % 2 == parity, gradient, learning)
+      found |= {v.ref(): g for v, g in zip(learning, of_stage, strict=True)}
+    return [found[v.ref()] for v in self.trainable_variables]
 
-    def kept(gradient: Any, variable: tf.Variable) -> Any:
-      share = generator if variable.ref() in own else 1 - generator
-      if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(gradient.values * share, gradient.indices, gradient.dense_shape)
-      return gradient * share
 
-    return [*map(kept, gradients, self.trainable_variables)]
+def _gradients_if(
+  learn: tf.Tensor, gradient: Callable[[list[Any]], list[Any]], variables: list[Any]
+) -> list[Any]:
+  """Gradients of variables if `learn`, else zeros of the same kind: of no rows where sparse."""
+  sparse: set[Any] = set()
+
+  def computed() -> list[Any]:  # traced before `zeros`
+    gradients = gradient(variables)
+    pairs = zip(variables, gradients, strict=True)
+    sparse.update(v.ref() for v, g in pairs if isinstance(g, tf.IndexedSlices))
+    return gradients
+
+  def zeros() -> list[Any]:
+    return [
+      tf.IndexedSlices(tf.zeros([0, *v.shape[1:]]), tf.zeros([0], tf.int32), tf.shape(v))
+      if v.ref() in sparse
+      else tf.zeros_like(v)
+      for v in variables
+    ]
+
+  return tf.cond(learn, computed, zeros)
