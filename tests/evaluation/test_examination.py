@@ -125,6 +125,19 @@ def test_a_cascade_is_recovered_and_corrects_rewards():
     assert abs(seen[of_slot].mean() - relevance[of_slot].mean()) < 4 * error
 
 
+def test_a_cascade_that_ends_with_the_first_click_has_unknown_errors():
+  log = make_slates(**WORLD, continuation=np.array([0, 0, 0, 1])).log(4000)
+  found = estimate_examination(log, "cascade")
+  np.testing.assert_array_equal(found.continuation, [0, 0, 0, 1])
+  clicks = log.slates().of(log.rows.reward)  # who saw a slot has no click above it
+  above = np.cumsum(clicks, axis=1) - clicks
+  np.testing.assert_allclose(found.curve, (above == 0).mean(axis=0))
+  for values in (found.low, found.high, found.standard_error):
+    np.testing.assert_array_equal(np.isnan(values), [False, True, True, True])
+  assert "with an unknown error" in found.note()
+  assert "±" not in found.note()
+
+
 def test_intervals_contain_the_truth_as_often_as_they_say():
   world = make_slates(**WORLD)
   inside = []

@@ -59,6 +59,13 @@ def from_continuation(sums: np.ndarray) -> np.ndarray:
   return 1 - np.cumsum(left, axis=-1) + left
 
 
+def at_boundary(sums: np.ndarray) -> np.ndarray:
+  """Slots [L] below a clicked slot whose λ is 0 or 1, where a bootstrap says nothing of errors."""
+  went_on = continuation(sums)
+  ends = ((went_on == 0) | (went_on == 1)) & (sums[-2] > 0)
+  return np.cumsum(ends) - ends > 0
+
+
 def path_probabilities(slates: Slates, clicked: np.ndarray, went_on: np.ndarray) -> np.ndarray:
   """Π λ_j over the clicked slots j above each row, [n].
 

@@ -84,7 +84,7 @@ def from_pairs(sums: np.ndarray) -> np.ndarray:
   with np.errstate(divide="ignore", invalid="ignore"):
     for _ in range(_STEPS):
       both = curve[..., :, np.newaxis] + curve[..., np.newaxis, :]
-      step = won / (met / both).sum(axis=-1)
+      step = won / np.where(met > 0, met / both, 0.0).sum(axis=-1)
       step /= step[..., :1]
       moved = np.nanmax(np.abs(step - curve), initial=0.0)
       curve = step

@@ -133,6 +133,8 @@ def estimate_examination(
   curve, low, high, error = np.where(
     by_slot > 0, [found.curve(total), low, high, replicates.std(axis=0)], np.nan
   )
+  if method == "cascade":
+    low, high, error = np.where(cascade.at_boundary(total), np.nan, [low, high, error])
   return Examination(
     method=method,
     reason=found.reason,

@@ -29,7 +29,8 @@ class Examination:
     curve: [L]; NaN where no row of the slot has a reward.
     low, high: [L], ends of the intervals.
     standard_error: [L], of the same bootstrap of users or slates. The model of relevance is taken
-      as fixed.
+      as fixed. Of a cascade, errors and intervals are NaN below a slot in which users always or
+      never go on: there a bootstrap says nothing.
     confidence: of the intervals.
     noise: [L], with trust bias: a click on an item of relevance γ has the probability
       curve γ + noise, where γ is that of a click in slot 0. None without.
@@ -102,11 +103,14 @@ class Examination:
     """One sentence for reports."""
     known = np.isfinite(self.curve)
     last, silent = np.flatnonzero(known)[-1], np.flatnonzero(~known)
+    error = f" ± {self.standard_error[last]:.2g}"
+    if np.isnan(self.standard_error[last]):
+      error = " (with an unknown error, since users always or never go on in a slot above)"
     names = ", ".join(map(str, silent[:9])) + (", ..." if len(silent) > 9 else "")
     return (
       f"rewards are divided by the examination of their slots, which is ESTIMATED ({self.method}:"
-      f" {self.reason}); slot {last} is examined {self.curve[last]:.3g} ±"
-      f" {self.standard_error[last]:.2g} times as often as slot 0"
+      f" {self.reason}); slot {last} is examined {self.curve[last]:.3g}{error} times as often as"
+      " slot 0"
       + (f"; no row of slots {names} has a reward, so theirs is not known" if len(silent) else "")
     )
 
