@@ -126,7 +126,7 @@ HELD_OUT = Metrics(
   printed=_VALUES,
   headline="snips",
   selects="gain_lower_bound",
-  unit="mean reward",
+  unit="mean reward of an item",
   population="rows",
 )
 

@@ -281,6 +281,12 @@ class TwoStageRecommender:
       take_weights()
       return scores()
 
+    if "examination" in environment.facts and self.config.generator.train == "generator":
+      _log.info(
+        "loss %s trains the generator alone, from single items of the slates; loss=two_stage_ltr"
+        " with train=both trains both stages, by the ranks of items",
+        self.loss_name,
+      )
     rows = rows_to_learn(self.config, model.objective, environment.log)
     measured = environment.evaluator.metrics
     monitor = Monitor(

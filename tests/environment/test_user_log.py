@@ -212,7 +212,7 @@ def test_experiments_compare_values(written, made, monkeypatch):
     for name in ("cross_entropy", "ips")
   ]
   text = experiment.run(config, variants, seeds=2, workdir=written)
-  assert "Test rows, generator + ranker (mean reward)" in text
+  assert "Test rows, generator + ranker (mean reward of an item)" in text
   assert "SNIPS" in text
   assert f"Paired over seeds, {HELD_OUT.headline}" in text
   assert {"table.md", "curves.png"} <= {p.name for p in (written / "experiment").iterdir()}

@@ -18,7 +18,11 @@ def test_numbers_are_rounded_and_have_their_error_where_known():
   ("metrics_of", "title", "caption"),
   [
     (metrics.FULL_INFORMATION, "Test users, both (%)", "precision@10, validation users, %"),
-    (metrics.HELD_OUT, "Test rows, both (mean reward)", "snips, validation rows, mean reward"),
+    (
+      metrics.HELD_OUT,
+      "Test rows, both (mean reward of an item)",
+      "snips, validation rows, mean reward of an item",
+    ),
   ],
 )
 def test_tables_and_axes_name_what_is_held_out(metrics_of, title, caption):

@@ -42,6 +42,9 @@ def test_each_command_prints_the_next_from_a_csv_of_impressions_to_a_tested_expo
     assert done.returncode == 0, done.stderr
     if name == "infer_schema":
       (tmp_path / "schema.yaml").write_text(done.stdout)
+    if name == "train":
+      assert "loss ips trains the generator alone, from single items" in done.stderr
+      assert "- values are mean rewards of single items;" in done.stdout
     if name == "evaluate":  # as slates, by estimators that fit what was logged
       assert "Value: the mean sum of the rewards of a slate. " in done.stdout
       names = re.findall(r"^(\w+) +-?\d", done.stdout, re.MULTILINE)

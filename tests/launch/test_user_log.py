@@ -43,7 +43,12 @@ def test_open_bandit_goes_the_whole_way(open_bandit, tmp_path):
     *directories(tmp_path),
   )
   assert done.returncode == 0, done.stderr
-  for words in ("Test rows, generator + ranker (mean reward)", "logging policy", "SNIPS", "±"):
+  for words in (
+    "Test rows, generator + ranker (mean reward of an item)",
+    "logging policy",
+    "SNIPS",
+    "±",
+  ):
     assert words in done.stdout
   metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
   assert metrics["rows"] == {"train": 7000, "validation": 1500, "test": 1500}

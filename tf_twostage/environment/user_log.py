@@ -31,6 +31,7 @@ from tf_twostage.workspace import Workspace, fingerprint
 _log = logging.getLogger(__name__)
 
 DATASET = "user_log"
+_OF_ITEMS = "values are mean rewards of single items; `evaluate` estimates those of whole slates"
 
 
 def user_log(config: Config, workspace: Workspace) -> Environment:
@@ -206,7 +207,7 @@ def _environment(
     ),
     name=name,
     facts={**facts, **ranker.facts},
-    notes=(*notes, *ranker.notes),
+    notes=(*notes, *ranker.notes, *([] if data.slate is None else [_OF_ITEMS])),
     examination=slots,
     slot_examination=slot_examination,
     evaluation_log=lambda workspace: evaluated.get("test") or evaluated["validation"],

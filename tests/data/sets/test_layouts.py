@@ -88,6 +88,10 @@ def _replace(file: str, old: str, new: str):
   return change
 
 
+def _without(file: str):
+  return lambda directory: (directory / file).unlink()
+
+
 @pytest.mark.parametrize(
   ("layout", "change", "message"),
   [
@@ -102,7 +106,11 @@ def _replace(file: str, old: str, new: str):
       r"ml.item: column 'item_id:token' must not repeat",
     ),
     (own, lambda d: (d / "orders.csv").touch(), "several files: orders.csv, ratings.parquet"),
-    (own, lambda d: (d / "ratings.parquet").unlink(), "no ratings; it should hold"),
+    (own, _without("ratings.parquet"), "no ratings; it should hold"),
+    (ml_100k, _without("u.item"), "u.item of MovieLens 100K is missing beside u.data, u.user"),
+    (ml_10m, _without("movies.dat"), "movies.dat of MovieLens 10M is missing beside ratings.dat"),
+    (ml_25m, _without("ratings.csv"), "ratings.csv of MovieLens 20M to 32M is missing beside mov"),
+    (recbole, _without("ml.inter"), "ml.inter of RecBole is missing beside ml.item"),
     (ml_25m, _replace("ratings.csv", "rating", "points"), "missing column.*'rating'"),
   ],
 )

@@ -126,6 +126,7 @@ def parse(
 class Layout(NamedTuple):
   """A layout of MovieLens."""
 
+  name: str
   ratings: Table
   items: Table
   users: Table | None
@@ -133,13 +134,16 @@ class Layout(NamedTuple):
 
   def fits(self, directory: pathlib.Path) -> bool:
     """Whether the directory holds these files, and a header names these columns."""
-    tables = [table for table in (self.ratings, self.items, self.users) if table is not None]
-    if not all((directory / table.file).exists() for table in tables):
+    if not all((directory / file).exists() for file in self.names()):
       return False
     if self.ratings.columns:
       return True
     files = self.ratings.locate(directory)
     return {self.schema.user_id, self.schema.item_id} <= {*files.format.column_names(*files.paths)}
+
+  def names(self) -> list[str]:
+    """The names of its files."""
+    return [t.file for t in (self.ratings, self.items, self.users) if t is not None]
 
   def files(self, directory: pathlib.Path) -> RatingsFiles:
     users = None if self.users is None else self.users.locate(directory)
@@ -215,6 +219,7 @@ def _schema(user_id: str = "user_id", item_id: str = "item_id", age: str = "") -
 _RATING = "user_id item_id rating timestamp"
 _MOVIE = "item_id title genres"
 ML_1M = Layout(
+  "MovieLens 1M",
   Table("ratings.dat", _RATING, "::"),
   Table("movies.dat", _MOVIE, "::", "latin-1", _movies),
   Table("users.dat", "user_id gender age occupation zip_code", "::", "latin-1", _users_1m),
@@ -222,7 +227,8 @@ ML_1M = Layout(
 )
 # The first that fits counts: that of 10M has files of 1M.
 _LAYOUTS = (
-  Layout(  # 100K
+  Layout(
+    "MovieLens 100K",
     Table("u.data", _RATING, "\t"),
     Table(
       "u.item",
@@ -235,14 +241,19 @@ _LAYOUTS = (
     _schema(age="numeric"),
   ),
   ML_1M,
-  Layout(  # 10M
+  Layout(
+    "MovieLens 10M",
     Table("ratings.dat", _RATING, "::"),
     Table("movies.dat", _MOVIE, "::", derive=_movies),
     None,
     _schema(),
   ),
-  Layout(  # 20M, 25M, 32M, latest
-    Table("ratings.csv"), Table("movies.csv", derive=_movies), None, _schema("userId", "movieId")
+  Layout(
+    "MovieLens 20M to 32M",
+    Table("ratings.csv"),
+    Table("movies.csv", derive=_movies),
+    None,
+    _schema("userId", "movieId"),
   ),
 )
 _OWN = ("ratings", "orders")
@@ -267,10 +278,13 @@ def find(directory: pathlib.Path, schema: LogSchema | None = None) -> RatingsFil
     )
   for layout in _LAYOUTS:
     if layout.fits(directory):
+      _log.info("%s: the files of %s", directory, layout.name)
       files = layout.files(directory)
       return files if schema is None else files._replace(schema=schema)
   names = sorted(path.name for path in directory.iterdir() if path.is_file())
   found = [name for name in names if name.endswith(".inter") or name.split(".")[0] in _OWN]
+  if found in ([], [ML_1M.ratings.file]) and (lacking := _lacking(names)):
+    raise InputError(f"{directory}: {lacking}; unpack the files again")
   if len(found) != 1:
     raise InputError(
       f"{directory}: {'several files: ' + ', '.join(found) if found else 'no ratings'}; it should"
@@ -286,6 +300,18 @@ def find(directory: pathlib.Path, schema: LogSchema | None = None) -> RatingsFil
 
   orders = bool(atomic) or ratings.startswith("orders")
   return named(directory / ratings, beside("item"), beside("user"), schema, orders=orders)
+
+
+def _lacking(names: Sequence[str]) -> str:
+  """The layout that most of the files have, and what is missing of it; "" if they have none."""
+  options = [(layout.name, layout.names()) for layout in _LAYOUTS]
+  for atomic in [name for name in names if name.endswith((".item", ".user"))]:
+    options.append(("RecBole", [f"{atomic.rpartition('.')[0]}.inter", atomic]))
+  layout, files = max(options, key=lambda o: (len({*o[1]} & {*names}), -len(o[1])))
+  there, missing = ([f for f in files if (f in names) == is_there] for is_there in (True, False))
+  if not there:
+    return ""
+  return f"{', '.join(missing)} of {layout} is missing beside {', '.join(there)}"
 
 
 def named(
