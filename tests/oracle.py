@@ -157,6 +157,12 @@ def plackett_luce(logits: np.ndarray, length: int) -> dict[tuple[int, ...], floa
   return found
 
 
+def log_sequence(logits: np.ndarray, sequence: np.ndarray) -> float:
+  """log of the probability that a Plackett-Luce ranking begins with these items in this order."""
+  left = [np.delete(logits, sequence[:place]) for place in range(len(sequence))]
+  return sum(logits[item] - np.logaddexp.reduce(z) for item, z in zip(sequence, left, strict=True))
+
+
 def rank_weight(ranker_logits: np.ndarray, theta: np.ndarray) -> float:
   """E[θ(rank of the first item)] of a slate that is ranked by Plackett-Luce."""
   rankings = plackett_luce(ranker_logits, len(ranker_logits))

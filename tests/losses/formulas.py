@@ -10,6 +10,7 @@ from tests.policy_oracle import enumerate_inclusion, ranker_probability
 from tf_twostage import losses
 from tf_twostage.losses.ranking import rank_weights, sample_rivals
 from tf_twostage.losses.slates import sample_slates
+from tf_twostage.losses.vanilla_policy_gradient import slates_with
 
 import tensorflow as tf  # isort: skip
 
@@ -26,6 +27,14 @@ def exactness(variant):
 
 def draw_slates(loss, logits):
   """The slates that `loss` would draw next, or the rivals; None if it draws none."""
+  if isinstance(loss, losses.VanillaPolicyGradient):
+    return functools.partial(
+      slates_with,
+      tf.constant(logits),
+      num_slates=loss.num_slates,
+      slate_size=loss.slate_size,
+      seed=loss.generator.make_seeds()[:, 0],
+    )
   if isinstance(loss, losses.TwoStageLTR):
     return functools.partial(
       sample_rivals,
@@ -155,6 +164,21 @@ def formula(loss, x, slates=None):
     learned = oracle.times(of_candidates, np.log(pi(logits))) + of_both * np.log(phi)
     return -rewards * learned
 
+  def vanilla_policy_gradient(logits):
+    drawn = (t.numpy() for t in slates(actions=actions))
+    pi, score = np.zeros((2, len(actions)))
+    for row, (of_row, inside, log_held) in enumerate(zip(*drawn, strict=True)):
+      g, own = x["ranker_logits"][row], x["ranker_logits"][row, actions[row]]
+      kept = [slate[place] for slate, place in zip(of_row, inside, strict=True)]
+      v = [np.exp(w + own - np.logaddexp.reduce(g[s])) for w, s in zip(log_held, kept, strict=True)]
+      pi[row] = np.mean(v)
+      of_slates = [
+        oracle.log_sequence(logits[row], s) - oracle.log_sequence(held[row], s) for s in kept
+      ]
+      score[row] = np.average(of_slates, weights=v) if pi[row] else 0.0
+    omega = oracle.importance_weights(pi / x["propensities"], **dataclasses.asdict(loss.importance))
+    return -oracle.times(rewards * omega, np.log(pi) + score)
+
   def two_stage_ips(logits):
     credits = oracle.times((rewards * weights(held))[:, None] * counts, oracle.log_softmax(logits))
     return -credits.sum(axis=1)
@@ -169,6 +193,7 @@ def formula(loss, x, slates=None):
     "top_k": top_k,
     "two_stage_ips": two_stage_ips,
     "two_stage_ltr": two_stage_ltr,
+    "vanilla_policy_gradient": vanilla_policy_gradient,
     "weighted_log_likelihood": lambda logits: (
       -oracle.times(
         rewards / np.maximum(x["propensities"], loss.propensity_floor), log_prob(logits)

@@ -16,6 +16,7 @@ SMALL = {
   "two_stage_ips": {"seed": 1, "alpha": 0.5, "num_slates": 3, "slate_size": 4},
   "top_k": {"slate_size": 3},
   "two_stage_ltr": {"seed": 1, "slate_size": 3},
+  "vanilla_policy_gradient": {"seed": 1, "slate_size": 3, "num_slates": 4},
   "doubly_robust": {"reward_scale": 3.0},
   "weighted_log_likelihood": {"propensity_floor": 0.3},
   "logarithmic_smoothing": {"log_smoothing": 0.5, "reward_scale": 2.5},
@@ -37,10 +38,10 @@ VARIANTS |= {
     {**SMALL["two_stage_ltr"], "rank_weights": "examination", "examination": (1.0, 0.2, 0.7)},
   ),
   "two_stage_ltr, top_1": ("two_stage_ltr", {**SMALL["two_stage_ltr"], "rank_weights": "top_1"}),
-  "ips, distinct": ("ips", DISTINCT),
+  "ips, distinct": ("ips", {**DISTINCT, "ranker_gradient": True}),
   "doubly_robust, distinct candidates": (
     "doubly_robust",
-    {**SMALL["doubly_robust"], **DISTINCT, "ranker_gradient": False},
+    {**SMALL["doubly_robust"], **DISTINCT},
   ),
   "ips, two_stage candidates": (
     "ips",

@@ -21,6 +21,8 @@ from tests.losses.helpers import (
 from tf_twostage import losses
 from tf_twostage.errors import InputError
 
+DRAWING = ("two_stage_ips", "two_stage_ltr", "vanilla_policy_gradient")
+
 
 def reseed(loss):
   """Makes the next draws of `loss` the same as after any other call."""
@@ -55,8 +57,9 @@ def test_gradient_agrees_with_finite_differences(variant):
   np.testing.assert_allclose(gradient, expected, **exactness(variant))
 
 
-# Doubly robust credits items that were not logged, and POEM may prefer less spread to reward.
-@every_variant(without=("doubly_robust", "poem"))
+# Doubly robust credits items that were not logged, POEM may prefer less spread to reward, and a
+# slate may hold the item by luck.
+@every_variant(without=("doubly_robust", "poem", "vanilla_policy_gradient"))
 def test_descent_raises_the_logged_item_with_reward(variant):
   x = batch()
   _, gradient = value_and_gradient(make(variant, dtype="float64"), x)
@@ -79,7 +82,8 @@ def test_a_catalogue_of_one_item_leaves_nothing_to_learn(variant):
   np.testing.assert_allclose(gradient, np.zeros((3, 1)), atol=1e-6)
 
 
-@every_variant()
+# Slates would differ from row to row.
+@every_variant(without=("vanilla_policy_gradient",))
 def test_equal_logits_treat_items_alike(variant):
   equal = {
     "logits": np.zeros((5, 5)),
@@ -149,7 +153,7 @@ def test_loss_is_affine_in_real_rewards(variant):
 
 
 # Slates are drawn anew.
-@every_variant(without=("two_stage_ips", "two_stage_ltr"))
+@every_variant(without=DRAWING)
 def test_says_whether_rows_without_reward_change_more_than_the_step_size(variant):
   x = batch()
   rewarded = x["rewards"] > 0
@@ -217,7 +221,7 @@ def test_a_baseline_must_be_finite(variant, baseline):
 
 
 # SNIPS and POEM are made of batch sums, and slates are drawn anew.
-@every_variant(without=("snips", "poem", "two_stage_ips", "two_stage_ltr"))
+@every_variant(without=("snips", "poem", *DRAWING))
 def test_rows_are_apart_unless_weights_are_normalised(variant):
   x = batch()
   options = (
@@ -365,7 +369,8 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
     loss.uses_ranker_probability,
   ]
   assert all(t.shape == (6,) for t in terms if t is not None)
-  reads = ("two_stage" in variant and not loss.trains_ranker) or "distinct" in variant
+  of_both = any(word in variant for word in ("two_stage", "distinct", "vanilla"))
+  reads = of_both and not loss.trains_ranker
   assert loss.uses_ranker_probability == reads
   unweighted = ("cross_entropy", "binary_cross_entropy")
   assert loss.uses_weights == (VARIANTS[variant][0] not in unweighted)
@@ -424,6 +429,7 @@ def test_every_estimator_runs_on_either_policy():
     "top_k",
     "two_stage_ips",
     "two_stage_ltr",
+    "vanilla_policy_gradient",
   }
 
 
@@ -431,6 +437,17 @@ def test_every_estimator_runs_on_either_policy():
 def test_a_generator_alone_has_no_gradient_of_the_ranker_to_leave_out(name):
   with pytest.raises(InputError, match="ranker_gradient is of the policies two_stage and distinct"):
     losses.get(name, ranker_gradient=False)
+  with pytest.raises(InputError, match="leave it out"):
+    losses.get(name, ranker_gradient=True)
+
+
+def test_the_gradient_leaves_the_ranker_out_on_distinct_candidates():
+  made = {policy: losses.get("ips", policy=policy) for policy in ("two_stage", "distinct")}
+  assert {policy: loss.ranker_gradient for policy, loss in made.items()} == {
+    "two_stage": True,
+    "distinct": False,
+  }
+  assert losses.resolve("ips", {})["ranker_gradient"] is None
 
 
 @estimators

@@ -20,6 +20,7 @@ from tf_twostage.errors import InputError
     ("top_k", losses.TopK),
     ("two_stage_ips", losses.TwoStageIPS),
     ("two_stage_ltr", losses.TwoStageLTR),
+    ("vanilla_policy_gradient", losses.VanillaPolicyGradient),
     ("weighted_log_likelihood", losses.WeightedLogLikelihood),
     ("exponential_smoothing", losses.ExponentialSmoothing),
     ("logarithmic_smoothing", losses.LogarithmicSmoothing),
@@ -30,7 +31,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 12
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 13
 
 
 def test_get_passes_options_on():
@@ -75,7 +76,12 @@ def test_parameters_are_attributes():
 
 def test_only_losses_that_read_the_ranker_ask_for_it():
   asking = {name for name, kind in losses.LOSSES.items() if kind().needs_ranker}
-  assert asking == {"doubly_robust", "two_stage_ips", "two_stage_ltr"}
+  assert asking == {
+    "doubly_robust",
+    "two_stage_ips",
+    "two_stage_ltr",
+    "vanilla_policy_gradient",
+  }
 
 
 def test_a_loss_must_write_evaluate():

@@ -1,9 +1,10 @@
 """Off-policy objectives: functions of logits and logged columns, one value per row.
 
 `get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all. An *estimator*
-(all but binary_cross_entropy, top_k, two_stage_ips and two_stage_ltr) takes `policy="softmax"`, the
-generator alone, or `policy="two_stage"`, generator and ranker; exact 2-IPS is IPS on the two-stage
-policy. Every loss also runs on a sampled part of the catalogue: see `sample_support`.
+(all but binary_cross_entropy, top_k, two_stage_ips, two_stage_ltr and vanilla_policy_gradient)
+takes `policy="softmax"`, the generator alone, or `policy="two_stage"` or `"distinct"`, generator
+and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss also runs on a sampled part of
+the catalogue: see `sample_support`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tf_twostage.losses.smoothing import (
 from tf_twostage.losses.top_k import TopK
 from tf_twostage.losses.two_stage_ips import TwoStageIPS
 from tf_twostage.losses.two_stage_ltr import TwoStageLTR
+from tf_twostage.losses.vanilla_policy_gradient import VanillaPolicyGradient
 
 __all__ = [
   "DRAWS",
@@ -51,6 +53,7 @@ __all__ = [
   "TopK",
   "TwoStageIPS",
   "TwoStageLTR",
+  "VanillaPolicyGradient",
   "WeightedLogLikelihood",
   "find",
   "get",
@@ -70,6 +73,7 @@ LOSSES: dict[str, type[OffPolicyLoss]] = {
   "top_k": TopK,
   "two_stage_ips": TwoStageIPS,
   "two_stage_ltr": TwoStageLTR,
+  "vanilla_policy_gradient": VanillaPolicyGradient,
   "weighted_log_likelihood": WeightedLogLikelihood,
   "exponential_smoothing": ExponentialSmoothing,
   "logarithmic_smoothing": LogarithmicSmoothing,

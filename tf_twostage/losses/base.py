@@ -215,7 +215,7 @@ class EstimatorLoss(OffPolicyLoss):
     self,
     policy: str = "softmax",
     slate_size: int = 30,
-    ranker_gradient: bool = True,
+    ranker_gradient: bool | None = None,
     **kwargs,
   ):
     """Args:
@@ -223,7 +223,7 @@ class EstimatorLoss(OffPolicyLoss):
       replacement) or distinct (generator and ranker, on slates without repeats).
     slate_size: K, items of a slate; for two_stage and distinct.
     ranker_gradient: whether the gradient also goes through qbar, which depends on the other
-      candidates; for two_stage and distinct.
+      candidates; for two_stage and distinct. By default it does for two_stage only.
     """
     super().__init__(**kwargs)
     name = type(self).__name__
@@ -231,13 +231,15 @@ class EstimatorLoss(OffPolicyLoss):
       raise InputError(f"{name}: policy must be one of {', '.join(POLICIES)}, got {policy!r}")
     if slate_size < 1:
       raise InputError(f"{name}: slate_size must be at least 1, got {slate_size}")
-    if policy == "softmax" and not ranker_gradient:
+    if policy == "softmax" and ranker_gradient is not None:
       raise InputError(
         f"{name}: ranker_gradient is of the policies two_stage and distinct; leave it out"
       )
     self.policy = policy
     self.stage = "distinct" if policy == "distinct" else "two_stage"
     self.slate_size = slate_size
+    if ranker_gradient is None and policy != "softmax":
+      ranker_gradient = policy == "two_stage"
     self.ranker_gradient = ranker_gradient
     self.uses_ranker_probability = policy != "softmax"
     self.needs_ranker = self.needs_ranker or self.uses_ranker_probability

@@ -39,12 +39,14 @@ class Option(NamedTuple):
   help: str
 
   def checked(self, name: str, value: Any) -> Any:
-    """The value in the option's type; a function stays as it is.
+    """The value in the option's type; a function stays as it is, and so does None if a default.
 
     Raises:
       InputError: the value has another type.
     """
-    return value if callable(value) else checked_type(name, value, self.kind)
+    if callable(value) or (value is None and self.default is None):
+      return value
+    return checked_type(name, value, self.kind)
 
 
 def read_options(loss: type[OffPolicyLoss]) -> dict[str, Option]:
