@@ -31,7 +31,7 @@ from absl import flags
 
 from launch import config as launch_config
 from tf_twostage import environment as environments
-from tf_twostage.config import Config, FitConfig, GeneratorConfig
+from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.sets import make_slates
 from tf_twostage.environment import log_environment
@@ -45,10 +45,16 @@ METRIC = "ndcg@10"
 # Which stages learn, and whether propensities leave the examination of slots out.
 VARIANTS = {
   "both stages": ("both", False),
-  "generator, then ranker": ("ranker", False),
   "generator alone": ("generator", False),
   "both stages, position-blind": ("both", True),
 }
+
+
+def teaching(train: str, settings: GeneratorConfig) -> GeneratorConfig:
+  """Settings of both stages, for those that learn."""
+  if train == "both":
+    return settings
+  return dataclasses.replace(settings, train=train, turn_epochs=1, ranker_rate=None)
 
 
 def variant(config: Config, train: str, blind: bool, log: int) -> Config:
@@ -57,7 +63,7 @@ def variant(config: Config, train: str, blind: bool, log: int) -> Config:
     config,
     loss="two_stage_ltr",
     seed=log,
-    generator=dataclasses.replace(config.generator, train=train),
+    generator=teaching(train, config.generator),
     simulation=dataclasses.replace(config.simulation, log_number=log, position_blind=blind),
   )
 
@@ -93,7 +99,7 @@ def invented(slates: int, log: int) -> dict[str, float]:
   pairs = tuple(frame[name].map(keys).to_numpy() for name, keys in place.items())
   frame["exposure"] = (slots @ world.examination)[pairs]
   frame["shown"] = np.minimum(slots.sum(axis=2), 1)[pairs]
-  training = GeneratorConfig(epochs=8, batch_size=2048, learning_rate=0.2, l2=1e-6)
+  training = GeneratorConfig(train="both", epochs=8, batch_size=2048, l2=1e-6, ranker_rate=0.05)
   scores = {}
   for name, (train, blind) in {**VARIANTS, "2-IPS": ("generator", False)}.items():
     data = BanditLog.from_pandas(
@@ -107,14 +113,12 @@ def invented(slates: int, log: int) -> dict[str, float]:
     )
     model = TwoStageRecommender(
       "ips:policy=two_stage" if name == "2-IPS" else "two_stage_ltr",
-      train="generator" if train == "ranker" else train,
       slate_size=15,
-      training=training,
+      training=teaching(train, training),
+      encoder=EncoderConfig(id_width=64),
       ranker_training=FitConfig(epochs=2, batch_size=4096),
       seed=log,
     )
-    if train == "ranker":
-      continue  # needs the epochs of a generator
     with tempfile.TemporaryDirectory() as directory:
       environment = log_environment(model.config, data, None, Workspace(pathlib.Path(directory)))
       model.fit_rows(environment, environment.log)

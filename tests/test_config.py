@@ -31,6 +31,8 @@ from tf_twostage.errors import InputError
     (FitConfig, {"sparse_l2": 1}, "sparse_l2 must be of type bool, got 1"),
     (SimulationConfig, {"holdout": 1.0}, "holdout must be below 1, got 1.0"),
     (GeneratorConfig, {"selection": "best"}, "selection must be one of two_stage, one_stage, both"),
+    (GeneratorConfig, {"turn_epochs": 2}, "turn_epochs=2 changes nothing with train=generator"),
+    (GeneratorConfig, {"ranker_rate": 0.1}, "ranker_rate=0.1 changes nothing with train=generator"),
     (UserLogConfig, {"on_bad_rows": "maybe"}, "on_bad_rows must be one of fail, skip, got 'maybe'"),
     (UserLogConfig, {"data_service": "grpc://here:1"}, "needs stream=true"),
     (UserLogConfig, {"examination": "em", "stream": True}, "change nothing with stream=true"),

@@ -137,19 +137,31 @@ def test_an_unknown_stage_is_refused():
     TwoStageRecommender("two_stage_ltr", train="all")
 
 
-@pytest.mark.parametrize("sparse_l2", [False, True])
-def test_the_stages_take_turns_of_an_epoch_and_the_generator_begins(world, sparse_l2):
-  """Of one epoch the ranker learns nothing, of two it does."""
-  ranker = {}
-  for epochs in (1, 2):
-    model = TwoStageRecommender(
-      "two_stage_ltr",
-      train="both",
-      **{
-        **QUICK,
-        "training": GeneratorConfig(epochs=epochs, batch_size=128, sparse_l2=sparse_l2),
-      },
-    ).fit_rows(world, world.log)
-    ranker[epochs] = ranker_scores(model.environment)[0]
-  np.testing.assert_array_equal(ranker[1], ranker_scores(world)[0])
-  assert np.abs(spread(ranker[2]) - spread(ranker[1])).max() > 0.05
+@pytest.fixture(scope="module")
+def turns(world):
+  """Ranker scores after so many epochs, the first two of which are the generator's turn."""
+
+  def after(epochs, **settings):
+    training = GeneratorConfig(
+      train="both", turn_epochs=2, epochs=epochs, batch_size=128, **settings
+    )
+    model = TwoStageRecommender("two_stage_ltr", **{**QUICK, "training": training})
+    return spread(ranker_scores(model.fit_rows(world, world.log).environment)[0])
+
+  return {2: after(2), 3: after(3), "faster": after(3, ranker_rate=0.05, sparse_l2=True)}
+
+
+def test_the_stages_take_turns_and_the_generator_begins(world, turns):
+  """In its first turn the ranker learns nothing, in the next epoch it does."""
+  np.testing.assert_array_equal(turns[2], spread(ranker_scores(world)[0]))
+  assert np.abs(turns[3] - turns[2]).max() > 0.02
+
+
+def test_a_ranker_learns_at_its_own_rate(turns):
+  usual, faster = (np.abs(turns[name] - turns[2]).mean() for name in (3, "faster"))
+  assert faster > 2 * usual
+
+
+def test_a_fitted_ranker_learns_at_a_fifth_of_the_rate_unless_told_otherwise():
+  assert GeneratorConfig(train="both", learning_rate=0.2).of_ranker.learning_rate == 0.04
+  assert GeneratorConfig(train="ranker", ranker_rate=0.5).of_ranker.learning_rate == 0.5

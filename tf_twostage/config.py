@@ -202,9 +202,19 @@ class GeneratorConfig(FitConfig):
 
   train: str = _option(
     "generator",
-    "which stages learn: generator, with the ranker held fixed; both, in turns of an epoch, the"
-    " generator first; or ranker, behind the generator that train=generator gives",
+    "which stages learn: generator, with the ranker held fixed; both, in turns, the generator"
+    " first; or ranker, behind the generator that train=generator gives",
     choices=TRAINED,
+  )
+  turn_epochs: int = _option(
+    1, "with train=both, epochs that one stage learns while the other is held fixed", at_least=1
+  )
+  ranker_rate: float | None = _option(
+    None,
+    "learning rate of a fitted ranker that learns further (train=both, train=ranker); unset: a"
+    " fifth of learning_rate",
+    kind=float,
+    above=0,
   )
   positives_only: bool | None = _option(
     None,
@@ -223,6 +233,25 @@ class GeneratorConfig(FitConfig):
     "validation score that chooses the epoch: two_stage, one_stage, or both (their mean)",
     choices=SELECTIONS,
   )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.turn_epochs > 1 and self.train != "both":
+      raise InputError(
+        f"turn_epochs={self.turn_epochs} changes nothing with train={self.train}: stages take turns"
+        " with train=both only"
+      )
+    if self.ranker_rate is not None and self.train == "generator":
+      raise InputError(
+        f"ranker_rate={self.ranker_rate} changes nothing with train=generator: give train=both or"
+        " train=ranker, or leave it out"
+      )
+
+  @property
+  def of_ranker(self) -> FitConfig:
+    """The settings of a ranker that learns further."""
+    rate = self.learning_rate / 5 if self.ranker_rate is None else self.ranker_rate
+    return dataclasses.replace(self, learning_rate=rate)
 
 
 @dataclasses.dataclass(frozen=True)

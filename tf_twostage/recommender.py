@@ -288,6 +288,7 @@ class TwoStageRecommender:
         self.loss_name,
       )
     rows = rows_to_learn(self.config, model.objective, environment.log)
+    settings = self.config.generator
     measured = environment.evaluator.metrics
     monitor = Monitor(
       root / "tensorboard" / directory.name,
@@ -299,11 +300,11 @@ class TwoStageRecommender:
       history = loop.fit(
         model,
         functools.partial(rows.batches, environment.tables.users, seed=self.config.seed),
-        self.config.generator,
+        settings.of_ranker if settings.train == "ranker" else settings,
         rows=len(rows),
         name="generator",
         evaluate=evaluate,
-        select=measured.selection(self.config.generator.selection),
+        select=measured.selection(settings.selection),
         directory=directory,
         weights=model.learned,
         checkpoints=self.config.checkpoints,
@@ -628,13 +629,12 @@ class TwoStageRecommender:
     towers.trainable = generator is None
     ranker = self._fresh_ranker(environment) if self._trains_ranker else None
     objective = self.objective(environment.log.rewards().scale, environment.slot_examination)
-    turn = 0
-    if self.config.generator.train == "both":  # an epoch each
-      turn = max(
-        1,
-        len(rows_to_learn(self.config, objective, environment.log))
-        // self.config.generator.batch_size,
-      )
+    settings, turn, ranker_optimizer = self.config.generator, 0, None
+    if ranker is not None and settings.train == "both":
+      rows = len(rows_to_learn(self.config, objective, environment.log))
+      turn = settings.turn_epochs * max(1, rows // settings.batch_size)
+      ranker_optimizer = loop.make_optimizer(settings.of_ranker)
+      ranker_optimizer.build(ranker.towers.trainable_variables)
     return CandidateGenerator(
       towers,
       objective,
@@ -643,6 +643,7 @@ class TwoStageRecommender:
       self.config.generator.precision,
       ranker,
       turn,
+      ranker_optimizer,
     )
 
   @property
@@ -664,7 +665,7 @@ class TwoStageRecommender:
       return None
     self._fresh_ranker(environment)  # refused before anything is trained
     first = copy.copy(self)
-    settings = dataclasses.replace(self.config.generator, train="generator")
+    settings = dataclasses.replace(self.config.generator, train="generator", ranker_rate=None)
     first.config = dataclasses.replace(self.config, generator=settings)
     return first.fit(environment, workdir=workdir).towers
 
@@ -785,7 +786,7 @@ class TwoStageRecommender:
 
   def _hyper_parameters(self, objective: OffPolicyLoss) -> dict[str, Any]:
     """Settings that the result depends on, apart from the environment; for TensorBoard."""
-    return {
+    settings = {
       "loss": self.loss_name,
       "slate_size": self.slate_size,
       "seed": self.config.seed,
@@ -795,6 +796,7 @@ class TwoStageRecommender:
       "positives_only": positives_only(self.config, objective),
       **dataclasses.asdict(self.config.support),
     }
+    return {name: value for name, value in settings.items() if value is not None}
 
   def _title(self) -> str:
     return f"{self.config.name}: {self.loss_name}"

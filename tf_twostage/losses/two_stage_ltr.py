@@ -21,7 +21,7 @@ from tf_twostage.losses.ranking import (
 from tf_twostage.policies import is_finite
 
 # A slot that is rarely examined has large weights, which are what corrects for its position.
-LTR_WEIGHTS = ImportanceWeights(cap=1000.0)
+LTR_WEIGHTS = ImportanceWeights(cap=100.0)
 
 
 class TwoStageLTR(WeightedLoss):

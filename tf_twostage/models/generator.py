@@ -55,6 +55,7 @@ class CandidateGenerator(tfrs.Model):
     precision: str = "float32",
     ranker: TrainableRanker | None = None,
     turn_steps: int = 0,
+    ranker_optimizer: tf.keras.optimizers.Optimizer | None = None,
   ):
     """Args:
     towers: map users and items to vectors.
@@ -65,6 +66,7 @@ class CandidateGenerator(tfrs.Model):
     ranker: learns with the generator, in place of `ranker_logits`.
     turn_steps: with a ranker that learns, how many steps each stage learns while the other is held
       fixed, the generator first; 0: always.
+    ranker_optimizer: of the ranker's turns.
     """
     super().__init__()
     if ranker is not None:
@@ -74,6 +76,7 @@ class CandidateGenerator(tfrs.Model):
     self.towers = towers
     self.objective = objective
     self._turn_steps = turn_steps
+    self.ranker_optimizer = ranker_optimizer  # saved in checkpoints
     self.ranker_towers = None if ranker is None else ranker.towers
     # A lambda hides the ranker's metrics, which would become this model's.
     self._ranker = lambda: ranker
@@ -144,7 +147,7 @@ class CandidateGenerator(tfrs.Model):
       gradients = self._of_this_turn(lambda variables: tape.gradient(total_loss, variables))
     else:
       gradients = tape.gradient(total_loss, self.trainable_variables)
-    self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+    self._apply([*zip(gradients, self.trainable_variables, strict=True)])
     self._penalty.update_state(penalty)
     return {"total_loss": total_loss}
 
@@ -161,6 +164,15 @@ class CandidateGenerator(tfrs.Model):
       of_stage = _gradients_if(turn % 2 == parity, gradient, learning)
       found |= {v.ref(): g for v, g in zip(learning, of_stage, strict=True)}
     return [found[v.ref()] for v in self.trainable_variables]
+
+  def _apply(self, gradients: list[tuple[Any, tf.Variable]]) -> None:
+    """Updates the variables of each stage with its optimizer."""
+    if self.ranker_optimizer is None:
+      self.optimizer.apply_gradients(gradients)
+      return
+    own = {variable.ref() for variable in self.towers.trainable_variables}
+    self.optimizer.apply_gradients([(g, v) for g, v in gradients if v.ref() in own])
+    self.ranker_optimizer.apply_gradients([(g, v) for g, v in gradients if v.ref() not in own])
 
 
 def _gradients_if(
