@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig, FitConfig
-from tf_twostage.data.histories import AGES, FIRST, UNKNOWN, age_codes
+from tf_twostage.data.histories import AGES, FIRST, PADDING, UNKNOWN, age_codes
 from tf_twostage.data.schema import (
   Bag,
   Categorical,
@@ -99,16 +99,25 @@ class FeatureLookup(tf.Module):
         length = tf.norm(weights, axis=-1, keepdims=True)
         codes[f.weights] = tf.math.divide_no_nan(weights, length)
       else:
-        codes[f.name] = self._tables[f.name].lookup(tf.convert_to_tensor(raw[f.name], tf.string))
+        codes[f.name] = self._code(f.name, raw[f.name])
         if isinstance(f, ItemSequence):
-          order = _padding_first(codes[f.name])
-          codes[f.name] = tf.gather(codes[f.name], order, batch_dims=1)
-          beside = {name: tf.gather(raw[name], order, batch_dims=1) for name in f.beside}
-        if isinstance(f, TimedSequence):
-          codes[f.ages] = age_codes(codes[f.name], beside[f.ages])
-        if isinstance(f, ItemSequence) and f.kinds:
-          kinds = self._tables[f.events].lookup(tf.convert_to_tensor(beside[f.events], tf.string))
-          codes[f.events] = tf.where(codes[f.name] > 0, tf.maximum(kinds, UNKNOWN), 0)
+          codes |= self._with_events(f, codes[f.name], raw)
+    return codes
+
+  def _code(self, name: str, texts: Any) -> tf.Tensor:
+    return self._tables[name].lookup(tf.convert_to_tensor(texts, tf.string))
+
+  def _with_events(
+    self, f: ItemSequence, items: tf.Tensor, raw: FeatureTable
+  ) -> dict[str, tf.Tensor]:
+    """Codes of a sequence, of which `items` are looked up, with the padding first."""
+    order, values = _padding_first(items), {f.name: items, **{name: raw[name] for name in f.beside}}
+    codes = {name: tf.gather(value, order, batch_dims=1) for name, value in values.items()}
+    if isinstance(f, TimedSequence):
+      codes[f.ages] = age_codes(codes[f.name], codes[f.ages])
+    if f.kinds:
+      kinds = self._code(f.events, codes[f.events])
+      codes[f.events] = tf.where(codes[f.name] > 0, tf.maximum(kinds, UNKNOWN), PADDING)
     return codes
 
 
