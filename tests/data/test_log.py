@@ -385,3 +385,17 @@ def test_memory_is_in_proportion_to_the_text():
   tracemalloc.stop()
   assert data.titles[7] == data.items["brand"][7] == data.items["tags"][7, 0] == long
   assert peak < 50e6
+
+
+@pytest.mark.parametrize(("separator", "noted"), [("|", True), (";", False)])
+def test_a_bag_that_another_text_separates_is_noted(tmp_path, separator, noted):
+  pd.DataFrame({"user_id": [1, 2], "item_id": list("xy"), "reward": [1, 0]}).to_csv(
+    tmp_path / "log.csv", index=False
+  )
+  items = pd.DataFrame({"item_id": list("xy"), "genres": ["Drama;War", "War;Comedy"]})
+  items.to_csv(tmp_path / "items.csv", index=False)
+  bag = {"kind": "bag", "separator": separator}
+  schema = LogSchema.from_dict({"propensity": None, "item_features": {"genres": bag}})
+  log = BanditLog.from_files(tmp_path / "log.csv", items=tmp_path / "items.csv", schema=schema)
+  text = "genres: no cell of this bag has the separator '|', but many have ';'"
+  assert any(note.startswith(text) for note in log.notes) == noted

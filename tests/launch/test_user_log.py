@@ -168,7 +168,7 @@ def test_a_log_of_two_policies_goes_the_whole_way(tmp_path):
   ("flags", "message"),
   [
     (["--ranker=nowhere"], "error: ranker nowhere: there is no such file or directory"),
-    (["--test_share=1"], "error: splits: shares must be >= 0"),
+    (["--test_share=1"], "error: test_share must be below 1"),
   ],
 )
 def test_wrong_input_is_one_message(tmp_path, flags, message):

@@ -27,6 +27,7 @@ from tf_twostage.data.files.columns import (
 )
 from tf_twostage.data.files.locate import LogFiles, locate
 from tf_twostage.data.histories import Histories
+from tf_twostage.data.kinds import separates
 from tf_twostage.data.log_schema import (
   AVAILABLE,
   FeatureColumn,
@@ -202,6 +203,10 @@ def read(
     notes.append(f"no items file: the catalogue is the {len(item_ids)} items that were logged")
   if schema.propensity is None and schema.reward is not None:
     notes.append("the log has no propensities; they have to be estimated")
+  notes += [
+    *_unlikely_bags(schema.item_features, item_table),
+    *_unlikely_bags(of_table, user_table),
+  ]
   for feature in schema.sequences:
     if feature.name not in columns:
       what = "events of the user" if feature.events else "items that the user was rewarded for"
@@ -384,6 +389,19 @@ def _history(
     events=events,
     kinds=kinds,
   )
+
+
+def _unlikely_bags(features: Sequence[FeatureColumn], table: RawTable) -> Iterator[str]:
+  """Notes on bags whose cells are separated by something else."""
+  for feature in features:
+    if feature.kind == "bag" and feature.separator != LIST_SEPARATOR:
+      cells = pd.Series(table.columns[feature.name])
+      other = separates(cells)
+      if other and not cells.str.contains(feature.separator, regex=False).any():
+        yield (
+          f"{feature.name}: no cell of this bag has the separator {feature.separator!r}, but many"
+          f" have {other!r}; write it as `separator` in the schema"
+        )
 
 
 def _check_kinds(place: str, feature: FeatureColumn, kinds: Sequence[str]) -> None:
