@@ -11,6 +11,7 @@ from tf_twostage import environment
 from tf_twostage.config import Config, DataConfig
 from tf_twostage.data import sets
 from tf_twostage.errors import InputError
+from tf_twostage.evaluation import full_information
 from tf_twostage.workspace import Workspace
 
 
@@ -66,10 +67,7 @@ def test_the_ranker_of_an_export_is_that_of_the_file(files, tmp_path):
 def test_baselines_are_popularity_ranker_and_random(files, tmp_path):
   world = make(files.write(tmp_path))
   assert set(world.policies) == {"popularity", "ranker, all items", "random"}
-  rewards = files.log.groupby("item_index")["reward"]
-  means = (rewards.sum() + 1) / (rewards.count() + 2)
-  popularity = np.full(prepared_environment.ITEMS, 1 / 2)  # never shown: (0 + 1) / (0 + 2)
-  popularity[means.index] = means
+  popularity = full_information.popularity(world.log, prepared_environment.ITEMS)
   np.testing.assert_allclose(
     world.policies["popularity"](everyone()),
     np.tile(popularity, (prepared_environment.USERS, 1)),

@@ -88,17 +88,37 @@ def test_a_perfect_ranker_lifts_the_second_stage(world):
   assert scores["two_stage"]["precision@5"] > scores["one_stage"]["precision@5"]
 
 
-@pytest.mark.parametrize("largest", [1.0, 30.0])
-def test_popularity_is_the_smoothed_mean_label(largest):
-  log = LogRows(
-    user_index=np.array([0, 1, 2, 0], np.int32),
-    action=np.array([0, 0, 0, 2], np.int32),
-    propensity=np.full(4, 0.5, np.float32),
-    reward=largest * np.array([1, 1, 0, 1], np.float32),
+def log_of_items(sums, rows, largest=1.0):
+  """A log with so many rewards and rows of each item."""
+  rewards = [np.arange(n) < s for s, n in zip(sums, rows, strict=True)]
+  n = sum(rows)
+  return LogRows(
+    np.zeros(n, np.int32),
+    np.repeat(np.arange(len(rows), dtype=np.int32), rows),
+    np.full(n, 0.5, np.float32),
+    largest * np.concatenate(rewards).astype(np.float32),
   )
-  expected = [(2 + 1) / (3 + 2), (0 + 1) / (0 + 2), (1 + 1) / (1 + 2)]
-  np.testing.assert_allclose(full_information.popularity(log, 3), expected)
-  np.testing.assert_array_equal(log.earned(4), largest * np.array([2, 0, 1, 0]))
+
+
+@pytest.mark.parametrize("largest", [1.0, 30.0])
+def test_popularity_shrinks_as_the_items_differ(largest):
+  rng = np.random.default_rng(0)
+  rows = rng.integers(1, 30, size=3000)
+  sums = rng.binomial(rows, rng.beta(1.5, 6.0, size=3000))
+  found = full_information.popularity(log_of_items(sums, rows, largest), 3001)
+  expected = np.append((sums + 1.5) / (rows + 7.5), 0.2)  # the last item was never shown
+  np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_popularity_of_equal_items_is_their_mean():
+  found = full_information.popularity(log_of_items([3] * 200, [30] * 200), 200)
+  np.testing.assert_allclose(found, 0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("sums", [[0, 0], [4, 9], [4, 0]])
+def test_popularity_is_a_probability(sums):
+  found = full_information.popularity(log_of_items(sums, [4, 9]), 3)
+  assert ((found > 0) & (found < 1)).all()
 
 
 def test_logged_positives_mark_rewarded_pairs_only():

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from scipy.optimize import minimize
+from scipy.special import betaln, expit, logit
 
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
@@ -19,6 +21,7 @@ from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.two_stage import rerank, retrieve
 
 _USERS_PER_CHUNK = 1024
+_PRIOR_ROWS = 0.1, 1e4  # least and most rows that the prior of popularity may be worth
 _PAIRS_PER_CHUNK = 2**23  # 32 MB for each array of scores, of which an evaluation holds several
 
 
@@ -136,5 +139,25 @@ def random_scorer(num_items: int, seed: int) -> Scorer:
 
 
 def popularity(log: TrainingRows, num_items: int) -> np.ndarray:
-  """Mean label of each item, smoothed: [N]; a label is a reward's share of the largest."""
-  return (log.earned(num_items) / log.rewards().scale + 1) / (log.shown(num_items) + 2)
+  """Mean label of each item, shrunk by empirical Bayes: [N]; a label is a reward / the largest.
+
+  The mean labels of items follow the beta distribution under which the logged sums are most likely
+  (beta-binomial). An item has the posterior mean, one that was never shown the prior's.
+  """
+  shown, earned = log.shown(num_items), log.earned(num_items) / log.rewards().scale
+  kinds, counts = np.unique(np.stack([earned, shown])[:, shown > 0], axis=1, return_counts=True)
+
+  def prior(at: np.ndarray) -> np.ndarray:
+    """Both parameters of the beta distribution, of the logits of its mean and logs of its size."""
+    return np.exp(at[1]) * expit([at[0], -at[0]])
+
+  def surprise(at: np.ndarray) -> float:
+    rewarded, others = prior(at)
+    likelihood = betaln(kinds[0] + rewarded, kinds[1] - kinds[0] + others)
+    return float(-(counts * (likelihood - betaln(rewarded, others))).sum())
+
+  start = logit((earned.sum() + 1) / (shown.sum() + 2)), np.log(2)
+  limits = [(-15, 15), (np.log(_PRIOR_ROWS[0]), np.log(_PRIOR_ROWS[1]))]
+  found = minimize(surprise, start, method="L-BFGS-B", bounds=limits)
+  rewarded, others = prior(found.x)
+  return (earned + rewarded) / (shown + rewarded + others)
