@@ -164,6 +164,7 @@ def run(
     tables=environment.tables,
     encoder=config.encoder,
     reward_training=config.ranker,
+    reward=config.reward,
     workdir=workdir,
     seed=config.environment_seed,
   )

@@ -1,14 +1,17 @@
 """`evaluate` on a user's log: which policies it takes, what it returns, what it refuses."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from tests.test_recommender import ITEMS, make_log
 from tf_twostage import estimate_propensities, evaluate
-from tf_twostage.config import FitConfig
+from tf_twostage.config import FitConfig, RewardConfig
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import TargetPolicy
+from tf_twostage.models import probit
 
 UNIFORM = np.full(ITEMS, 1 / ITEMS)
 ESTIMATORS = ["snips", "ips"]
@@ -53,6 +56,23 @@ def test_a_reward_model_is_fitted_where_an_estimator_needs_it(log, tmp_path):
   assert "<table" in found._repr_html_()
   assert f"Estimates and plot: {tmp_path / 'report'}" in found.save(tmp_path / "report")
   assert (tmp_path / "report" / "estimates.csv").is_file()
+
+
+def test_the_bayesian_reward_model_is_asked_for(log, monkeypatch):
+  quick = functools.partial(probit.Sampling, sweeps=20, burn_in=10, draws=5)
+  monkeypatch.setattr(probit, "Sampling", quick)
+  reward = RewardConfig("bayesian", 0.5)
+  found = evaluate(log, {"uniform": UNIFORM}, ["dm", "dr"], reward=reward, progress=False)
+  usual = evaluate(
+    log, {"uniform": UNIFORM}, ["dm"], reward=RewardConfig("bayesian"), progress=False
+  )
+  assert values(found)["uniform", "dr"] == pytest.approx(log.rows.reward.mean(), abs=0.05)
+  assert values(found)["uniform", "dm"] < values(usual)["uniform", "dm"]
+
+
+def test_pessimism_without_a_bayesian_model_is_refused():
+  with pytest.raises(InputError, match="changes nothing without reward_predictor=bayesian"):
+    RewardConfig(reward_pessimism=1.0)
 
 
 def test_estimated_propensities_make_a_log_that_can_be_evaluated_on():

@@ -19,6 +19,7 @@ RATINGS = "ratings"  # the data set that is not simulated by default
 TRAINED = ("generator", "ranker", "both")
 SPLITS = ("auto", "time", "user", "random", "column")
 EXAMINATIONS = ("auto", "none", "randomized", "harvesting", "em", "cascade")
+REWARD_PREDICTORS = ("towers", "bayesian")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
 GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
@@ -313,6 +314,31 @@ class DistributionConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig(Section):
+  """Reward model of estimators and baselines."""
+
+  reward_predictor: str = _option(
+    "towers",
+    "predicts rewards for dm and dr: towers, a pointwise ranker; or bayesian, a probit"
+    " factorisation of rows in memory, which is then also a baseline of the tables",
+    choices=REWARD_PREDICTORS,
+  )
+  reward_pessimism: float = _option(
+    0.0,
+    "bayesian: posterior standard deviations that dm and dr take off predicted rewards",
+    at_least=0,
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.reward_pessimism and self.reward_predictor != "bayesian":
+      raise InputError(
+        f"reward_pessimism={self.reward_pessimism} changes nothing without"
+        " reward_predictor=bayesian; leave it out"
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class SimulationConfig(Section):
   """Simulated environment."""
 
@@ -411,6 +437,7 @@ class Config(Section):
   ranker: FitConfig = FitConfig(epochs=5)
   generator: GeneratorConfig = GeneratorConfig()
   support: SupportConfig = SupportConfig()
+  reward: RewardConfig = RewardConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
   distribution: DistributionConfig = DistributionConfig()
 

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from tf_twostage.config import Config, EncoderConfig, FitConfig
+from tf_twostage.config import Config, EncoderConfig, FitConfig, RewardConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import policy_file, propensities, values
 from tf_twostage.evaluation.estimators import Estimators
 from tf_twostage.evaluation.evaluation_log import ByRow, EvaluationLog
-from tf_twostage.evaluation.reward_model import fit_reward_model
+from tf_twostage.evaluation.reward_model import (
+  RewardModel,
+  fit_bayesian_rewards,
+  fit_reward_model,
+)
 from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.models.encoders import EncodedTables
@@ -53,6 +57,7 @@ def evaluate(
   tables: EncodedTables | None = None,
   encoder: EncoderConfig = _DEFAULTS.encoder,
   reward_training: FitConfig = _DEFAULTS.ranker,
+  reward: RewardConfig = _DEFAULTS.reward,
   workdir: str | os.PathLike | None = None,
   confidence: float = 0.95,
   seed: int = 0,
@@ -75,7 +80,8 @@ def evaluate(
       `evaluation.slate_estimators.SLATE_ESTIMATORS`, estimators, or a dict of them. None: snips,
       ips and dr; for slates those that fit what was logged, see `values.reported`.
     tables: users and items as codes; needed by the reward model of an `EvaluationLog`.
-    encoder, reward_training: of the reward model.
+    encoder, reward_training: of the reward model, where it is `towers`.
+    reward: which reward model predicts for DM and DR.
     workdir: keeps the reward model. None: it is fitted anew.
     confidence: of the intervals.
     seed: of folds, weights and the bootstrap.
@@ -102,14 +108,19 @@ def evaluate(
     targets = [_target(name, policy, log, evaluation) for name, policy in policies.items()]
   else:
     targets = policies
-  model = None
+  model: RewardModel | None = None
   if any(estimator.needs_model for estimator in chosen.values()):
     if tables is None:
       if not isinstance(log, BanditLog):
         raise InputError("DM and DR on an EvaluationLog need `tables` for their reward model")
       tables = EncodedTables.encode(log.schema, log.users, log.items)
     with _workspace(workdir) as workspace, bars(progress):
-      model = fit_reward_model(evaluation, tables, encoder, reward_training, workspace, seed=seed)
+      if reward.reward_predictor == "bayesian":
+        model = fit_bayesian_rewards(
+          evaluation, tables, workspace, pessimism=reward.reward_pessimism, seed=seed
+        )
+      else:
+        model = fit_reward_model(evaluation, tables, encoder, reward_training, workspace, seed=seed)
   estimates = values.evaluate(
     evaluation,
     tqdm(targets, unit="policy", desc="policies", disable=not progress),

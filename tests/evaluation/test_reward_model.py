@@ -1,6 +1,7 @@
 """A reward model that has not seen the users it is asked about."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tf_twostage.errors import InputError
 from tf_twostage.evaluation import reward_model
 from tf_twostage.evaluation.cross_fitting import assign_folds
 from tf_twostage.evaluation.evaluation_log import EvaluationLog
+from tf_twostage.models import probit
 from tf_twostage.models.encoders import EncodedTables
 from tf_twostage.workspace import Workspace
 
@@ -126,3 +128,44 @@ def test_one_user_is_refused(stages):
   log = evaluation.rows.select(evaluation.rows.user_index < 1)
   with pytest.raises(InputError, match=r"rows of 1 user: .* log more users"):
     fitted(dataclasses.replace(evaluation, rows=log), stages)
+
+
+@pytest.fixture(scope="module")
+def bayesian(stages):
+  with pytest.MonkeyPatch.context() as patch:
+    quick = functools.partial(probit.Sampling, sweeps=60, burn_in=20, draws=10)
+    patch.setattr(probit, "Sampling", quick)
+    yield lambda log, pessimism=0.0: reward_model.fit_bayesian_rewards(
+      log, TABLES, stages, pessimism=pessimism, seed=0
+    )
+
+
+def test_the_bayesian_model_learns_who_likes_what(bayesian):
+  log = evaluation_log().rows
+  model = bayesian(evaluation_log())
+  predicted = model(np.arange(ROWS))[:, : ITEMS - 1]
+  liked = (log.user_index[:, None] + np.arange(ITEMS - 1)) % 2 == 0
+  assert predicted[liked].mean() > 0.65
+  assert predicted[~liked].mean() < 0.35
+  assert 0.2 < model.explained(log) < 0.8
+  np.testing.assert_allclose(
+    model.logged(log.action), model(np.arange(ROWS))[np.arange(ROWS), log.action], atol=1e-5
+  )
+
+
+def test_rewards_of_a_fold_do_not_move_its_own_bayesian_predictions(bayesian):
+  evaluation = evaluation_log("changed")
+  log, model = evaluation.rows, bayesian(evaluation_log())
+  reward = np.where(model.folds == 2, 1 - log.reward, log.reward)
+  changed = dataclasses.replace(evaluation, rows=dataclasses.replace(log, reward=reward))
+  other = bayesian(changed)
+  own, others = np.flatnonzero(model.folds == 2), np.flatnonzero(model.folds == 1)
+  np.testing.assert_array_equal(other(own), model(own))
+  assert np.abs(other(others) - model(others)).max() > 0.05
+
+
+def test_pessimism_takes_deviations_off(bayesian):
+  usual, careful = (bayesian(evaluation_log(), pessimism) for pessimism in (0.0, 1.0))
+  rows = np.arange(5)
+  assert (careful(rows) < usual(rows)).all()
+  assert (careful(rows) >= 0).all()

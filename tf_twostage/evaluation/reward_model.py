@@ -12,7 +12,9 @@ from tf_twostage.data.rows import LogRows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.cross_fitting import assign_folds, cross_fit
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, model_inputs
+from tf_twostage.models import probit
 from tf_twostage.models.encoders import EncodedTables, TwoTower
+from tf_twostage.models.probit import Posterior
 from tf_twostage.models.ranker import Ranker, usual_logit
 from tf_twostage.rewards import from_logits
 from tf_twostage.training.loop import fit
@@ -28,8 +30,29 @@ _EMBEDDING_STDDEV = 0.1
 _L2 = 1e-3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
+  """Predicted rewards of the rows of a log, each by a model that was fitted without it."""
+
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    """Predicted rewards of every item in these rows of the log: [m] to [m, N] float32."""
+    raise NotImplementedError
+
+  def logged(self, actions: np.ndarray) -> np.ndarray:
+    """Predicted rewards of the logged items of all rows, [n] to [n]."""
+    raise NotImplementedError
+
+  def explained(self, log: LogRows) -> float:
+    """The share of the variance of the log's rewards that the model explains.
+
+    0 is no better than the mean reward, below 0 worse; NaN where all rewards are the same.
+    """
+    errors = log.reward - self.logged(log.action)
+    variance = log.reward.var()
+    return float(1 - (errors**2).mean() / variance) if variance else np.nan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TowerRewards(RewardModel):
   """rhat(x_i, a) = scale σ(prior + query_i · item_a), with prior and items of the row's fold.
 
   Attributes:
@@ -47,7 +70,6 @@ class RewardModel:
   scale: float
 
   def __call__(self, rows: np.ndarray) -> np.ndarray:
-    """Predicted rewards of every item in these rows of the log: [m] to [m, N] float32."""
     logits = np.empty((len(rows), self.items.shape[1]), np.float32)
     folds = self.folds[rows]
     for fold in np.unique(folds):
@@ -55,16 +77,100 @@ class RewardModel:
       logits[of_fold] = self.queries[rows[of_fold]] @ self.items[fold].T + self.priors[fold]
     return from_logits(logits, self.scale).numpy()
 
-  def explained(self, log: LogRows) -> float:
-    """The share of the variance of the log's rewards that the model explains.
-
-    0 is no better than the mean reward, below 0 worse; NaN where all rewards are the same.
-    """
-    items = self.items[self.folds, log.action]
+  def logged(self, actions: np.ndarray) -> np.ndarray:
+    items = self.items[self.folds, actions]
     logits = (self.queries * items).sum(axis=1) + self.priors[self.folds]
-    errors = log.reward - from_logits(logits, self.scale).numpy()
-    variance = log.reward.var()
-    return float(1 - (errors**2).mean() / variance) if variance else np.nan
+    return from_logits(logits, self.scale).numpy()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BayesianRewards(RewardModel):
+  """rhat(x_i, a) = scale (mean - pessimism · deviation) of P(r = 1) over the posterior.
+
+  Attributes:
+    users: [S, V, 1 + D] draws of the users of each fold, from the posterior without the fold.
+    items: [F, S, N, 1 + D] draws of the items, of each fold.
+    places: [n] int, of each row in the V.
+    folds: [n] int.
+    scale: the reward of the label 1.
+    pessimism: how many standard deviations are taken off; a reward is at least 0.
+  """
+
+  users: np.ndarray
+  items: np.ndarray
+  places: np.ndarray
+  folds: np.ndarray
+  scale: float
+  pessimism: float
+
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    out = np.empty((len(rows), self.items.shape[2]), np.float32)
+    folds = self.folds[rows]
+    for fold in np.unique(folds):
+      of_fold = folds == fold
+      users = self.users[:, self.places[rows[of_fold]]]
+      out[of_fold] = self._rewards(*Posterior(users, self.items[fold]).moments())
+    return out
+
+  def logged(self, actions: np.ndarray) -> np.ndarray:
+    out = np.empty(len(actions))
+    for fold, items in enumerate(self.items):
+      rows = np.flatnonzero(self.folds == fold)
+      pairs = Posterior(self.users, items).pair_moments(self.places[rows], actions[rows])
+      out[rows] = self._rewards(*pairs)
+    return out
+
+  def _rewards(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    return self.scale * np.maximum(mean - self.pessimism * deviation, 0)
+
+
+def fit_bayesian_rewards(
+  evaluation: EvaluationLog,
+  tables: EncodedTables,
+  workspace: Workspace,
+  *,
+  pessimism: float,
+  seed: int,
+) -> BayesianRewards:
+  """Samples the posterior of `models.probit` for each fold on all other rows, or loads the draws.
+
+  Users of the fold are predicted by their features, and with the spread of users.
+
+  Raises:
+    InputError: the log has fewer than two users, or rows.
+  """
+  log, num_users = evaluation.rows, tables.schema.num_users
+  folds, scale = _folds(evaluation, seed), log.rewards().scale
+  users, places = np.unique(folds * num_users + log.user_index, return_inverse=True)
+  sampling = probit.Sampling(seed=seed)
+
+  def draws() -> dict[str, np.ndarray]:
+    posteriors = [
+      probit.of_log(log.select(folds != fold), tables, sampling, scale)
+      for fold in range(folds.max() + 1)
+    ]
+    of_folds = [
+      posterior.users[:, users[users // num_users == fold] % num_users]
+      for fold, posterior in enumerate(posteriors)
+    ]
+    items = np.stack([posterior.items for posterior in posteriors])
+    return {"users": np.concatenate(of_folds, axis=1), "items": items}
+
+  inputs = {"log": evaluation.stage, "sampling": dataclasses.asdict(sampling), "seed": seed}
+  stored, _ = workspace.arrays("bayesian_folds", inputs, draws)
+  return BayesianRewards(
+    **stored, places=places.reshape(-1), folds=folds, scale=scale, pessimism=pessimism
+  )
+
+
+def _folds(evaluation: EvaluationLog, seed: int) -> np.ndarray:
+  """The fold of each row, [n]; users stay together where their rows depend on each other."""
+  units = len(evaluation) if evaluation.groups is None else len(np.unique(evaluation.groups))
+  if units < 2:
+    raise InputError(
+      f"the evaluation log has rows of {units} user: its values need at least two; log more users"
+    )
+  return assign_folds(len(evaluation), min(_FOLDS, units), groups=evaluation.groups, seed=seed)
 
 
 def fit_reward_model(
@@ -75,7 +181,7 @@ def fit_reward_model(
   workspace: Workspace,
   *,
   seed: int,
-) -> RewardModel:
+) -> TowerRewards:
   """Fits a pointwise ranker for each fold on all other rows, or loads the finished ones.
 
   Folds keep users together where rows of a user depend on each other. There are fewer folds where
@@ -88,13 +194,8 @@ def fit_reward_model(
   # Ids carry no information about users that a fold has not seen.
   users = {n: tf.zeros_like(v) if n == name else v for n, v in tables.users.items()}
   scale = log.rewards().scale
-  units = len(log) if evaluation.groups is None else len(np.unique(evaluation.groups))
-  if units < 2:
-    raise InputError(
-      f"the evaluation log has rows of {units} user: its values need at least two; log more users"
-    )
-  num_folds = min(_FOLDS, units)
-  folds = assign_folds(len(log), num_folds, groups=evaluation.groups, seed=seed)
+  folds = _folds(evaluation, seed)
+  num_folds = int(folds.max()) + 1
   encoder = dataclasses.replace(encoder, embedding_stddev=_EMBEDDING_STDDEV)
   config = dataclasses.replace(config, l2=_L2)
 
@@ -131,4 +232,4 @@ def fit_reward_model(
     },
     fitted,
   )
-  return RewardModel(**stored, folds=folds, scale=scale)
+  return TowerRewards(**stored, folds=folds, scale=scale)
