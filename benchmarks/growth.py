@@ -111,7 +111,11 @@ def contenders(point: Point) -> dict[str, Contender]:
   """Every loss of the library, by the names of lines in pictures; the reference comes first."""
   size = {"slate_size": point.slate_size}
   sized = ("top_k", "two_stage_ips")
-  made = {name: losses.get(name) for name in losses.LOSSES if name not in sized}
+  made = {
+    name: losses.get(name)
+    for name, kind in losses.LOSSES.items()
+    if name not in sized and not kind.takes_slates
+  }
   made["top_k"] = losses.get("top_k", **size)
   made["ips, two-stage policy"] = losses.get("ips", policy="two_stage", **size)
   for sampling in ("exact", "systematic", "categorical"):

@@ -22,6 +22,7 @@ from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
 from tf_twostage.environment import Environment, log_environment
+from tf_twostage.environment.bayesian import SlateRows, target_rows
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.evaluation_log import EvaluationLog, distinct_contexts
 from tf_twostage.evaluation.slate_log import has_repeats
@@ -287,7 +288,16 @@ class TwoStageRecommender:
         " with train=both trains both stages, by the ranks of items",
         self.loss_name,
       )
-    rows = rows_to_learn(self.config, model.objective, environment.log)
+    rows: TrainingRows | SlateRows
+    if model.objective.takes_slates:
+      rows = target_rows(
+        environment,
+        model.objective,
+        Workspace(self._stages),
+        seed=self.config.environment_seed,
+      )
+    else:
+      rows = rows_to_learn(self.config, model.objective, environment.log)
     settings = self.config.generator
     measured = environment.evaluator.metrics
     monitor = Monitor(
@@ -327,6 +337,8 @@ class TwoStageRecommender:
       log: the training rows.
     """
     settings = self.config.generator
+    if self.objective().takes_slates:
+      raise InputError(f"the loss {self.loss_name} learns from whole environments; choose another")
     if settings.train == "ranker":
       raise InputError("train=ranker needs a fitted generator; train both, or the generator alone")
     model = self.fresh_generator(environment)
@@ -705,6 +717,10 @@ class TwoStageRecommender:
         f" alone; choose the loss {' or '.join(able)}, or leave train out"
       )
     settings, rows = self.config.support, self.config.generator.batch_size
+    if settings.support_size and objective.takes_slates:
+      raise InputError(
+        f"support_size: {type(objective).__name__} needs the whole catalogue; leave it out"
+      )
     certain = rows + settings.hard_candidates
     if 0 < settings.support_size <= certain:
       raise InputError(

@@ -264,10 +264,12 @@ CHANGED = {
   "baseline": 0.125,
   "distillation": 0.125,
   "examination": [1.0, 0.5],
+  "filler_weight": 0.25,
   "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
   "normalize_shares": True,
   "log_smoothing": 0.5,
   "num_slates": 4,
+  "pessimism": 0.5,
   "policy": "two_stage",
   "propensity_exponent": 0.25,
   "rank_weights": "examination",
@@ -279,6 +281,7 @@ CHANGED = {
   "sampling_temperature": 1.5,
   "seed": 7,
   "slate_size": 6,
+  "top": 2,
   "variance_penalty": 0.375,
 }
 every_loss = pytest.mark.parametrize("name", sorted(losses.LOSSES))

@@ -24,6 +24,7 @@ from tf_twostage.errors import InputError
     ("weighted_log_likelihood", losses.WeightedLogLikelihood),
     ("exponential_smoothing", losses.ExponentialSmoothing),
     ("logarithmic_smoothing", losses.LogarithmicSmoothing),
+    ("safe_slate", losses.SafeSlate),
   ],
 )
 def test_get_makes_the_loss_of_that_name(name, kind):
@@ -31,7 +32,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 13
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 14
 
 
 def test_get_passes_options_on():

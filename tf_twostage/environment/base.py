@@ -55,6 +55,7 @@ class Environment:
     ranker_logits, slate_ranker: the ranker; see `SecondStage`.
     trainable_ranker: makes a copy of the ranker that may learn further; None: it may not.
     policies: baselines of every table, by name.
+    fitted_policies: more baselines, each made for a slate size when it is first scored.
     requests: raw values of a few users, which an export is tested with.
     name: identifies all of the above, so that results of different environments stay apart.
     facts: numbers worth reporting, such as the simulator's AUC; JSON-able.
@@ -79,6 +80,9 @@ class Environment:
   facts: Mapping[str, Any]
   evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
+  fitted_policies: Mapping[str, Callable[[Workspace, int], Scorer]] = dataclasses.field(
+    default_factory=dict
+  )
   trainable_ranker: Callable[[], Ranker] | None = None
   item_bias: np.ndarray | None = None
   examination: Examination | None = None
@@ -107,10 +111,17 @@ class Environment:
 
     def build(directory: pathlib.Path) -> None:
       scores = {**self.evaluator.known()}
-      scores |= {n: self.evaluation(p, slate_size, stage)() for n, p in self.policies.items()}
+      made = {n: fit(workspace, slate_size) for n, fit in self.fitted_policies.items()}
+      policies = {**self.policies, **made}
+      scores |= {n: self.evaluation(p, slate_size, stage)() for n, p in policies.items()}
       write_json(directory / "scores.json", scores)
 
-    inputs = {"environment": self.name, "slate_size": slate_size, **self.evaluator.settings}
+    inputs = {
+      "environment": self.name,
+      "policies": [*self.policies, *self.fitted_policies],
+      "slate_size": slate_size,
+      **self.evaluator.settings,
+    }
     if self.evaluator.draws and stage != "two_stage":
       inputs["stage"] = stage
     directory = workspace.stage("baselines", inputs, build)

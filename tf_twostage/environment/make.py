@@ -11,6 +11,7 @@ from tf_twostage.data.sets import layouts
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.xmc import XmcData
 from tf_twostage.environment.base import Environment
+from tf_twostage.environment.bayesian import with_bayesian
 from tf_twostage.environment.full_labels import full_labels
 from tf_twostage.environment.prepared import prepared
 from tf_twostage.environment.simulated import simulated
@@ -27,6 +28,14 @@ def make(
 
   `data` takes the place of the data set that `config` names.
   """
+  environment = _make(config, workspace, data)
+  if config.reward.reward_predictor != "bayesian":
+    return environment
+  return with_bayesian(environment, seed=config.environment_seed)
+
+
+def _make(config: Config, workspace: Workspace, data: RatingsData | XmcData | None) -> Environment:
+  """See `make`."""
   name = config.data.dataset
   if data is None and name != sets.RATINGS and (config.user_log.log or name == DATASET):
     return user_log(config, workspace)

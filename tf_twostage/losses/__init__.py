@@ -1,10 +1,10 @@
 """Off-policy objectives: functions of logits and logged columns, one value per row.
 
 `get("two_stage_ips", num_slates=50)` makes one by name; `LOSSES` holds them all. An *estimator*
-(all but binary_cross_entropy, top_k, two_stage_ips, two_stage_ltr and vanilla_policy_gradient)
-takes `policy="softmax"`, the generator alone, or `policy="two_stage"` or `"distinct"`, generator
-and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss also runs on a sampled part of
-the catalogue: see `sample_support`.
+(all but binary_cross_entropy, top_k, two_stage_ips, two_stage_ltr, vanilla_policy_gradient and
+safe_slate) takes `policy="softmax"`, the generator alone, or `policy="two_stage"` or `"distinct"`,
+generator and ranker; exact 2-IPS is IPS on the two-stage policy. Every loss but safe_slate also
+runs on a sampled part of the catalogue: see `sample_support`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tf_twostage.losses.doubly_robust import DoublyRobust
 from tf_twostage.losses.importance import ImportanceWeights
 from tf_twostage.losses.ips import IPS
 from tf_twostage.losses.options import WEIGHT_OPTIONS, Option, read_options
+from tf_twostage.losses.safe_slate import SafeSlate
 from tf_twostage.losses.sampled_catalogue import DRAWS, Support, sample_support
 from tf_twostage.losses.smoothing import (
   ExponentialSmoothing,
@@ -49,6 +50,7 @@ __all__ = [
   "LossTerms",
   "OffPolicyLoss",
   "Option",
+  "SafeSlate",
   "Support",
   "TopK",
   "TwoStageIPS",
@@ -77,6 +79,7 @@ LOSSES: dict[str, type[OffPolicyLoss]] = {
   "weighted_log_likelihood": WeightedLogLikelihood,
   "exponential_smoothing": ExponentialSmoothing,
   "logarithmic_smoothing": LogarithmicSmoothing,
+  "safe_slate": SafeSlate,
 }
 _Loss = TypeVar("_Loss", bound=type[OffPolicyLoss])
 

@@ -86,6 +86,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
   trains_ranker: bool = False  # whether the loss is differentiable in ranker_logits
+  takes_slates: bool = False  # whether actions are target slates, [B, K], of a reward model
   # The policy of both stages that a trained model stands for: "two_stage" draws candidates with
   # replacement, "distinct" without; a loss of the latter has a `slate_size`.
   stage: str = "two_stage"
@@ -159,7 +160,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
     if log_q is not None:
       given["log_q"] = log_q
     tensors = {name: tf.convert_to_tensor(value) for name, value in given.items()}
-    _check(type(self).__name__, tensors)
+    _check(type(self).__name__, tensors, self.takes_slates)
     half = tensors["logits"].dtype.size < 4
     dtype = tf.float32 if half else tensors["logits"].dtype
     # Some kernels accept indices of 32 and 64 bits only.
@@ -274,7 +275,7 @@ class EstimatorLoss(OffPolicyLoss):
     return candidate * tf.stop_gradient(tf.math.divide_no_nan(shown, candidate))
 
 
-def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:
+def _check(loss: str, tensors: dict[str, tf.Tensor], takes_slates: bool) -> None:
   """Checks static ranks, sizes and dtypes; unknown sizes pass."""
   sizes = [t.shape[0] for name, t in tensors.items() if t.shape.rank and name != "log_q"]
   rows = next((size for size in sizes if size is not None), None)
@@ -285,6 +286,8 @@ def _check(loss: str, tensors: dict[str, tf.Tensor]) -> None:
     if name == "log_q":
       shape, letters = [items], "[N]"
     integer = name == "actions"
+    if integer and takes_slates:
+      shape, letters = [rows, None], "[B, K]"
     kind = tensor.dtype.is_integer if integer else tensor.dtype.is_floating
     if not (kind and tensor.shape.is_compatible_with(shape)):
       wanted = f"{letters} {'integer' if integer else 'floating'}"
