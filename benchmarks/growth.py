@@ -96,7 +96,7 @@ class Contender:
 
   @property
   def draws(self) -> bool:
-    return getattr(self.loss, "sampling", "exact") != "exact"
+    return hasattr(self.loss, "num_slates") and getattr(self.loss, "sampling", "") != "exact"
 
   def reads(self, axis: str) -> bool:
     """Whether the size along an axis is an option of the loss that it makes use of."""
@@ -110,7 +110,8 @@ class Contender:
 def contenders(point: Point) -> dict[str, Contender]:
   """Every loss of the library, by the names of lines in pictures; the reference comes first."""
   size = {"slate_size": point.slate_size}
-  sized = ("top_k", "two_stage_ips")
+  drawn = {"num_slates": point.num_slates, **size}
+  sized = ("top_k", "two_stage_ips", "vanilla_policy_gradient")
   made = {
     name: losses.get(name)
     for name, kind in losses.LOSSES.items()
@@ -118,10 +119,9 @@ def contenders(point: Point) -> dict[str, Contender]:
   }
   made["top_k"] = losses.get("top_k", **size)
   made["ips, two-stage policy"] = losses.get("ips", policy="two_stage", **size)
+  made["vanilla_policy_gradient"] = losses.get("vanilla_policy_gradient", **drawn)
   for sampling in ("exact", "systematic", "categorical"):
-    made[f"two_stage_ips, {sampling}"] = losses.get(
-      "two_stage_ips", sampling=sampling, num_slates=point.num_slates, **size
-    )
+    made[f"two_stage_ips, {sampling}"] = losses.get("two_stage_ips", sampling=sampling, **drawn)
   of_support = {
     f"{name}, support": Contender(made[name], point.support, sparse_l2=True) for name in SUPPORTED
   }

@@ -89,7 +89,7 @@ def test_axes_are_measured_where_they_matter():
   made = growth.contenders(growth.BASE)
   reads = {axis: {name for name, c in made.items() if c.reads(axis)} for axis in growth.AXES}
   assert reads["items"] == set(made)
-  drawn = {"two_stage_ips, systematic", "two_stage_ips, categorical"}
+  drawn = {"two_stage_ips, systematic", "two_stage_ips, categorical", "vanilla_policy_gradient"}
   assert reads["num_slates"] == {*drawn, "two_stage_ips, systematic, support"}
   exact = {"two_stage_ips, exact", "two_stage_ips, exact, support"}
   others = {"top_k", "two_stage_ltr", "ips, two-stage policy"}
