@@ -177,6 +177,13 @@ def test_a_row_that_shows_an_item_before_it_came_is_bad():
     log_of(made)
 
 
+def test_items_that_go_before_they_come_are_refused():
+  made = world()
+  made.items.loc[7, ["start", "stop"]] = [MIDDLE, START]
+  with pytest.raises(InputError, match=r"'start' must be a time before .* 'stop'; 1 of .*row 7"):
+    log_of(made)
+
+
 @pytest.mark.parametrize("dates", ["log", "items"])
 def test_dates_and_numbers_as_times_are_refused_with_both(dates):
   made = world()

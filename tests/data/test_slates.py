@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_twostage.data.files.bad_rows import BadRowsError
@@ -110,6 +110,7 @@ def test_rows_are_found_by_slate_and_slot():
   np.testing.assert_allclose(sorted(rewards.sum(axis=1)), sorted(by_request))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 50), method=st.sampled_from(["time", "random", "user"]))
 def test_splits_keep_slates_whole(seed, method):
   log = BanditLog.from_pandas(frame(seed=seed), **COLUMNS)

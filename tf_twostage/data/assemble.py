@@ -37,7 +37,7 @@ from tf_twostage.data.log_schema import (
 )
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.schema import Id, ItemSequence, Schema, TimedSequence, events_of, unit_range
-from tf_twostage.errors import InputError
+from tf_twostage.errors import InputError, require
 
 _SEQUENCES = {"sequence": ItemSequence, "timed_sequence": TimedSequence}
 _MOST_KINDS = 1000  # of events; more are ids or times
@@ -434,6 +434,12 @@ class _Ids:
     if file is not None:
       self._listed = feature_tables.read(file, str(key), features, title, intervals)
       self.interval = _interval(self._listed)
+      require(
+        self.interval[:, 0] < self.interval[:, 1],
+        f"{_place(file)}: column {intervals.get(AVAILABLE[0])!r}",
+        f"must be a time before that in column {intervals.get(AVAILABLE[1])!r}",
+        "mend these items, or exchange the columns",
+      )
       self.known[f"{side}_id"] = IdSet(
         self._listed.ids,
         f"must name a known {side}: unknown {side}, not in {_place(file)}",

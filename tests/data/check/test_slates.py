@@ -91,6 +91,13 @@ def test_what_cannot_be_slates_is_a_problem_with_its_remedy(log, fault, words):
   assert any(words in text for text in examine.unusable(log))
 
 
+def test_slates_of_one_row_each_are_warned_of(log):
+  alone = dataclasses.replace(log, slate=np.arange(len(log), dtype=np.int32))
+  assert "every slate has one row" in texts(alone, "warning")
+  assert "lack a slot above" not in texts(alone, "warning")
+  assert "every slate has one row" not in texts(log, "warning")
+
+
 @pytest.mark.parametrize("column", ["policy", "time"])
 def test_slates_whose_rows_differ_are_counted(log, column):
   names = {"policy": "slates of several policies", "time": "slates of several times"}

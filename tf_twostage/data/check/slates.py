@@ -94,13 +94,19 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
       f"{above} rows have a cascade_propensity above their propensity: it is the probability of"
       " this slot *and* all above it as they were shown; mend the column, or leave it out",
     )
+  if size.max() == 1:
+    yield Finding(
+      "warning",
+      "every slate has one row, so its id seems to be that of the row: name the id of the request,"
+      " or leave `slate_id` out",
+    )
   if lowest := int(position.min()):
     yield Finding(
       "problem",
       f"no row is in slot 0, the lowest is {lowest}: number slots from 0, or from 1 and write"
       " `first_position: 1` in the schema; log the slots above, if they were shown",
     )
-  elif short:
+  elif short and size.max() > 1:
     yield Finding(
       "warning",
       f"{short} of {len(size)} slates lack a slot above their last: log all slots that were shown,"
