@@ -24,7 +24,9 @@ _MAX_RHAT = 1.1
 # Largest standard deviations of b, and of p and q. Without a limit they grow for ever on rewards
 # that hold no noise, as simulated ones do; chosen on validation users of MovieLens-1M.
 _MAX_STDDEVS = 2.0, 0.5
-_INTERCEPT_PRECISION = 0.01  # of the users' mean factors, in units of their own precision
+# Of the users' mean b and p, in units of their own precision. The mean of p is held at 0: with it
+# q would be another bias of items, without a limit.
+_INTERCEPT_PRECISIONS = 0.01, 1e9
 _SHRINKAGE_RATE = 0.05  # of the gamma prior of shape 1 of the coefficients' precision
 
 
@@ -75,8 +77,8 @@ class Sampling:
 
   width: int = 4
   chains: int = 2
-  sweeps: int = 400
-  burn_in: int = 150
+  sweeps: int = 500
+  burn_in: int = 250
   draws: int = 25
   seed: int = 0
 
@@ -88,7 +90,7 @@ class _Side(NamedTuple):
     of_rows: [n, M] sparse, 1 where a row of the log is of this user or item.
     features: [n, F], orthogonal columns; for users the first is 1.
     squares: [F] squared norms of the columns.
-    fixed: [F] prior precisions of the coefficients; NaN where one of all is learned.
+    fixed: [F, 2] prior precisions of the coefficients, of b and of p; NaN: one of all is learned.
   """
 
   of_rows: scipy.sparse.csr_array
@@ -105,10 +107,10 @@ class _Side(NamedTuple):
     centred = features - features.mean(axis=0)
     squares, directions = np.linalg.eigh(centred.T @ centred)
     kept = squares > 1e-9 * max(count, 1)
-    columns, fixed = centred @ directions[:, kept], np.full(kept.sum(), np.nan)
+    columns, fixed = centred @ directions[:, kept], np.full((kept.sum(), 2), np.nan)
     if intercept:
       columns = np.hstack([np.ones((count, 1)), columns])
-      fixed = np.r_[_INTERCEPT_PRECISION, fixed]
+      fixed = np.vstack([_INTERCEPT_PRECISIONS, fixed])
     return cls(of_rows, columns, (columns**2).sum(axis=0), fixed)
 
 
@@ -247,8 +249,9 @@ def _update(
 
 def _prior(rng: np.random.Generator, side: _Side, factors: np.ndarray, state: _State) -> _State:
   """Draws coefficients, precisions and shrinkage given the factors."""
-  learned = np.isnan(side.fixed)
-  shrinkage = np.where(learned, state.shrinkage, side.fixed)[:, np.newaxis]
+  fixed = np.repeat(side.fixed, [1, factors.shape[1] - 1], axis=1)
+  learned = np.isnan(fixed)
+  shrinkage = np.where(learned, state.shrinkage, fixed)
   of_data = side.squares[:, np.newaxis] + shrinkage
   mean = side.features.T @ factors / of_data
   noise = rng.normal(size=mean.shape) / np.sqrt(of_data * state.precisions)
@@ -261,11 +264,9 @@ def _prior(rng: np.random.Generator, side: _Side, factors: np.ndarray, state: _S
     for part, limit in zip(np.split(sums, [1]), _MAX_STDDEVS, strict=True)
   ]
   precisions = np.repeat(drawn, [1, len(sums) - 1])
-  energy = (precisions * coefficients[learned] ** 2).sum()
+  energy = (precisions * coefficients**2)[learned].sum()
   rate = _SHRINKAGE_RATE + energy / 2
-  return _State(
-    factors, coefficients, precisions, rng.gamma(1 + learned.sum() * len(sums) / 2) / rate
-  )
+  return _State(factors, coefficients, precisions, rng.gamma(1 + learned.sum() / 2) / rate)
 
 
 def _bounded_precision(rng: np.random.Generator, size: int, squares: float, limit: float) -> float:
