@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests import oracle
 from tf_twostage import losses
 from tf_twostage.losses import IPS, ImportanceWeights
 from tf_twostage.models.health import EffectiveSampleShare, Maximum, PolicyHealth
@@ -48,6 +49,24 @@ def test_clipped_shares_count_rows_at_the_bounds():
   np.testing.assert_allclose(results["weight_max"], 25.0, rtol=1e-5)
   np.testing.assert_allclose(results["weight_mean"], (25 + 2.5 + 0.5 + 0.25) / 4, rtol=1e-5)
   np.testing.assert_allclose(results["policy_entropy"], np.log(4), rtol=1e-5)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_entropy_on_distinct_candidates_is_that_of_one_of_them(sampled):
+  """One large logit is no collapse: K - 1 other candidates remain."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(6, 5))
+  logits[:, 2] = 50.0
+  copies = np.array([1, 1, 1, 3, 4] if sampled else [1] * 5)
+  expected = []
+  for row in logits:
+    p = oracle.inclusion(np.repeat(row, copies), 3) / 3
+    expected.append(-np.sum(p * np.log(p)))
+  health = PolicyHealth(IPS(policy="distinct", slate_size=3))
+  log_q = -np.log(copies).astype(np.float32) if sampled else None
+  entropy = health._entropy(tf.constant(logits, tf.float32), log_q).numpy()
+  np.testing.assert_allclose(entropy, expected, rtol=1e-4)
+  assert (entropy >= np.log(3)).all()
 
 
 def results(objective, **inputs):
