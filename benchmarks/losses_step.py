@@ -60,6 +60,7 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   runs["top_k"] = step(losses.get("top_k", **size))
   for name in either:
     runs[f"{name}, two_stage policy"] = step(losses.get(name, policy="two_stage", **size))
+  runs["vanilla_policy_gradient"] = step(losses.get("vanilla_policy_gradient", **size))
   runs["two_stage_ips, exact"] = step(losses.get("two_stage_ips", sampling="exact", **size))
   for sampling in ("categorical", "systematic"):
     loss = losses.get("two_stage_ips", sampling=sampling, **slates)
