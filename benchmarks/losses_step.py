@@ -59,7 +59,8 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   runs = {name: step(losses.get(name)) for name in ("binary_cross_entropy", *either)}
   runs["top_k"] = step(losses.get("top_k", **size))
   for name in either:
-    runs[f"{name}, two_stage policy"] = step(losses.get(name, policy="two_stage", **size))
+    for policy in ("two_stage", "distinct"):
+      runs[f"{name}, {policy} policy"] = step(losses.get(name, policy=policy, **size))
   runs["vanilla_policy_gradient"] = step(losses.get("vanilla_policy_gradient", **size))
   runs["two_stage_ips, exact"] = step(losses.get("two_stage_ips", sampling="exact", **size))
   for sampling in ("categorical", "systematic"):

@@ -295,12 +295,12 @@ class _Slate(NamedTuple):
   @classmethod
   def until(cls, log_time: tf.Tensor, logits: tf.Tensor, copies: Any) -> _Slate:
     x = _x(tf.stop_gradient(logits), log_time)
-    return cls(x, -tf.math.expm1(-x), None if copies is None else tf.cast(copies, x.dtype))
+    return cls(x, 2 * _half_pi(x / 2), None if copies is None else tf.cast(copies, x.dtype))
 
   @property
   def rates(self) -> tf.Tensor:
     """The derivative of every pi in log x, [B, N]."""
-    return self.x * tf.exp(-self.x)
+    return self.x * (1 - self.pi)
 
   def number(self, values: tf.Tensor) -> tf.Tensor:
     """Values of items, [B, N], times how many items they are."""
@@ -323,6 +323,12 @@ class _Slate(NamedTuple):
 
 def _x(logits: tf.Tensor, log_time: tf.Tensor) -> tf.Tensor:
   return tf.exp(tf.minimum(logits + log_time, _LOG_CERTAIN))
+
+
+def _half_pi(half_x: tf.Tensor) -> tf.Tensor:
+  """pi / 2 of x / 2, in a third of the time that expm1 takes on CPUs."""
+  tangent = tf.tanh(half_x)
+  return tangent / (1 + tangent)
 
 
 def _log_time(logits: tf.Tensor, slate_size: int, copies: Any = None) -> tf.Tensor:
@@ -370,10 +376,8 @@ def _search(
   """
 
   def narrow(low, high, log_time, moving) -> tuple[tf.Tensor, ...]:
-    # pi / 2 by the hyperbolic tangent of x / 2, which takes a third of the time of expm1 on CPUs.
     half_x = tf.exp(tf.minimum(logits + (log_time - _LOG_2), _LOG_CERTAIN - _LOG_2))
-    tangent = tf.tanh(half_x)
-    half_pi = tangent / (1 + tangent)
+    half_pi = _half_pi(half_x)
     rates = half_x * (1 - 2 * half_pi)
     if number is not None:
       half_pi, rates = number * half_pi, number * rates

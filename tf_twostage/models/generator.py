@@ -178,7 +178,7 @@ class CandidateGenerator(tfrs.Model):
 def _gradients_if(
   learn: tf.Tensor, gradient: Callable[[list[Any]], list[Any]], variables: list[Any]
 ) -> list[Any]:
-  """Gradients of variables if `learn`, else zeros of the same kind: of no rows where sparse."""
+  """Gradients of variables if `learn`, else zeros of the same kind, of one row where sparse."""
   sparse: set[Any] = set()
 
   def computed() -> list[Any]:  # traced before `zeros`
@@ -189,7 +189,8 @@ def _gradients_if(
 
   def zeros() -> list[Any]:
     return [
-      tf.IndexedSlices(tf.zeros([0, *v.shape[1:]]), tf.zeros([0], tf.int32), tf.shape(v))
+      # Replicas cannot gather no rows.
+      tf.IndexedSlices(tf.zeros([1, *v.shape[1:]]), tf.zeros([1], tf.int32), tf.shape(v))
       if v.ref() in sparse
       else tf.zeros_like(v)
       for v in variables
