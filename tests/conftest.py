@@ -53,7 +53,7 @@ def test_data() -> pathlib.Path:
   root = os.environ.get("TF_TWOSTAGE_TEST_DATA")
   if not root:
     pytest.skip(
-      "set TF_TWOSTAGE_TEST_DATA to a directory that holds ml-1m/, ml-1m-reference/, delicious/ and"
-      " open-bandit/"
+      "set TF_TWOSTAGE_TEST_DATA to a directory that holds ml-1m/, ml-1m-reference/, delicious/,"
+      " jester/ and open-bandit/"
     )
   return pathlib.Path(root)

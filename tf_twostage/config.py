@@ -70,8 +70,8 @@ class DataConfig(Section):
   dataset: str = _option(
     "user_log",
     "user_log (the file in the setting log), ratings (files of ratings or orders in data_dir, or in"
-    " log, items and users), synthetic, movielens_1m, wiki10, delicious, or wiki10_shape (random"
-    " data of that size)",
+    " log, items and users), synthetic, movielens_1m, jester, wiki10, delicious, or wiki10_shape"
+    " (random data of that size)",
   )
   data_dir: str | None = _option(
     None,
@@ -356,6 +356,15 @@ class SimulationConfig(Section):
   )
   behavior_pairs: int = _option(
     10_000, "labelled pairs that the behavior policy is fitted to", at_least=1
+  )
+  ranker_pairs: int = _option(
+    0,
+    "labelled pairs that the ranker is fitted to: many make it strong, few weak; 0: it is fitted to"
+    " the log, or to all ratings of its half of the people who are not evaluated",
+    at_least=0,
+  )
+  ranker_reversed: bool = _option(
+    False, "fit the ranker to the opposite of the rewards: an adversary, for comparisons"
   )
   supervised_documents: int = _option(
     1000, "documents: labelled documents that the behavior policy is fitted to", at_least=1

@@ -125,7 +125,7 @@ def test_overwrite_starts_anew(finished, tmp_path):
     (["--validation_users=400"], "validation_users is 400"),
     (["--dataset=movielens_1m", "--data_dir=/does/not/exist"], "/does/not/exist"),
     (["--environment=/does/not/exist"], "environment=/does/not/exist: no full_information.npz"),
-    (["--flagfile=/does/not/exist"], "no flag file /does/not/exist; presets are delicious, loop"),
+    (["--flagfile=/does/not/exist"], "no flag file /does/not/exist; presets are delicious, jester"),
     (["--loss=ips", "--alpha=1"], "loss 'ips' has no option alpha, so it would change nothing"),
     (["--loss=ips:policy"], "'policy' in 'ips:policy': write option=value"),
     (["--loss=ips:baseline=low"], "loss 'ips': baseline must be of type float, got 'low'"),

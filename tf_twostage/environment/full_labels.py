@@ -85,7 +85,7 @@ def log_labels(
     },
     objective=CrossEntropy(),
     feedback=lambda users, items: (data.has_label(users, items).astype(np.float32), {}),
-    num_users=data.num_train,
+    logged=slice(0, data.num_train),
   )
 
 

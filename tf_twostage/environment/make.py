@@ -12,6 +12,7 @@ from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.xmc import XmcData
 from tf_twostage.environment.base import Environment
 from tf_twostage.environment.bayesian import with_bayesian
+from tf_twostage.environment.complete_ratings import complete_ratings
 from tf_twostage.environment.full_labels import full_labels
 from tf_twostage.environment.prepared import prepared
 from tf_twostage.environment.simulated import simulated
@@ -38,11 +39,15 @@ def _make(config: Config, workspace: Workspace, data: RatingsData | XmcData | No
   """See `make`."""
   name = config.data.dataset
   if data is None and name != sets.RATINGS and (config.user_log.log or name == DATASET):
+    _refuse_ranker_settings(config)
     return user_log(config, workspace)
   with workspace.timed("data"):
     if data is None:
       is_ratings = name == sets.RATINGS
       data = _ratings(config) if is_ratings else sets.load(name, config.data.data_dir)
+  given = config.data.environment and not config.simulation.log_number
+  if config.ratings_are_the_log or isinstance(data, XmcData) or given:
+    _refuse_ranker_settings(config)
   if config.ratings_are_the_log:
     return _choices(config, data, workspace)
   if config.data.history:
@@ -53,6 +58,8 @@ def _make(config: Config, workspace: Workspace, data: RatingsData | XmcData | No
   _check_sizes(config, data)
   if isinstance(data, XmcData):
     return full_labels(config, data, workspace)
+  if data.complete_users:
+    return complete_ratings(config, data, workspace)
   if config.data.environment:
     with workspace.timed("environment"):
       return prepared(config, data, pathlib.Path(config.data.environment), workspace)
@@ -74,6 +81,16 @@ def _choices(config: Config, data: RatingsData | XmcData, workspace: Workspace) 
     )
   log = data.log(above, history="history" if config.data.history else None)
   return log_environment(config, log, None, workspace, config.user_log.ranker)
+
+
+def _refuse_ranker_settings(config: Config) -> None:
+  """Raises InputError for settings of rankers that are fitted to ratings of all pairs."""
+  for name in ("ranker_pairs", "ranker_reversed"):
+    if value := getattr(config.simulation, name):
+      raise InputError(
+        f"{name}={value} changes nothing: only feedback simulated from ratings has such a ranker;"
+        " leave it out"
+      )
 
 
 def _ratings(config: Config) -> RatingsData:
@@ -102,7 +119,8 @@ def _check_sizes(config: Config, data: RatingsData | XmcData) -> None:
     num_users, users = data.num_documents - data.num_train, "test documents"
     num_items, items = data.num_labels, "labels"
   else:
-    num_users, users, num_items, items = data.num_users, "users", data.num_items, "items"
+    num_users, users = data.complete_users or data.num_users, "users"
+    num_items, items = data.num_items, "items"
   if not 0 < config.data.validation_users < num_users:
     raise InputError(
       f"validation_users is {config.data.validation_users}, but {data.name} has"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
 from tf_twostage.config import Config
+from tf_twostage.data.npz import read_array
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.environment.base import Environment, SecondStage, with_full_information
@@ -52,7 +50,7 @@ def prepared(
   tables = EncodedTables.encode(schema, data.users, data.items)
   shape = data.num_users, data.num_items
   packed_shape = data.num_users, -(-data.num_items // 8)
-  packed = _array(directory / "full_information.npz", "relevance", packed_shape, np.uint8)
+  packed = read_array(directory / "full_information.npz", "relevance", packed_shape, np.uint8)
   relevance = unpack_pairs(packed, data.num_items)
   log = _indexed_log(directory / "bandit_log.csv", shape)
   vectors = _vectors(directory / "ranker.npz", shape)
@@ -91,41 +89,14 @@ def prepared(
 
 
 def _vectors(path: pathlib.Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-  users = _array(path, "user_vectors", (shape[0], None), np.float32)
-  items = _array(path, "item_vectors", (shape[1], None), np.float32)
+  users = read_array(path, "user_vectors", (shape[0], None), np.float32)
+  items = read_array(path, "item_vectors", (shape[1], None), np.float32)
   if users.shape[1] != items.shape[1]:
     raise InputError(
       f"{path}: user_vectors are {users.shape[1]} wide and item_vectors {items.shape[1]}; their"
       " products are the ranker's logits, so make them one width"
     )
   return users, items
-
-
-def _array(path: pathlib.Path, name: str, shape: tuple[int, int | None], dtype: type) -> np.ndarray:
-  """Reads an array of an .npz, with finite values and the given shape (None: any size)."""
-  try:
-    if not zipfile.is_zipfile(path):  # NumPy would also read a single array
-      raise zipfile.BadZipFile("File is not a zip file")
-    with np.load(path) as stored:
-      found, array = sorted(stored), stored.get(name)
-  except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-    raise InputError(f"{path}: not a readable .npz ({error}); copy the file again") from error
-  if array is None:
-    raise InputError(f"{path}: no array {name!r}, found {found}; make the file again")
-  if not tf.TensorShape(shape).is_compatible_with(array.shape):
-    raise InputError(
-      f"{path}: {name} has shape {array.shape}, expected {shape}; it belongs to another data set"
-      " than the one that is loaded"
-    )
-  if not np.can_cast(array.dtype, dtype, "same_kind"):
-    raise InputError(
-      f"{path}: {name} is {array.dtype}, expected {np.dtype(dtype)}; make the file again"
-    )
-  with np.errstate(over="ignore"):  # the next check refuses values beyond the type
-    array = array.astype(dtype)
-  finite = np.isfinite(array).all(axis=1)
-  require(finite, f"{path}: {name}", "must be finite", "make the file again")
-  return array
 
 
 def _indexed_log(path: pathlib.Path, shape: tuple[int, int]) -> LogRows:

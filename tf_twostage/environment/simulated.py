@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tf_twostage.environment.simulated_log import (
   slot_examination,
   with_log_seed,
 )
+from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
 from tf_twostage.losses import BinaryCrossEntropy
 from tf_twostage.models.encoders import EncodedTables
@@ -35,6 +36,7 @@ from tf_twostage.workspace import Workspace, read_numbers, write_json
 _log = logging.getLogger(__name__)
 
 _LABELS = "full_information.npz"
+_OF_RANKER = 1  # beside the seed, so that its pairs are not those of the logging policy
 
 
 def simulated(config: Config, data: RatingsData, workspace: Workspace) -> Environment:
@@ -66,32 +68,52 @@ def of_labels(
   drawn_contexts: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
   context: Mapping[str, np.ndarray],
   facts: Mapping[str, Any],
+  others: LogRows | None = None,
 ) -> Environment:
   """Makes an environment of labels: a logging policy, its log and a ranker, each a stage.
 
   Args:
-    config, data, tables, information, workspace: settings, ratings and the labels of all pairs.
+    config, data, tables, workspace: settings and ratings.
+    information: the labels of all pairs of the last users, who are logged and evaluated.
     depends_on: identifies the labels.
     drawn_contexts: raw context of the pairs (users[i], items[i]) in logs.
     context: raw context of each user in evaluation, [U].
     facts: see `Environment`.
+    others: labelled pairs of other users. Those of one half of them fit the logging policy, and
+      those of the other half the ranker. None: labelled pairs of any users fit the policy, and the
+      log fits the ranker.
   """
   config = with_log_seed(config)
-  pairs = config.simulation.behavior_pairs
+  seed, pairs = config.environment_seed, config.simulation.behavior_pairs
+  first = data.num_users - len(information.labels)
+  halves = (None, None) if others is None else by_users(others, seed)
+
+  def labelled(known: LogRows | None, count: int, *seeds: int) -> LogRows:
+    if known is None:
+      return random_pairs(information, drawn_contexts, count, seeds)
+    return some_rows(known, count, seeds, data.name)
+
   policy = fit_and_log(
     config,
     tables,
     workspace,
-    examples=lambda: random_pairs(information, drawn_contexts, pairs, config.environment_seed),
+    examples=lambda: labelled(halves[0], pairs, seed),
     depends_on={"labels": depends_on, "pairs": pairs},
     objective=BinaryCrossEntropy(),
     feedback=lambda users, items: (
-      information.rewards(users, items),
+      information.rewards(users - first, items),
       drawn_contexts(users, items),
     ),
-    num_users=data.num_users,
+    logged=slice(first, data.num_users),
   )
-  ranker = fitted_ranker(config, tables, policy.log, workspace, depends_on=policy.stage)
+  rows, fitted_to = halves[1] or policy.log, policy.stage
+  if config.simulation.ranker_pairs:
+    rows = labelled(halves[1], config.simulation.ranker_pairs, seed, _OF_RANKER)
+    fitted_to += f", {len(rows)} labelled pairs"
+  if config.simulation.ranker_reversed:
+    rows = dataclasses.replace(rows, reward=1 - rows.reward)
+    fitted_to += ", reversed"
+  ranker = fitted_ranker(config, tables, rows, workspace, depends_on=fitted_to)
   return with_full_information(
     config,
     tables,
@@ -100,7 +122,7 @@ def of_labels(
     ranker,
     relevance=information.relevance,
     context=context,
-    excluded=full_information.logged_positives(policy.log, data.num_users, data.num_items),
+    excluded=full_information.logged_positives(policy.log, data.num_users, data.num_items)[first:],
     popularity=full_information.popularity(policy.log, data.num_items),
     logging_vectors=policy.vectors,
     titles=data.titles,
@@ -109,7 +131,7 @@ def of_labels(
     facts=facts,
     # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.
     evaluation_log=lambda workspace: evaluation_log(
-      config, policy, workspace, labels=information.labels, contexts=context
+      config, policy, workspace, labels=information.labels, contexts=context, first_user=first
     ),
   )
 
@@ -165,7 +187,7 @@ def random_pairs(
   information: FullInformation,
   contexts: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]],
   num_pairs: int,
-  seed: int,
+  seed: int | Sequence[int],
 ) -> LogRows:
   """Draws labelled pairs uniformly, as a log whose propensities are 1/N."""
   num_users, num_items = information.labels.shape
@@ -176,3 +198,21 @@ def random_pairs(
   return LogRows(
     users, items, propensity, information.rewards(users, items), contexts(users, items)
   )
+
+
+def by_users(rows: LogRows, seed: int) -> tuple[LogRows, LogRows]:
+  """The rows of a random half of the users, and those of the others."""
+  users = np.unique(rows.user_index)
+  half = np.random.default_rng(seed).permutation(users)[: len(users) // 2]
+  inside = np.isin(rows.user_index, half)
+  return rows.select(inside), rows.select(~inside)
+
+
+def some_rows(rows: LogRows, count: int, seed: Sequence[int], name: str) -> LogRows:
+  """That many rows, drawn without replacement."""
+  if count > len(rows):
+    raise InputError(
+      f"{name}: {count} labelled pairs are wanted (behavior_pairs or ranker_pairs), but half of the"
+      f" people who are not evaluated have {len(rows)}; ask for fewer"
+    )
+  return rows.select(np.random.default_rng(seed).permutation(len(rows))[:count])

@@ -61,9 +61,9 @@ def fit_and_log(
   depends_on: Mapping[str, Any],
   objective: OffPolicyLoss,
   feedback: Feedback,
-  num_users: int,
+  logged: slice,
 ) -> LoggedPolicy:
-  """Fits a logging policy and draws its log of the first `num_users` users; each is a stage.
+  """Fits a logging policy and draws its log of the users `logged`; each is a stage.
 
   The policy is fitted with `objective` to the rows of `examples`, which the JSON-able values of
   `depends_on` determine. `feedback` gives the rewards and contexts of the log.
@@ -92,11 +92,12 @@ def fit_and_log(
   log, log_stage = _logged(
     "log",
     {"behavior": stage},
-    (users[:num_users], items),
+    (users[logged], items),
     config,
     workspace,
     feedback,
     seed=seed,
+    first_user=logged.start,
     slots=config.simulation.slots,
   )
   _log.info("log: %d rows, %.1f%% rewarded", len(log), 100 * log.reward.mean())

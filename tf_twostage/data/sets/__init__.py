@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from tf_twostage.config import RATINGS
 from tf_twostage.data.sets import layouts
+from tf_twostage.data.sets.jester import load_jester
 from tf_twostage.data.sets.movielens import load_movielens_1m
 from tf_twostage.data.sets.ratings import RatingsData
 from tf_twostage.data.sets.slates_synthetic import SlateWorld, make_slates
@@ -27,6 +28,7 @@ __all__ = [
   "SlateWorld",
   "XmcData",
   "load",
+  "load_jester",
   "load_movielens_1m",
   "load_ratings",
   "load_xmc",
@@ -60,6 +62,7 @@ def _invented(name: str, make: Callable[[], Data]) -> Callable[[str | None], Dat
 # A loader takes the directory of the files, or None.
 DATASETS: dict[str, Callable[[str | None], Data]] = {
   "delicious": functools.partial(load_xmc, "delicious"),
+  "jester": load_jester,
   "movielens_1m": load_movielens_1m,
   RATINGS: load_ratings,
   "synthetic": _invented("synthetic", make_synthetic),

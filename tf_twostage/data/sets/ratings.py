@@ -50,10 +50,12 @@ class RatingsData:
     context: raw context features of each rating by name, [R] float64.
     time: when each item was rated, [R] float64, or None.
     notes: what a reader should know, such as that rows were left out; sentences.
+    complete_users: the last users, this many, rated every item once. They are logged and evaluated,
+      and the others fit the logging policy and the ranker.
 
   Raises:
     InputError: a table does not fit the schema, an index points outside its table, a length or
-      type differs from the above, or there are no ratings.
+      type differs from the above, there are no ratings, or a complete user lacks one.
   """
 
   name: str
@@ -67,6 +69,7 @@ class RatingsData:
   context: dict[str, np.ndarray]
   time: np.ndarray | None = None
   notes: tuple[str, ...] = ()
+  complete_users: int = 0
 
   def __post_init__(self):
     _check_side(self.schema.user, self.schema.user_id, self.users, f"{self.name}: user features")
@@ -102,6 +105,14 @@ class RatingsData:
       context_rows = check_table(self.schema.context, self.context, f"{self.name}: context")
       if context_rows != rows:
         raise InputError(f"{self.name}: context has {context_rows} rows for {rows} ratings")
+    complete = self.user_index >= self.num_users - self.complete_users
+    cells = self.num_items * self.user_index[complete].astype(np.int64) + self.item_index[complete]
+    wanted = self.complete_users * self.num_items
+    if not len(cells) == len(np.unique(cells)) == wanted:
+      raise InputError(
+        f"{self.name}: the last {self.complete_users} users must rate every item once, {wanted}"
+        f" ratings, but have {len(cells)}, of {len(np.unique(cells))} pairs"
+      )
 
   @classmethod
   def from_pandas(
