@@ -32,7 +32,7 @@ setup(
   license="Apache-2.0",
   packages=find_packages(include=["tf_twostage", "tf_twostage.*", "launch"]),
   package_data={
-    "launch": ["*.flags"],
+    "launch": ["*.flags", "benchmark.yaml"],
     "tf_twostage": ["py.typed"],
     "tf_twostage.serving": ["templates/*"],
   },

@@ -49,6 +49,7 @@ def installed(wheel, tmp_path):
 def test_a_wheel_has_presets_types_and_a_command(wheel):
   presets = {path.name for path in (ROOT / "launch").glob("*.flags")}
   assert {path.name for path in (wheel / "launch").glob("*.flags")} == presets
+  assert (wheel / "launch" / "benchmark.yaml").exists()
   assert (wheel / "tf_twostage" / "py.typed").exists()
   assert (wheel / "bin" / "twostage").exists()
 

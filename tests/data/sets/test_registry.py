@@ -12,7 +12,9 @@ from tf_twostage.errors import InputError
 
 
 def test_an_unknown_name_lists_the_known_ones():
-  with pytest.raises(InputError, match="'movielens'; choose one of delicious, jester, movielens_1m, "):
+  with pytest.raises(
+    InputError, match="'movielens'; choose one of delicious, jester, movielens_1m, "
+  ):
     sets.load("movielens")
 
 

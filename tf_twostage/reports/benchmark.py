@@ -1,0 +1,143 @@
+"""The summary of a benchmark: the same objectives compared in several environments.
+
+An environment is known by the files of its experiment: table.csv, a row for each training run, and
+significance.csv, the paired tests.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from tf_twostage import plotting
+from tf_twostage.metrics import FULL_INFORMATION, STAGES
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_SCORE = FULL_INFORMATION.headline
+_LEVEL = 0.05
+_ROW_HEIGHT = 0.7  # that the points of an environment take; environments are 1 apart
+
+
+class Outcome(NamedTuple):
+  """An experiment's runs and paired tests; see `tables.every_cell` and `tables.paired_tests`."""
+
+  cells: pd.DataFrame
+  tests: pd.DataFrame
+
+  @classmethod
+  def read(cls, directory: pathlib.Path) -> Outcome:
+    return cls(*(pd.read_csv(directory / name) for name in ("table.csv", "significance.csv")))
+
+  @property
+  def repetitions(self) -> str:
+    """What errors are over, such as "10 logs"."""
+    logs, seeds = self.cells["log"].nunique(), self.cells["seed"].nunique()
+    count, unit = (logs, "log") if logs > 1 else (seeds, "seed")
+    return f"{count} {unit}{'s' * (count > 1)}"
+
+  def compared(self, stage: str) -> pd.DataFrame:
+    """Every objective and popularity against the first objective, in one stage.
+
+    Returns:
+      A row for each policy: learned; mean, the test score as shown; its change against the first
+      objective in %, with the 95% interval from low to high; and unbeaten: whether no other
+      objective is better by the paired test, adjusted by Holm.
+    """
+    means = self.cells.groupby("variant", sort=False)[f"test/{stage}/{_SCORE}"].mean()
+    reference = means.index[0]
+    tests = self.tests[self.tests["stage"] == stage].set_index(["first", "second"])
+    rows = {reference: {"learned": True, "mean": means[reference], "change": 0.0}}
+    for variant in means.index[1:]:
+      change = tests.loc[(variant, reference), ["change_%", "change_low", "change_high"]]
+      rows[variant] = {"learned": True, "mean": means[variant]}
+      rows[variant] |= dict(zip(("change", "low", "high"), change, strict=True))
+    for name in tests.index.unique("second").difference(means.index):
+      change = tests.loc[(reference, name)]
+      # The interval of the inverse ratio has the inverse limits, in the other order [Fieller 1954].
+      inverse = {"change": "change_%", "low": "change_high", "high": "change_low"}
+      rows[name] = {"learned": False, "mean": means[reference] - change["difference"]}
+      rows[name] |= {new: 100 / (1 + change[old] / 100) - 100 for new, old in inverse.items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS)
+    sure = tests[tests["p_holm"] < _LEVEL].reset_index()
+    beaten = np.where(sure["difference"] > 0, sure["second"], sure["first"])
+    beaten = beaten[sure["second"].isin(means.index)]
+    tested = bool(tests["p_holm"].notna().any())
+    unbeaten = [tested and p in means.index and p not in beaten for p in table.index]
+    return table.assign(unbeaten=unbeaten)
+
+
+_COLUMNS = ["learned", "mean", "change", "low", "high"]
+
+
+def to_markdown(outcomes: Mapping[str, Outcome]) -> str:
+  """A table for each stage: environments, and the change of each objective, with its interval.
+
+  Below them are each objective's mean rank and how far it is below the best at most.
+  """
+  return "\n\n".join(_stage_table(outcomes, stage) for stage in STAGES) + "\n"
+
+
+def _stage_table(outcomes: Mapping[str, Outcome], stage: str) -> str:
+  found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
+  policies = list(dict.fromkeys(policy for table in found.values() for policy in table.index))
+  policies.sort(
+    key=lambda policy: not any(table["learned"].get(policy) for table in found.values())
+  )
+  reference = policies[0]
+  rows = []
+  for name, table in found.items():
+    shown = [_cell(table.loc[p], p == reference) if p in table.index else "" for p in policies]
+    rows.append([name, outcomes[name].repetitions, *shown])
+  means = pd.DataFrame({n: t["mean"][t["learned"].astype(bool)] for n, t in found.items()})
+  complete = means.dropna().reindex(policies)
+  ranks, below = complete.rank(ascending=False).mean(axis=1), (means.max() - complete).max(axis=1)
+  for title, values, digits in (("mean rank", ranks, 2), ("most below the best, points", below, 1)):
+    rows.append([title, "", *("" if np.isnan(v) else f"{v:.{digits}f}" for v in values)])
+  head = [f"{STAGES[stage]}: {_SCORE}", "errors over", *policies]
+  lines = [head, ["---"] * len(head), *rows]
+  return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _cell(row: pd.Series, is_reference: bool) -> str:
+  interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.1f}, {row['high']:+.1f}]"
+  text = f"{row['mean']:.1f}" if is_reference else f"{row['change']:+.1f}%{interval}"
+  return f"**{text}**" if row["unbeaten"] else text
+
+
+def by_environment(outcomes: Mapping[str, Outcome], stage: str = "two_stage") -> Figure:
+  """The change of each objective with its interval, a row for each environment."""
+  figure = plotting.figure(9, 1.5 + 0.8 * len(outcomes))
+  axis = figure.subplots()
+  found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
+  reference = next(iter(found.values())).index[0]
+  policies = list(dict.fromkeys(p for table in found.values() for p in table.index[1:]))
+  places = np.linspace(-0.5, 0.5, len(policies)) * _ROW_HEIGHT
+  for i, policy in enumerate(policies):
+    shown = pd.DataFrame({n: t.loc[policy] for n, t in found.items() if policy in t.index}).T
+    learned = bool(shown["learned"].all())
+    look = plotting.look(i) if learned else {"color": "0.45", "marker": "x"}
+    change = shown["change"].to_numpy(float)
+    errors = np.nan_to_num([change - shown["low"], shown["high"] - change])
+    rows = [list(found).index(name) + places[i] for name in shown.index]
+    axis.errorbar(
+      change, rows, xerr=errors.astype(float), label=policy, linestyle="", capsize=2, **look
+    )
+  axis.axvline(0, color="black", linewidth=1.2, zorder=1)
+  lines = np.arange(len(found) - 1) + 0.5
+  axis.hlines(lines, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
+  names = [f"{name}\n{reference}: {table['mean'].iloc[0]:.1f}" for name, table in found.items()]
+  axis.set_yticks(range(len(found)), names)
+  axis.set_ylim(len(found) - 0.5, -0.5)
+  axis.set(
+    title=f"{STAGES[stage]}: right of the line is better than {reference}",
+    xlabel=f"change of test {_SCORE} against {reference}, %, with 95% intervals",
+  )
+  axis.grid(alpha=0.3, axis="x")
+  plotting.legend_below(figure, axis)
+  return figure
