@@ -10,9 +10,10 @@ of exposure, of both policies together; position-blind, that of being shown. Mod
 last epoch. The optimum is 100. `--step` compares processor time of a training step.
 
 Otherwise every log has a logging policy, slates, clicks and a ranker of its own (`--slots`), for
-the same labels. Test users are scored on all labels; validation users choose the epoch, as in
-`launch.experiment`. All variants of a log are trained with the same seed, so that they are compared
-in pairs. A finished model is found in `--workdir`, so the same command resumes.
+the same labels. Test users are scored on all labels, for the last epoch and for the one that the
+labels of validation users choose, which nobody has who only has a log. All variants of a log are
+trained with the same seed, so that they are compared in pairs. A finished model is found in
+`--workdir`, so the same command resumes.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ VARIANTS = {
 def teaching(train: str, settings: GeneratorConfig) -> GeneratorConfig:
   """Settings of both stages, for those that learn."""
   if train == "both":
-    return settings
+    return dataclasses.replace(settings, train=train)
   return dataclasses.replace(settings, train=train, turn_epochs=1, ranker_rate=None)
 
 
@@ -174,23 +175,20 @@ def main() -> None:
   config = launch_config.config_from_flags()
   workdir = launch_config.work_directory(config)
   workspace = Workspace(workdir / "stages")
-  rows: dict[str, dict[int, float]] = {
-    f"{name}, {stage}": {} for stage in ("two_stage", "one_stage") for name in VARIANTS
-  }
-  rows |= {"popularity, two_stage": {}}
+  tables: dict[str, dict[int, dict[str, float]]] = {}
   for log in numbers:
     for name, (train, blind) in VARIANTS.items():
       tf.keras.backend.clear_session()
       own = variant(config, train, blind, log)
       environment = environments.make(own, workspace)
       model = TwoStageRecommender.from_config(own).fit(environment, workdir=workdir, progress=False)
-      best = loop.best_epoch(model.epochs)
-      for stage in ("two_stage", "one_stage"):
-        rows[f"{name}, {stage}"][log] = 100 * best["scores"]["test"][stage][METRIC]
-      print(log, name, best["epoch"], best["scores"]["test"], flush=True)
-    popular = environment.baselines(workspace, own.slate_size)["popularity"]
-    rows["popularity, two_stage"][log] = 100 * popular["test"]["two_stage"][METRIC]
-    print(paired(pd.DataFrame(rows)).round(3).to_string(), flush=True)
+      epochs = model.epochs
+      for which, epoch in (("last", epochs[-1]), ("chosen", loop.best_epoch(epochs))):
+        for stage, score in epoch["scores"]["test"].items():
+          table = tables.setdefault(f"{stage}, {which} epoch", {})
+          table.setdefault(log, {})[name] = 100 * score[METRIC]
+    for name, table in tables.items():
+      print(name, paired(pd.DataFrame(table).T).round(3).to_string(), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

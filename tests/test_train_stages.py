@@ -162,6 +162,10 @@ def test_a_ranker_learns_at_its_own_rate(turns):
   assert faster > 2 * usual
 
 
+def test_no_penalty_draws_a_fitted_ranker_to_zero(world):
+  assert world.trainable_ranker().losses == []
+
+
 def test_a_fitted_ranker_learns_at_a_fifth_of_the_rate_unless_told_otherwise():
   assert GeneratorConfig(train="both", learning_rate=0.2).of_ranker.learning_rate == 0.04
   assert GeneratorConfig(train="ranker", ranker_rate=0.5).of_ranker.learning_rate == 0.5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_twostage.config import Config
+from tf_twostage.config import Config, FitConfig
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
@@ -46,8 +46,8 @@ def fitted_ranker(
   """
   seed, scale = config.environment_seed, log.rewards().scale
 
-  def fresh() -> Ranker:
-    towers = TwoTower.of(tables, config.encoder, config.ranker, use_context=True)
+  def fresh(settings: FitConfig = config.ranker) -> Ranker:
+    towers = TwoTower.of(tables, config.encoder, settings, use_context=True)
     return Ranker(towers, tables.context_lookup, prior, scale)
 
   tf.keras.utils.set_random_seed(seed)
@@ -63,7 +63,9 @@ def fitted_ranker(
   restore_weights(ranker.towers, directory)
 
   def trainable() -> Ranker:
-    copy = fresh()
+    # L2 would draw what few rows touch from where it was fitted to zero; Adagrad, which makes all
+    # first steps equally long, within a hundred steps.
+    copy = fresh(dataclasses.replace(config.ranker, l2=0.0))
     copy.towers.set_weights(ranker.towers.get_weights())
     return copy
 
