@@ -1,7 +1,5 @@
 """`evaluate` on a user's log: which policies it takes, what it returns, what it refuses."""
 
-import functools
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +9,6 @@ from tf_twostage import estimate_propensities, evaluate
 from tf_twostage.config import FitConfig, RewardConfig
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import TargetPolicy
-from tf_twostage.models import probit
 
 UNIFORM = np.full(ITEMS, 1 / ITEMS)
 ESTIMATORS = ["snips", "ips"]
@@ -58,21 +55,18 @@ def test_a_reward_model_is_fitted_where_an_estimator_needs_it(log, tmp_path):
   assert (tmp_path / "report" / "estimates.csv").is_file()
 
 
-def test_the_bayesian_reward_model_is_asked_for(log, monkeypatch):
-  quick = functools.partial(probit.Sampling, sweeps=20, burn_in=10, draws=5)
-  monkeypatch.setattr(probit, "Sampling", quick)
-  reward = RewardConfig("bayesian", 0.5)
+def test_the_bayesian_reward_model_is_asked_for(log):
+  usual, reward = (RewardConfig("bayesian", pessimism, 20) for pessimism in (0.0, 0.5))
   found = evaluate(log, {"uniform": UNIFORM}, ["dm", "dr"], reward=reward, progress=False)
-  usual = evaluate(
-    log, {"uniform": UNIFORM}, ["dm"], reward=RewardConfig("bayesian"), progress=False
-  )
+  usual = evaluate(log, {"uniform": UNIFORM}, ["dm"], reward=usual, progress=False)
   assert values(found)["uniform", "dr"] == pytest.approx(log.rows.reward.mean(), abs=0.05)
   assert values(found)["uniform", "dm"] < values(usual)["uniform", "dm"]
 
 
-def test_pessimism_without_a_bayesian_model_is_refused():
+@pytest.mark.parametrize("setting", [{"reward_pessimism": 1.0}, {"reward_sweeps": 100}])
+def test_settings_of_the_bayesian_model_are_refused_without_it(setting):
   with pytest.raises(InputError, match="changes nothing without reward_predictor=bayesian"):
-    RewardConfig(reward_pessimism=1.0)
+    RewardConfig(**setting)
 
 
 def test_estimated_propensities_make_a_log_that_can_be_evaluated_on():

@@ -328,14 +328,18 @@ class RewardConfig(Section):
     "bayesian: posterior standard deviations that dm and dr take off predicted rewards",
     at_least=0,
   )
+  reward_sweeps: int = _option(
+    500, "bayesian: sweeps of each of two chains, the first half of which are dropped", at_least=10
+  )
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.reward_pessimism and self.reward_predictor != "bayesian":
-      raise InputError(
-        f"reward_pessimism={self.reward_pessimism} changes nothing without"
-        " reward_predictor=bayesian; leave it out"
-      )
+    for name in ("reward_pessimism", "reward_sweeps"):
+      value = getattr(self, name)
+      if self.reward_predictor != "bayesian" and value != getattr(RewardConfig, name):
+        raise InputError(
+          f"{name}={value} changes nothing without reward_predictor=bayesian; leave it out"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

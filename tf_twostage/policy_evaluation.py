@@ -27,6 +27,7 @@ from tf_twostage.evaluation.reward_model import (
 from tf_twostage.evaluation.rows import check_distribution
 from tf_twostage.evaluation.values import TargetPolicy
 from tf_twostage.models.encoders import EncodedTables
+from tf_twostage.models.probit import of_sweeps
 from tf_twostage.recommender import RecommenderPolicy, TwoStageRecommender
 from tf_twostage.reports.policy_report import Evaluation
 from tf_twostage.training.progress import bars
@@ -117,7 +118,11 @@ def evaluate(
     with _workspace(workdir) as workspace, bars(progress):
       if reward.reward_predictor == "bayesian":
         model = fit_bayesian_rewards(
-          evaluation, tables, workspace, pessimism=reward.reward_pessimism, seed=seed
+          evaluation,
+          tables,
+          workspace,
+          pessimism=reward.reward_pessimism,
+          sampling=of_sweeps(reward.reward_sweeps, seed),
         )
       else:
         model = fit_reward_model(evaluation, tables, encoder, reward_training, workspace, seed=seed)

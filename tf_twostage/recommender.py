@@ -32,6 +32,7 @@ from tf_twostage.metrics import SERVED, STAGES, TWO_STAGES, Scores
 from tf_twostage.models.encoders import Tower, TwoTower
 from tf_twostage.models.external import RankerLike
 from tf_twostage.models.generator import CandidateGenerator
+from tf_twostage.models.probit import of_sweeps
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
 from tf_twostage.models.two_stage import POLICIES, rerank, retrieve
@@ -294,7 +295,7 @@ class TwoStageRecommender:
         environment,
         model.objective,
         Workspace(self._stages),
-        seed=self.config.environment_seed,
+        of_sweeps(self.config.reward.reward_sweeps, self.config.environment_seed),
       )
     else:
       rows = rows_to_learn(self.config, model.objective, environment.log)

@@ -1,7 +1,6 @@
 """The Bayesian baseline and the target slates of an environment."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -17,19 +16,21 @@ from tf_twostage.losses import SafeSlate
 from tf_twostage.models import probit
 from tf_twostage.workspace import Workspace
 
+QUICK = probit.of_sweeps(20, seed=0)
+
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
   monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: DATA)
-  quick = functools.partial(probit.Sampling, sweeps=20, burn_in=8, draws=6)
-  monkeypatch.setattr(probit, "Sampling", quick)
 
 
 @pytest.fixture
 def config(tmp_path):
   directory = prepared_environment.contents().write(tmp_path / "files")
   made = prepared_environment.config(directory, epochs=1)
-  return dataclasses.replace(made, loss="safe_slate", reward=RewardConfig("bayesian"))
+  return dataclasses.replace(
+    made, loss="safe_slate", reward=RewardConfig("bayesian", reward_sweeps=20)
+  )
 
 
 def test_slates_hold_the_best_and_then_the_best_that_the_ranker_prefers_less():
@@ -51,7 +52,7 @@ def test_the_baseline_is_in_the_tables_and_fitted_once(config, tmp_path, monkeyp
   assert [*scores] == ["popularity", "ranker, all items", "random", "bayesian"]
   assert np.isfinite(scores["bayesian"]["test"]["two_stage"]["precision@10"])
   monkeypatch.setattr(probit, "sample", lambda *_: pytest.fail("sampled again"))
-  again = bayesian.pooled_scores(found, stages, seed=0, slate_size=SLATE)
+  again = bayesian.pooled_scores(found, stages, QUICK, slate_size=SLATE)
   assert again.shape == (USERS, ITEMS)
   assert environment.make(config, stages).baselines(stages, SLATE) == scores
 
@@ -61,7 +62,7 @@ def test_pessimism_changes_the_order(config, tmp_path, monkeypatch):
   stages = Workspace(tmp_path / "stages")
   found = environment.make(config, stages)
   usual, careful = (
-    bayesian.pooled_scores(found, stages, seed=0, slate_size=SLATE, pessimism=pessimism)
+    bayesian.pooled_scores(found, stages, QUICK, slate_size=SLATE, pessimism=pessimism)
     for pessimism in (0.0, 1.0)
   )
   assert (usual.argsort() != careful.argsort()).any()
@@ -70,7 +71,7 @@ def test_pessimism_changes_the_order(config, tmp_path, monkeypatch):
 def test_targets_leave_out_what_is_excluded(config, tmp_path):
   stages = Workspace(tmp_path / "stages")
   found = environment.make(config, stages)
-  rows = bayesian.target_rows(found, SafeSlate(slate_size=6), stages, seed=0)
+  rows = bayesian.target_rows(found, SafeSlate(slate_size=6), stages, QUICK)
   users = np.unique(found.log.user_index)
   assert len(rows) == len(found.log)
   for user in users:

@@ -1,7 +1,6 @@
 """A reward model that has not seen the users it is asked about."""
 
 import dataclasses
-import functools
 
 import numpy as np
 import pytest
@@ -132,12 +131,10 @@ def test_one_user_is_refused(stages):
 
 @pytest.fixture(scope="module")
 def bayesian(stages):
-  with pytest.MonkeyPatch.context() as patch:
-    quick = functools.partial(probit.Sampling, sweeps=60, burn_in=20, draws=10)
-    patch.setattr(probit, "Sampling", quick)
-    yield lambda log, pessimism=0.0: reward_model.fit_bayesian_rewards(
-      log, TABLES, stages, pessimism=pessimism, seed=0
-    )
+  quick = probit.Sampling(sweeps=60, burn_in=20, draws=10)
+  return lambda log, pessimism=0.0: reward_model.fit_bayesian_rewards(
+    log, TABLES, stages, pessimism=pessimism, sampling=quick
+  )
 
 
 def test_the_bayesian_model_learns_who_likes_what(bayesian):

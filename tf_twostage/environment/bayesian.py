@@ -23,6 +23,7 @@ from tf_twostage.losses.safe_slate import SafeSlate
 from tf_twostage.metrics import HELD_OUT
 from tf_twostage.models import probit
 from tf_twostage.models.external import MAX_PAIRS
+from tf_twostage.models.probit import Sampling
 from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ _USERS_PER_CHUNK = 512
 _UNSAFE = 1e6  # lowers the score of an item that the ranker prefers to one of the target
 
 
-def with_bayesian(environment: Environment, *, seed: int) -> Environment:
+def with_bayesian(environment: Environment, sampling: Sampling) -> Environment:
   """The environment with the baseline "bayesian"."""
 
   def fit(workspace: Workspace, slate_size: int) -> Scorer:
-    scores = pooled_scores(environment, workspace, seed=seed, slate_size=slate_size)
+    scores = pooled_scores(environment, workspace, sampling, slate_size=slate_size)
     return _scorer(environment, scores, slate_size)
 
   return dataclasses.replace(environment, fitted_policies={"bayesian": fit})
@@ -46,8 +47,8 @@ def with_bayesian(environment: Environment, *, seed: int) -> Environment:
 def pooled_scores(
   environment: Environment,
   workspace: Workspace,
+  sampling: Sampling,
   *,
-  seed: int,
   slate_size: int,
   pessimism: float = 0.0,
 ) -> np.ndarray:
@@ -58,7 +59,7 @@ def pooled_scores(
   Args:
     environment: its training rows fit the model.
     workspace: keeps the draws of the model and the share.
-    seed: of the model.
+    sampling: of the model.
     slate_size: K.
     pessimism: how many posterior standard deviations are taken off the mean.
 
@@ -72,7 +73,6 @@ def pooled_scores(
       f"the Bayesian reward model scores all pairs of users and items, and {num_pairs:,} are more"
       f" than {MAX_PAIRS:,}; choose the reward predictor towers, or another loss"
     )
-  sampling = probit.Sampling(seed=seed)
 
   def draws() -> dict[str, np.ndarray]:
     found = probit.of_log(log, environment.tables, sampling, log.rewards().scale)
@@ -156,7 +156,7 @@ class SlateRows:
 
 
 def target_rows(
-  environment: Environment, loss: SafeSlate, workspace: Workspace, *, seed: int
+  environment: Environment, loss: SafeSlate, workspace: Workspace, sampling: Sampling
 ) -> SlateRows:
   """The training rows with the target slates of their users, which are computed once.
 
@@ -172,7 +172,7 @@ def target_rows(
 
   def build() -> dict[str, np.ndarray]:
     scores = pooled_scores(
-      environment, workspace, seed=seed, slate_size=loss.slate_size, pessimism=loss.pessimism
+      environment, workspace, sampling, slate_size=loss.slate_size, pessimism=loss.pessimism
     )
     excluded = getattr(environment.evaluator, "excluded", None)
     if excluded is not None:  # of the last users
@@ -188,7 +188,7 @@ def target_rows(
   rows = np.unique(log.user_index, return_index=True)[1]
   inputs = {
     "environment": environment.name,
-    "sampling": dataclasses.asdict(probit.Sampling(seed=seed)),
+    "sampling": dataclasses.asdict(sampling),
     "slate": [loss.num_top, loss.slate_size, loss.pessimism],
     **environment.evaluator.settings,
   }

@@ -19,6 +19,7 @@ from tf_twostage.environment.simulated import simulated
 from tf_twostage.environment.user_log import DATASET, log_environment, user_log
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
+from tf_twostage.models.probit import of_sweeps
 from tf_twostage.workspace import Workspace
 
 
@@ -32,7 +33,7 @@ def make(
   environment = _make(config, workspace, data)
   if config.reward.reward_predictor != "bayesian":
     return environment
-  return with_bayesian(environment, seed=config.environment_seed)
+  return with_bayesian(environment, of_sweeps(config.reward.reward_sweeps, config.environment_seed))
 
 
 def _make(config: Config, workspace: Workspace, data: RatingsData | XmcData | None) -> Environment:

@@ -130,7 +130,7 @@ def fit_bayesian_rewards(
   workspace: Workspace,
   *,
   pessimism: float,
-  seed: int,
+  sampling: probit.Sampling,
 ) -> BayesianRewards:
   """Samples the posterior of `models.probit` for each fold on all other rows, or loads the draws.
 
@@ -140,9 +140,8 @@ def fit_bayesian_rewards(
     InputError: the log has fewer than two users, or rows.
   """
   log, num_users = evaluation.rows, tables.schema.num_users
-  folds, scale = _folds(evaluation, seed), log.rewards().scale
+  folds, scale = _folds(evaluation, sampling.seed), log.rewards().scale
   users, places = np.unique(folds * num_users + log.user_index, return_inverse=True)
-  sampling = probit.Sampling(seed=seed)
 
   def draws() -> dict[str, np.ndarray]:
     posteriors = [
@@ -156,7 +155,7 @@ def fit_bayesian_rewards(
     items = np.stack([posterior.items for posterior in posteriors])
     return {"users": np.concatenate(of_folds, axis=1), "items": items}
 
-  inputs = {"log": evaluation.stage, "sampling": dataclasses.asdict(sampling), "seed": seed}
+  inputs = {"log": evaluation.stage, "sampling": dataclasses.asdict(sampling)}
   stored, _ = workspace.arrays("bayesian_folds", inputs, draws)
   return BayesianRewards(
     **stored, places=places.reshape(-1), folds=folds, scale=scale, pessimism=pessimism

@@ -83,6 +83,11 @@ class Sampling:
   seed: int = 0
 
 
+def of_sweeps(sweeps: int, seed: int) -> Sampling:
+  """So many sweeps of each chain, the second half of which are kept."""
+  return Sampling(sweeps=sweeps, burn_in=sweeps // 2, seed=seed)
+
+
 class _Side(NamedTuple):
   """Users or items during sampling.
 
@@ -182,8 +187,8 @@ def sample(
   worst = max(rhat, key=lambda name: rhat[name])
   if not rhat[worst] <= _MAX_RHAT:
     _log.warning(
-      "reward model: R-hat of the %s is %.2f, above %.1f: the chains have not converged; run more"
-      " sweeps",
+      "reward model: R-hat of the %s is %.2f, above %.1f: the chains have not converged, and"
+      " uncertainty is understated; raise reward_sweeps",
       worst,
       rhat[worst],
       _MAX_RHAT,
