@@ -63,6 +63,16 @@ def test_popularity_is_compared_with_the_reference_by_the_inverse_ratio():
   assert not row["learned"]
 
 
+def test_an_unbounded_interval_of_popularity_is_not_shown():
+  made = outcome(better=0.1)
+  made.tests.loc[made.tests["second"] == "popularity", "change_low"] = -120.0
+  row = made.compared("two_stage").loc["popularity"]
+  assert row[["low", "high"]].isna().all()
+  assert np.isfinite(row["change"])
+  cell = benchmark.to_markdown({"one": made}).splitlines()[2].split("|")[-2]
+  assert cell.strip().endswith("%")
+
+
 def test_what_nothing_learned_beats_surely_is_marked():
   table = outcome(better=0.1, as_good=0.1001, worse=-0.1).compared("two_stage")
   assert table.index[table["unbeaten"]].tolist() == ["better", "as_good"]
@@ -85,6 +95,13 @@ def test_environments_may_have_other_objectives():
   assert "| one | 8 logs |" in text
   figure = benchmark.by_environment({"one": outcome(a=0.1), "two": outcome(b=0.1)})
   assert {text.get_text() for text in figure.legends[0].texts} == {"a", "b", "popularity"}
+
+
+def test_wide_intervals_do_not_hide_the_points():
+  made = outcome(a=0.1, b=0.05)
+  made.tests["change_low"] -= 1000
+  low, high = benchmark.by_environment({"one": made}).axes[0].get_xlim()
+  assert -30 < low < high < 60
 
 
 def test_the_figure_has_a_point_for_each_objective_and_environment():

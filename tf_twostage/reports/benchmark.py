@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _SCORE = FULL_INFORMATION.headline
 _LEVEL = 0.05
+_COLUMNS = ["learned", "mean", "change", "low", "high"]
+_OTHER_LIMIT = {"low": "high", "high": "low"}
 _ROW_HEIGHT = 0.7  # that the points of an environment take; environments are 1 apart
 
 
@@ -59,10 +61,12 @@ class Outcome(NamedTuple):
       rows[variant] |= dict(zip(("change", "low", "high"), change, strict=True))
     for name in tests.index.unique("second").difference(means.index):
       change = tests.loc[(reference, name)]
-      # The interval of the inverse ratio has the inverse limits, in the other order [Fieller 1954].
-      inverse = {"change": "change_%", "low": "change_high", "high": "change_low"}
       rows[name] = {"learned": False, "mean": means[reference] - change["difference"]}
-      rows[name] |= {new: 100 / (1 + change[old] / 100) - 100 for new, old in inverse.items()}
+      rows[name] |= {"change": _inverse(change["change_%"])}
+      # The interval of the inverse ratio has the inverse limits, in the other order [Fieller 1954];
+      # it is unbounded, and not shown, where the ratio may be 0.
+      if change["change_low"] > -100:
+        rows[name] |= {n: _inverse(change[f"change_{m}"]) for n, m in _OTHER_LIMIT.items()}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=_COLUMNS)
     sure = tests[tests["p_holm"] < _LEVEL].reset_index()
     beaten = np.where(sure["difference"] > 0, sure["second"], sure["first"])
@@ -72,7 +76,9 @@ class Outcome(NamedTuple):
     return table.assign(unbeaten=unbeaten)
 
 
-_COLUMNS = ["learned", "mean", "change", "low", "high"]
+def _inverse(change: float) -> float:
+  """The change from a to b in %, from that of b to a."""
+  return 100 / (1 + change / 100) - 100
 
 
 def to_markdown(outcomes: Mapping[str, Outcome]) -> str:
@@ -129,6 +135,11 @@ def by_environment(outcomes: Mapping[str, Outcome], stage: str = "two_stage") ->
       change, rows, xerr=errors.astype(float), label=policy, linestyle="", capsize=2, **look
     )
   axis.axvline(0, color="black", linewidth=1.2, zorder=1)
+  # Intervals over few logs may be so wide that they would hide all points.
+  points = np.concatenate([table["change"] for table in found.values()])
+  margin = 0.5 * np.ptp(points) or 1.0
+  low, high = axis.get_xlim()
+  axis.set_xlim(max(low, points.min() - margin), min(high, points.max() + margin))
   lines = np.arange(len(found) - 1) + 0.5
   axis.hlines(lines, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
   names = [f"{name}\n{reference}: {table['mean'].iloc[0]:.1f}" for name, table in found.items()]
