@@ -94,7 +94,7 @@ def test_environments_may_have_other_objectives():
   text = benchmark.to_markdown({"one": outcome(a=0.1), "two": outcome(b=0.1)})
   assert "| one | 8 logs |" in text
   figure = benchmark.by_environment({"one": outcome(a=0.1), "two": outcome(b=0.1)})
-  assert {text.get_text() for text in figure.legends[0].texts} == {"a", "b", "popularity"}
+  assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b", "popularity"]
 
 
 def test_wide_intervals_do_not_hide_the_points():

@@ -91,14 +91,11 @@ def to_markdown(outcomes: Mapping[str, Outcome]) -> str:
 
 def _stage_table(outcomes: Mapping[str, Outcome], stage: str) -> str:
   found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
-  policies = list(dict.fromkeys(policy for table in found.values() for policy in table.index))
-  policies.sort(
-    key=lambda policy: not any(table["learned"].get(policy) for table in found.values())
-  )
+  policies = _policies(found)
   reference = policies[0]
   rows = []
   for name, table in found.items():
-    shown = [_cell(table.loc[p], p == reference) if p in table.index else "" for p in policies]
+    shown = [_cell(table.T[p], p == reference) if p in table.index else "" for p in policies]
     rows.append([name, outcomes[name].repetitions, *shown])
   means = pd.DataFrame({n: t["mean"][t["learned"].astype(bool)] for n, t in found.items()})
   complete = means.dropna().reindex(policies)
@@ -108,6 +105,12 @@ def _stage_table(outcomes: Mapping[str, Outcome], stage: str) -> str:
   head = [f"{STAGES[stage]}: {_SCORE}", "errors over", *policies]
   lines = [head, ["---"] * len(head), *rows]
   return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _policies(found: Mapping[str, pd.DataFrame]) -> list[str]:
+  """All policies, the reference first and what is not learned last."""
+  names = dict.fromkeys(name for table in found.values() for name in table.index)
+  return sorted(names, key=lambda name: not any(t["learned"].get(name) for t in found.values()))
 
 
 def _cell(row: pd.Series, is_reference: bool) -> str:
@@ -121,8 +124,7 @@ def by_environment(outcomes: Mapping[str, Outcome], stage: str = "two_stage") ->
   figure = plotting.figure(9, 1.5 + 0.8 * len(outcomes))
   axis = figure.subplots()
   found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
-  reference = next(iter(found.values())).index[0]
-  policies = list(dict.fromkeys(p for table in found.values() for p in table.index[1:]))
+  reference, *policies = _policies(found)
   places = np.linspace(-0.5, 0.5, len(policies)) * _ROW_HEIGHT
   for i, policy in enumerate(policies):
     shown = pd.DataFrame({n: t.loc[policy] for n, t in found.items() if policy in t.index}).T
