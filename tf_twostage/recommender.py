@@ -283,7 +283,8 @@ class TwoStageRecommender:
       take_weights()
       return scores()
 
-    if "examination" in environment.facts and self.config.generator.train == "generator":
+    of_items = self.config.generator.train == "generator" and not model.objective.takes_slates
+    if "examination" in environment.facts and of_items:
       _log.info(
         "loss %s trains the generator alone, from single items of the slates; loss=two_stage_ltr"
         " with train=both trains both stages, by the ranks of items",
