@@ -1,6 +1,6 @@
 """What training both stages on clicks with position bias is worth: NDCG@10 on true labels, paired.
 
-  python -m benchmarks.two_stage_ltr --slates=200000 --logs=1
+  python -m benchmarks.two_stage_ltr --slates=200000 --logs=2
   python -m benchmarks.two_stage_ltr --step
   python -m benchmarks.two_stage_ltr --flagfile=launch/ml1m.flags --data_dir=ml-1m --logs=10
 

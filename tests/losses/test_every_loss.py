@@ -429,6 +429,7 @@ def test_every_estimator_runs_on_either_policy():
   names = {name for name in losses.LOSSES if "policy" in losses.LOSSES[name].parameters()}
   assert names == {*losses.LOSSES} - {
     "binary_cross_entropy",
+    "safe_slate",
     "top_k",
     "two_stage_ips",
     "two_stage_ltr",

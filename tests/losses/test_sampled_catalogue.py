@@ -102,6 +102,11 @@ class TestSampleSupport:
       step.get_concrete_function(tf.TensorSpec([None], tf.int32))
 
 
+def on_inclusion(variant):
+  """Whether a loss reads the probability of being among distinct candidates."""
+  return make(variant).stage == "distinct"
+
+
 class TestLossesOnASupport:
   @every_variant()
   def test_all_items_for_themselves_are_the_full_loss(self, variant):
@@ -114,8 +119,10 @@ class TestLossesOnASupport:
 
     value, gradient = fresh(restricted(x, whole))
     expected, expected_gradient = fresh(x)
-    np.testing.assert_array_equal(value, expected)
-    np.testing.assert_array_equal(gradient, expected_gradient)
+    # The time at which K items have rung is found by iteration, which starts elsewhere here.
+    inexact = {"rtol": 1e-7, "atol": 1e-7} if on_inclusion(variant) else {"rtol": 0}
+    np.testing.assert_allclose(value, expected, **inexact)
+    np.testing.assert_allclose(gradient, expected_gradient, **inexact)
 
   @every_variant()
   def test_repeats_stand_for_nothing(self, variant):
@@ -132,7 +139,8 @@ class TestLossesOnASupport:
     np.testing.assert_array_equal(gradient[:, 5], 0.0)
     drawn = make(variant).get_config().keys() & {"num_slates", "rank_weights"}
     if not drawn or "exact" in variant:  # else draws shift
-      np.testing.assert_allclose(value, fresh(x)[0], rtol=1e-9)
+      rtol = 1e-7 if on_inclusion(variant) else 1e-9
+      np.testing.assert_allclose(value, fresh(x)[0], rtol=rtol)
 
   @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
   @pytest.mark.parametrize("variant", [v for v in ("two_stage_ips, exact", "ips, two_stage")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,7 @@ def run_curves(
   factor = metrics.metric(metrics.selects).factor
   axes[0, 1].plot(epochs, [factor * entry["selected"] for entry in history], ".-k")
   label = f"{metrics.selects}, validation {metrics.population}"
-  axes[0, 1].set(title=f"score that chose epoch {chosen}", ylabel=label)
+  axes[0, 1].set(title=f"score that chose epoch {chosen}", ylabel=_lines(label))
   for axis, (stage, name) in zip(axes[1], STAGES.items(), strict=True):
     scores = [entry["scores"]["validation"][stage] for entry in history]
     curve = [metrics.shown(of_epoch, metrics.headline) for of_epoch in scores]
@@ -55,13 +56,18 @@ def run_curves(
       for name, of in baselines.items()
     }
     _baseline_lines(axis, axis.axhline, _drawn(pd.Series(levels, dtype=float)))
-    axis.set(title=name, ylabel=metrics.caption("validation"))
+    axis.set(title=name, ylabel=_lines(metrics.caption("validation")))
   for axis in axes.flat:
     _by_epoch(axis)
     axis.axvline(chosen, color=plotting.COLORS[1], linewidth=1.2, label="chosen epoch", zorder=1)
   figure.suptitle(title)
   plotting.legend_below(figure, axes[1, 0])
   return figure
+
+
+def _lines(label: str) -> str:
+  """The label in lines that are no longer than an axis."""
+  return textwrap.fill(label, 32)
 
 
 class Experiment(NamedTuple):
@@ -97,7 +103,7 @@ class Experiment(NamedTuple):
         band = mean - sd, mean + sd
         axis.fill_between(mean.index, *band, color=look["color"], alpha=0.15, linewidth=0)
       _baseline_lines(axis, axis.axhline, self._baselines("validation", stage))
-      axis.set(title=name, ylabel=self.metrics.caption("validation"))
+      axis.set(title=name, ylabel=_lines(self.metrics.caption("validation")))
       _by_epoch(axis)
     figure.suptitle("By epoch: mean over all runs, band of one standard deviation")
     plotting.legend_below(figure, axes[0])
