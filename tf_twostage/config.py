@@ -62,6 +62,12 @@ class Section:
         continue
       raise InputError(f"{field.name} must be {wanted}, got {value!r}")
 
+  def _require_default(self, *names: str, because: str) -> None:
+    """Raises InputError if one of the settings, which change nothing here, is given."""
+    for field in dataclasses.fields(self):
+      if field.name in names and (value := getattr(self, field.name)) != field.default:
+        raise InputError(f"{field.name}={value} changes nothing {because}")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Section):
@@ -237,15 +243,14 @@ class GeneratorConfig(FitConfig):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.turn_epochs > 1 and self.train != "both":
-      raise InputError(
-        f"turn_epochs={self.turn_epochs} changes nothing with train={self.train}: stages take turns"
-        " with train=both only"
+    if self.train != "both":
+      self._require_default(
+        "turn_epochs", because=f"with train={self.train}: stages take turns with train=both only"
       )
-    if self.ranker_rate is not None and self.train == "generator":
-      raise InputError(
-        f"ranker_rate={self.ranker_rate} changes nothing with train=generator: give train=both or"
-        " train=ranker, or leave it out"
+    if self.train == "generator":
+      self._require_default(
+        "ranker_rate",
+        because="with train=generator: give train=both or train=ranker, or leave it out",
       )
 
   @property
@@ -274,12 +279,12 @@ class SupportConfig(Section):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name in ("support_draws", "hard_candidates"):
-      value = getattr(self, name)
-      if not self.support_size and value != type(self).__dataclass_fields__[name].default:
-        raise InputError(
-          f"{name}={value} changes nothing without a support: set support_size, or leave it out"
-        )
+    if not self.support_size:
+      self._require_default(
+        "support_draws",
+        "hard_candidates",
+        because="without a support: set support_size, or leave it out",
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,10 +312,8 @@ class DistributionConfig(Section):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if self.replicas and self.distribution != "mirrored":
-      raise InputError(
-        f"replicas={self.replicas} changes nothing unless distribution=mirrored; leave it out"
-      )
+    if self.distribution != "mirrored":
+      self._require_default("replicas", because="unless distribution=mirrored; leave it out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,12 +337,12 @@ class RewardConfig(Section):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    for name in ("reward_pessimism", "reward_sweeps"):
-      value = getattr(self, name)
-      if self.reward_predictor != "bayesian" and value != getattr(RewardConfig, name):
-        raise InputError(
-          f"{name}={value} changes nothing without reward_predictor=bayesian; leave it out"
-        )
+    if self.reward_predictor != "bayesian":
+      self._require_default(
+        "reward_pessimism",
+        "reward_sweeps",
+        because="without reward_predictor=bayesian; leave it out",
+      )
 
 
 @dataclasses.dataclass(frozen=True)

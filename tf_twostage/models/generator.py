@@ -65,8 +65,8 @@ class CandidateGenerator(tfrs.Model):
     precision: of the product of users and items in training, "float32" or "mixed_bfloat16".
     ranker: learns with the generator, in place of `ranker_logits`.
     turn_steps: with a ranker that learns, how many steps each stage learns while the other is held
-      fixed, the generator first; 0: always.
-    ranker_optimizer: of the ranker's turns.
+      fixed, the generator first.
+    ranker_optimizer: of the ranker's turns; None: there are no turns.
     """
     super().__init__()
     if ranker is not None:
@@ -139,40 +139,30 @@ class CandidateGenerator(tfrs.Model):
     Gradients and losses are summed over replicas, so each divides by their number. Metrics are
     updated but not read: reading costs an exchange between replicas for each variable.
     """
-    with tf.GradientTape(persistent=self._turn_steps > 0) as tape:
+    with tf.GradientTape(persistent=self.ranker_optimizer is not None) as tape:
       loss, touched = self._loss_and_penalty(inputs, training=True)
       penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
-    if self._turn_steps:
-      gradients = self._of_this_turn(lambda variables: tape.gradient(total_loss, variables))
-    else:
+    if self.ranker_optimizer is None:
       gradients = tape.gradient(total_loss, self.trainable_variables)
-    self._apply([*zip(gradients, self.trainable_variables, strict=True)])
+      self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+    else:
+      self._take_turn(lambda variables: tape.gradient(total_loss, variables))
     self._penalty.update_state(penalty)
     return {"total_loss": total_loss}
 
-  def _of_this_turn(self, gradient: Callable[[list[Any]], list[Any]]) -> list[Any]:
-    """The gradients, zero for the stage that is held fixed; Adagrad then leaves it as it is.
+  def _take_turn(self, gradient: Callable[[list[Any]], list[Any]]) -> None:
+    """Updates the stage whose turn it is.
 
-    Those of the stage that is held fixed are not computed.
+    The gradients of the other are not computed. Zeros in their place leave Adagrad as it is.
     """
     own = {variable.ref() for variable in self.towers.trainable_variables}
+    of_ranker = [v for v in self.trainable_variables if v.ref() not in own]
+    stages = (self.optimizer, self.towers.trainable_variables), (self.ranker_optimizer, of_ranker)
     turn = tf.cast(self.optimizer.iterations, tf.int64) // self._turn_steps
-    found: dict[Any, Any] = {}
-    for parity in (0, 1):
-      learning = [v for v in self.trainable_variables if (v.ref() not in own) == parity]
-      of_stage = _gradients_if(turn % 2 == parity, gradient, learning)
-      found |= {v.ref(): g for v, g in zip(learning, of_stage, strict=True)}
-    return [found[v.ref()] for v in self.trainable_variables]
-
-  def _apply(self, gradients: list[tuple[Any, tf.Variable]]) -> None:
-    """Updates the variables of each stage with its optimizer."""
-    if self.ranker_optimizer is None:
-      self.optimizer.apply_gradients(gradients)
-      return
-    own = {variable.ref() for variable in self.towers.trainable_variables}
-    self.optimizer.apply_gradients([(g, v) for g, v in gradients if v.ref() in own])
-    self.ranker_optimizer.apply_gradients([(g, v) for g, v in gradients if v.ref() not in own])
+    found = [_gradients_if(turn % 2 == i, gradient, v) for i, (_, v) in enumerate(stages)]
+    for gradients, (optimizer, variables) in zip(found, stages, strict=True):
+      optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
 
 def _gradients_if(
