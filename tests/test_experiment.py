@@ -339,6 +339,8 @@ def test_tests_compare_variants_and_popularity(config, finish, tmp_path):
   ]
   run(config, variants, tmp_path, seeds=3)
   table = pd.read_csv(tmp_path / "experiment" / "significance.csv")
+  assert {"precision@10", "recall@10"} < set(table["metric"])
+  table = table[table["metric"] == "precision@10"]
   assert set(zip(table["first"], table["second"], strict=True)) == {
     ("ips", "cross_entropy"),
     ("cross_entropy", "popularity"),

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import pandas as pd
 import tensorflow as tf
 from tqdm.auto import tqdm
 
@@ -343,14 +344,18 @@ def _report(
   chosen = tables.choose({v.label: v.family for v in variants}, found)
   reference = chosen[0]
   blocks = tables.summaries(found, chosen, metrics)
-  tests = tables.paired_tests(found, chosen, ["popularity"], metrics)
+  tests = {
+    metric: tables.paired_tests(found, chosen, ["popularity"], metrics, metric)
+    for metric in metrics.compared
+  }
   write_text(directory / "table.csv", cells.to_csv(index=False, float_format="%.6f"))
   write_text(directory / "table.md", tables.to_markdown(blocks, reference, metrics))
   write_text(directory / "table.tex", tables.to_latex(blocks, reference, metrics))
-  write_text(directory / "significance.csv", tests.to_csv(index=False, float_format="%.6g"))
+  every_test = pd.concat(tests, names=["metric"]).reset_index("metric")
+  write_text(directory / "significance.csv", every_test.to_csv(index=False, float_format="%.6g"))
   parts = [
     tables.to_text(blocks, found.repeated, metrics),
-    tables.tests_to_text(tests, found.repeated, metrics),
+    tables.tests_to_text(tests[metrics.headline], found.repeated, metrics),
   ]
   if len(chosen) < len(variants):
     sweep = tables.sweep([v.label for v in variants], found, chosen, metrics)

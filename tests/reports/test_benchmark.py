@@ -1,6 +1,7 @@
 """The summary of a benchmark: what is compared, marked and drawn."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.histories import history, scores
@@ -29,7 +30,8 @@ def outcome(popularity=0.45, **shifts):
 def test_an_outcome_is_read_from_the_files_of_an_experiment(tmp_path):
   made = outcome(better=0.1)
   made.cells.to_csv(tmp_path / "table.csv", index=False)
-  made.tests.to_csv(tmp_path / "significance.csv", index=False)
+  tests = {"precision@10": made.tests, "recall@10": made.tests.assign(difference=0.0)}
+  pd.concat(tests, names=["metric"]).reset_index("metric").to_csv(tmp_path / "significance.csv")
   read = benchmark.Outcome.read(tmp_path)
   np.testing.assert_allclose(read.compared("two_stage")["mean"], made.compared("two_stage")["mean"])
   assert read.repetitions == f"{LOGS} logs"

@@ -34,7 +34,8 @@ class Outcome(NamedTuple):
 
   @classmethod
   def read(cls, directory: pathlib.Path) -> Outcome:
-    return cls(*(pd.read_csv(directory / name) for name in ("table.csv", "significance.csv")))
+    tests = pd.read_csv(directory / "significance.csv")
+    return cls(pd.read_csv(directory / "table.csv"), tests[tests["metric"] == _SCORE])
 
   @property
   def repetitions(self) -> str:

@@ -187,14 +187,16 @@ def paired_tests(
   variants: Sequence[str],
   against: Sequence[str] = (),
   metrics: Metrics = FULL_INFORMATION,
+  metric: str | None = None,
 ) -> pd.DataFrame:
-  """Tests whether two variants, or a variant and a baseline, differ in the headline.
+  """Tests whether two variants, or a variant and a baseline, differ in a metric.
 
   Args:
     found: the scores.
     variants: are compared with each other.
     against: baselines that each variant is compared with.
     metrics: names the headline.
+    metric: is compared; None: the headline.
 
   Returns:
     A row for each stage and pair: stage, first, second, pairs (how many), difference (mean of
@@ -205,7 +207,7 @@ def paired_tests(
   """
   rows = []
   for stage in STAGES:
-    score = f"test/{stage}/{metrics.headline}"
+    score = f"test/{stage}/{metric or metrics.headline}"
     learned, fixed = found.learned[score], found.baselines[score]
     pairs = [(a, b, learned[b]) for i, a in enumerate(variants) for b in variants[:i]]
     pairs += [(a, b, fixed[b]) for a in variants for b in against]
