@@ -44,6 +44,18 @@ def test_arrays_functions_and_files_are_one_policy(log, tmp_path):
   assert found.explained is None  # no estimator needed a reward model
 
 
+def test_warnings_name_users_by_their_ids(log):
+  named = log.schema.user_id.vocabulary[log.rows.user_index[0]]
+  table = np.tile(UNIFORM, (len(log), 1)) * 1e-3
+  table[0] = 0
+  table[0, log.rows.action[0]] = 1
+  rest = (log.rows.action[1:] + 1) % ITEMS
+  table[np.arange(1, len(log)), rest] += 1 - 1e-3
+  found = evaluate(log, {"of one row": table}, ["ips"], progress=False)
+  assert f"user {named!r} alone holds" in str(found)
+  assert " groups" not in str(found)
+
+
 def test_a_reward_model_is_fitted_where_an_estimator_needs_it(log, tmp_path):
   fit = {"reward_training": FitConfig(epochs=1, batch_size=64), "workdir": tmp_path}
   found = evaluate(log, {"uniform": UNIFORM}, ["dr"], progress=False, **fit)

@@ -64,8 +64,8 @@ def test_rows_and_truth_are_those_of_whole_arrays(world, monkeypatch, by_row, pa
   whole = PolicyRows.from_arrays(
     log.action, log.reward, log.propensity, target, predictions, groups=log.user_index
   )
-  for field in dataclasses.fields(PolicyRows):
-    np.testing.assert_allclose(getattr(rows, field.name), getattr(whole, field.name), rtol=1e-12)
+  for field in {f.name for f in dataclasses.fields(PolicyRows)} - {"group_names"}:
+    np.testing.assert_allclose(getattr(rows, field), getattr(whole, field), rtol=1e-12)
   every = evaluation.expected_rewards(np.arange(ROWS))
   assert truth == pytest.approx((target * every).sum(axis=1).mean())
 

@@ -59,7 +59,13 @@ def full_labels(config: Config, data: XmcData, workspace: Workspace) -> Environm
     name=ranker.stage,
     facts={"logged_reward": float(log.reward.mean())},
     evaluation_log=lambda workspace: evaluation_log(
-      config, policy, workspace, labels=relevance, contexts={}, first_user=data.num_train
+      config,
+      policy,
+      workspace,
+      labels=relevance,
+      contexts={},
+      user_ids=schema.user_id.vocabulary,
+      first_user=data.num_train,
     ),
   )
 

@@ -84,7 +84,9 @@ def prepared(
     titles=data.titles,
     name=f"{name}-{config.environment_seed}",
     facts={},
-    evaluation_log=lambda stages: EvaluationLog(log, data.num_items, name, (_SEEN,)),
+    evaluation_log=lambda stages: EvaluationLog(
+      log, data.num_items, name, (_SEEN,), user_ids=schema.user_id.vocabulary
+    ),
   )
 
 

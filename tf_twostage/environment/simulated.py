@@ -131,7 +131,13 @@ def of_labels(
     facts=facts,
     # The context is the user's, as in all evaluation: a policy sees it before it chooses an item.
     evaluation_log=lambda workspace: evaluation_log(
-      config, policy, workspace, labels=information.labels, contexts=context, first_user=first
+      config,
+      policy,
+      workspace,
+      labels=information.labels,
+      contexts=context,
+      user_ids=data.schema.user_id.vocabulary,
+      first_user=first,
     ),
   )
 

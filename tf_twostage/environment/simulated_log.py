@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,7 @@ def evaluation_log(
   *,
   labels: np.ndarray,
   contexts: Mapping[str, np.ndarray],
+  user_ids: Sequence[str],
   first_user: int = 0,
 ) -> EvaluationLog:
   """Draws another log of the policy, which nothing is fitted on, with the true values beside it.
@@ -145,6 +146,7 @@ def evaluation_log(
     stage,
     tuple(notes),
     expected_rewards=lambda rows: labels[log.user_index[rows] - first_user],
+    user_ids=user_ids,
     logging_probabilities=lambda rows: tf.nn.softmax(
       tf.matmul(users[log.user_index[rows]], items, transpose_b=True)
     ).numpy(),

@@ -183,6 +183,7 @@ def _environment(
       f"{name}-{split}",
       (*notes, f"The log is the {split} rows of the user's log, which nothing was fitted on."),
       grouped=data.schema.user_id.embedded,
+      user_ids=data.schema.user_id.vocabulary,
       slate_log=None if logs is None or data.slate is None else logs[split],
     )
     for split, rows in held_out.items()

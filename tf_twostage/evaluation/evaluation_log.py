@@ -42,6 +42,7 @@ class EvaluationLog:
     logging_probabilities: β(a | x_i); None: known for the logged actions alone.
     grouped: whether rows of one user depend on each other. False where users are mere
       combinations of features.
+    user_ids: [U] ids of users, for messages; None: their numbers.
     slate_log: the same rows as slots of slates, as they were logged; None: rows are shown one by
       one.
   """
@@ -53,6 +54,7 @@ class EvaluationLog:
   expected_rewards: ByRow | None = None
   logging_probabilities: ByRow | None = None
   grouped: bool = True
+  user_ids: Sequence[str] | None = None
   slate_log: BanditLog | None = None
 
   def __post_init__(self):
@@ -73,8 +75,15 @@ class EvaluationLog:
     """
     require_impressions(log)
     stage = f"{log.name}-{log.fingerprint()[:10]}"
-    grouped, slates = log.schema.user_id.embedded, log if log.slate is not None else None
-    return cls(log.examined(), log.num_items, stage, log.notes, grouped=grouped, slate_log=slates)
+    return cls(
+      log.examined(),
+      log.num_items,
+      stage,
+      log.notes,
+      grouped=log.schema.user_id.embedded,
+      user_ids=log.schema.user_id.vocabulary,
+      slate_log=None if log.slate is None else log,
+    )
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -202,6 +211,7 @@ def reduce_to_rows(
       predicted_rewards=None if rewards is None else predicted,
       direct_values=None if rewards is None else direct,
       groups=evaluation.groups,
+      group_names=evaluation.user_ids,
       action_mass=mass,
       action_counts=shown,
     )

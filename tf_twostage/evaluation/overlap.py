@@ -5,7 +5,7 @@ What counts is the unit that intervals treat as one draw: a group, such as a use
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -129,7 +129,7 @@ def weight_overlap(rows: PolicyRows | SlateRows, terms: Terms, summary: RatioSum
     (),
   )
   n, total = len(weights), weights.sum()
-  unit = rows.noun if rows.groups is None else "group"
+  unit = _unit(rows)
   if total == 0:
     nothing = (
       "no row has a weight: the log has no evidence about this policy, and the value is the reward"
@@ -146,7 +146,10 @@ def weight_overlap(rows: PolicyRows | SlateRows, terms: Terms, summary: RatioSum
     )
   largest = int(weights.argmax())
   if weights[largest] > MAX_WEIGHT_SHARE * total:
-    named = largest if rows.groups is None else rows.groups[np.argmax(rows.units == largest)]
+    named: Any = largest
+    if rows.groups is not None:
+      named = rows.groups[np.argmax(rows.units == largest)]
+      named = named if rows.group_names is None else repr(rows.group_names[named])
     warnings.append(
       f"{unit} {named} alone holds {weights[largest] / total:.0%} of all weight (ω ="
       f" {weights[largest]:.4g}): look at its propensities, cap the weights, or {_MORE}"
@@ -180,13 +183,20 @@ def weight_overlap(rows: PolicyRows | SlateRows, terms: Terms, summary: RatioSum
   return found._replace(warnings=tuple(warnings))
 
 
+def _unit(rows: PolicyRows | SlateRows) -> str:
+  """What intervals treat as one draw."""
+  if rows.groups is None:
+    return rows.noun
+  return "group" if rows.group_names is None else "user"
+
+
 def support_warnings(rows: PolicyRows | SlateRows, num_units: int) -> tuple[str, ...]:
   """Problems of the log for any estimator: too few units, actions never logged."""
   warnings = []
   if num_units < MIN_UNITS:
-    units = f"{rows.noun if rows.groups is None else 'group'}s"
     warnings.append(
-      f"{num_units} independent {units} are too few for standard errors and intervals; log more"
+      f"{num_units} independent {_unit(rows)}s are too few for standard errors and intervals;"
+      " log more"
     )
   count, mass = rows.unlogged
   if mass > MAX_UNLOGGED_MASS:  # False for NaN, unknown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +44,7 @@ class PolicyRows:
     direct_values: [n] Σ_a π(a | x_i) rhat(x_i, a); None without a reward model.
     groups: [n] ids, such as users; rows of one group depend on each other. None: all rows are
       independent.
+    group_names: user ids, in messages, of `groups` that are indices; None: the groups themselves.
     action_mass: [N] Σ_i π(a | x_i); None if unknown.
     action_counts: [N] how often each action was logged; None if unknown.
 
@@ -57,6 +58,7 @@ class PolicyRows:
   predicted_rewards: np.ndarray | None = None
   direct_values: np.ndarray | None = None
   groups: np.ndarray | None = None
+  group_names: Sequence[str] | None = None
   action_mass: np.ndarray | None = None
   action_counts: np.ndarray | None = None
   noun: ClassVar[str] = "row"

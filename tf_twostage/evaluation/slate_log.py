@@ -87,6 +87,7 @@ def reduce_to_slates(
     predicted_returns=predicted,
     direct_returns=direct,
     groups=evaluation.reward_groups,
+    group_names=reduced.group_names,
     unlogged=reduced.unlogged,
   )
 

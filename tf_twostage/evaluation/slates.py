@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,7 @@ class SlateRows:
       `slate_estimators.pseudoinverse_weights`.
     groups: [S] ids, such as users; slates of one group depend on each other. None: all slates are
       independent.
+    group_names: user ids, in messages, of `groups` that are indices; None: the groups themselves.
     unlogged: number of items that π shows and the log never does, and π's mass on them.
 
   Raises:
@@ -62,6 +64,7 @@ class SlateRows:
   direct_returns: np.ndarray | None = None
   additive_weights: np.ndarray | None = None
   groups: np.ndarray | None = None
+  group_names: Sequence[str] | None = None
   unlogged: tuple[int, float] = (0, np.nan)
   noun: ClassVar[str] = "slate"
 
