@@ -1,6 +1,7 @@
 """Examination estimated from logs of slates whose true examination is known."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -116,6 +117,7 @@ def test_a_cascade_is_recovered_and_corrects_rewards():
   log = world.log(8000)
   found = estimate_examination(log, "cascade")
   np.testing.assert_allclose(found.continuation[:3], world.continuation[:3], atol=0.06)
+  assert "harvesting" not in found.note()
   # Rewards divided by examination have the mean of relevance in every slot.
   relevance = world.relevance[log.rows.user_index, log.rows.action]
   seen = found.apply(log).examined().reward
@@ -123,6 +125,11 @@ def test_a_cascade_is_recovered_and_corrects_rewards():
     of_slot = log.rows.position == k
     error = seen[of_slot].std() / np.sqrt(of_slot.sum())
     assert abs(seen[of_slot].mean() - relevance[of_slot].mean()) < 4 * error
+
+
+def test_a_cascade_where_users_leave_without_a_click_is_doubted(log):
+  note = estimate_examination(log, "cascade").note()
+  assert re.search(r"harvesting examines slot 2 0\.3\d+ times .* cascade 0\.[78]\d+ times", note)
 
 
 def test_a_cascade_that_ends_with_the_first_click_has_unknown_errors():

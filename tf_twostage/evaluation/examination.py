@@ -33,6 +33,7 @@ _FEW_USERS = 30  # fewer are too few to resample; then slates are
 _RESAMPLES = 400
 _VAGUE = 0.1  # a standard error; above it, `auto` asks a model
 _FALSE_ALARMS = 0.001  # of the test whether slots are independent of items
+_ERRORS, _APART = 4.0, 0.1  # differences of a cascade from harvesting that are not chance
 _UNEVEN = 0.05  # deviation of a slot's mean weight from 1
 
 
@@ -126,6 +127,7 @@ def estimate_examination(
   else:
     sums = cascade.continuation_sums(slates, clicks, _pairs(log))
     found = _Found(sums, cascade.from_continuation, METHODS["cascade"])
+    found = found._replace(reason=found.reason + _doubt(log, clicks, found, seed))
   total = found.sums.sum(axis=0)
   replicates = _resampled(found, seed)
   tail = (1 - confidence) / 2
@@ -245,6 +247,24 @@ def _randomized(log: BanditLog, clicks: Clicks) -> _Found:
     effective = weight.sum() ** 2 / (weight**2).sum() / len(log)
     reason = f"clicks by slot, weighted by 1/propensity ({effective:.0%} of the rows are effective)"
   return _Found(clicks.sums(weight * clicks.clicked, weight), click_sums.from_ratios, reason)
+
+
+def _doubt(log: BanditLog, clicks: Clicks, found: _Found, seed: int) -> str:
+  """What to add to the reason of a cascade that harvesting, which needs no cascade, contradicts."""
+  try:
+    other = _harvested(log, clicks)
+  except InputError:
+    return ""
+  curves = [each.curve(each.sums.sum(axis=0)) for each in (found, other)]
+  errors = np.hypot(*(_resampled(each, seed).std(axis=0) for each in (found, other)))
+  excess = np.abs(curves[0] - curves[1]) - np.maximum(_ERRORS * errors, _APART)
+  if not (excess > 0).any():
+    return ""
+  k = int(np.nanargmax(excess))
+  return (
+    f". But harvesting examines slot {k} {curves[1][k]:.3g} times as often as slot 0, and the"
+    f" cascade {curves[0][k]:.3g} times: if users leave without a click, choose harvesting"
+  )
 
 
 def _dependence(slot: np.ndarray, group: np.ndarray) -> float:
