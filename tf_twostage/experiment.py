@@ -113,13 +113,15 @@ def run(
   only_here(config, "launch.experiment")
   cells = _cells(config, variants, logs, seeds)
   workspace = Workspace(workdir / "stages")
+  stages = {model.stage for model in models}
+  of_baselines = stages.pop() if len(stages) == 1 else "two_stage"
   baselines: dict[int, dict[str, Scores]] = {}
   histories: dict[Cell, History] = {}
   for log, keys in itertools.groupby(cells, lambda cell: cell.log):
     environment = environments.make(_with_log(config, log), workspace)
     for model in models:
       model.check_catalogue(environment.tables.schema.num_items)
-    baselines[log] = environment.baselines(workspace, config.slate_size)
+    baselines[log] = environment.baselines(workspace, config.slate_size, of_baselines)
     for key in keys:
       model = TwoStageRecommender.from_config(cells[key])
       history = model.finished_history(environment, workdir)

@@ -523,9 +523,14 @@ class TwoStageRecommender:
       raise InputError("this recommender has no history; call fit() first")
     environment = self._environment
     if environment is None:
-      return plots.run_curves(self._history, {}, self._title(), metrics.HELD_OUT)
+      return self._curves({}, metrics.HELD_OUT)
     baselines = environment.baselines(Workspace(self._stages), self.slate_size, self.stage)
-    return plots.run_curves(self._history, baselines, self._title(), environment.evaluator.metrics)
+    return self._curves(baselines, environment.evaluator.metrics)
+
+  def _curves(self, baselines: Mapping[str, Scores], measured: metrics.Metrics) -> Figure:
+    generator = self.config.generator
+    turn = generator.turn_epochs if generator.train == "both" else 0
+    return plots.run_curves(self._history, baselines, self._title(), measured, turn_epochs=turn)
 
   def report(
     self,
@@ -564,7 +569,7 @@ class TwoStageRecommender:
     for warning in run_report.health_warnings(history[-1]["training"], self.loss_name):
       _log.warning("%s", warning)
     directory = self.directory(environment, workdir)
-    draw = functools.partial(plots.run_curves, history, baselines, self._title(), evaluator.metrics)
+    draw = functools.partial(self._curves, baselines, evaluator.metrics)
     for place in (directory, workdir):
       write_record(place / "config.json", dataclasses.asdict(self.config))
       write_json(place / METRICS, values)

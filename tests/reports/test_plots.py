@@ -237,6 +237,14 @@ def test_the_curves_of_a_run_mark_the_epoch_that_their_score_chose():
   assert figure.axes[1].get_ylabel() == "precision@10, validation users"
 
 
+@pytest.mark.parametrize(("turn", "of_ranker"), [(0, []), (1, [2, 4]), (2, [3, 4])])
+def test_the_loss_has_other_marks_where_the_ranker_learns(turn, of_ranker):
+  run = made_up(["v"], 1, 4)["v", 0, 0]
+  loss = plots.run_curves(run, BASELINES, "a run", turn_epochs=turn).axes[0]
+  marks = [line for line in loss.get_lines() if line.get_label() == "the ranker learns"]
+  assert [x for line in marks for x in line.get_xdata()] == of_ranker
+
+
 def test_points_are_logs_where_there_are_several():
   # Two seeds of each log; the points are the means 50, 60 and 70.
   histories = {

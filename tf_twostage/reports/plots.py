@@ -32,16 +32,24 @@ def run_curves(
   baselines: Mapping[str, Scores],
   title: str,
   metrics: Metrics = FULL_INFORMATION,
+  turn_epochs: int = 0,
 ) -> Figure:
   """By epoch: training loss, the headline of both stages, and the score that chose the epoch.
 
-  Scores are of validation data; a vertical line marks the chosen epoch.
+  Scores are of validation data; a vertical line marks the chosen epoch. The loss has other marks in
+  epochs in which the ranker learns, every second turn of `turn_epochs`; 0: there are no turns.
   """
   figure = plotting.figure(13, 7)
   axes = figure.subplots(2, 2)
   epochs = [entry["epoch"] for entry in history]
   chosen = best_epoch(history)["epoch"]
-  axes[0, 0].plot(epochs, [entry["training"]["mean_loss"] for entry in history], ".-k")
+  loss = [entry["training"]["mean_loss"] for entry in history]
+  axes[0, 0].plot(epochs, loss, ".-k")
+  of_ranker = [i for i, e in enumerate(epochs) if turn_epochs and (e - 1) // turn_epochs % 2]
+  if of_ranker:
+    x, y = np.take(epochs, of_ranker), np.take(loss, of_ranker)
+    axes[0, 0].plot(x, y, "ok", markerfacecolor="white", label="the ranker learns")
+    axes[0, 0].legend()
   axes[0, 0].set(title="training loss", ylabel="mean loss of the epoch")
   factor = metrics.metric(metrics.selects).factor
   axes[0, 1].plot(epochs, [factor * entry["selected"] for entry in history], ".-k")
