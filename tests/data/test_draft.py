@@ -1,5 +1,7 @@
 """Drafts of schemas: what names and values give away, and what they do not."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -173,6 +175,26 @@ def test_typed_headers_name_roles_and_kinds(tmp_path):
 def test_dates_without_punctuation_are_times(tmp_path, values):
   schema, _ = drafted(tmp_path, log(seen=values * 100))
   assert schema.time == "seen"
+
+
+@pytest.mark.parametrize(
+  ("column", "hint"),
+  [
+    ("start_date", "# available_from: start_date  # by its name: when items come"),
+    ("added", "# available_from: added  # dates: only if items come then"),
+  ],
+)
+def test_dates_of_items_are_a_hint_and_no_category(tmp_path, column, hint):
+  dates = ["2024-05-01", "", *["2024-05-02"] * 7]
+  items = pd.DataFrame({"item_id": range(9), column: dates, "brand": list("aabbaabba")})
+  schema, text = drafted(tmp_path, log(), items)
+  assert [f.name for f in schema.item_features] == ["brand"]
+  assert hint in re.sub(" +#", "  #", text)
+
+
+def test_dates_with_blanks_are_no_time_of_rows(tmp_path):
+  schema, _ = drafted(tmp_path, log(bought_at=["2024-05-01", ""] * 100))
+  assert schema.time is None
 
 
 def test_truth_values_are_rewards(tmp_path):

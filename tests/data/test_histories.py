@@ -277,6 +277,14 @@ def test_sequences_of_a_frame_are_named_apart():
     log_of(sequences={"history": "visited"})
 
 
+def test_a_missing_column_of_events_is_asked_for_by_its_key(tmp_path):
+  FRAME.drop(columns="seen").to_csv(tmp_path / "log.csv", index=False)
+  features = {"did": {"kind": "sequence", "column": "item", "events": "acton"}}
+  schema = LogSchema.from_dict({**SCHEMA, "user_features": features})
+  with pytest.raises(InputError, match="say in the schema which column is `events` of did"):
+    BanditLog.from_files(tmp_path / "log.csv", schema=schema)
+
+
 def test_a_streamed_log_has_no_past(tmp_path):
   FRAME.drop(columns="seen").assign(p=0.5).to_csv(tmp_path / "log.csv", index=False)
   features = {"history": {"kind": "sequence", "column": "item"}}

@@ -34,8 +34,16 @@ _MISSING = {
 # Proposed in a comment: rows that do not fit are bad.
 _CANDIDATES = "candidates candidateids candidateitems candidateset pool shortlist eligible"
 _AVAILABLE = {
-  "available_from": ("availablefrom validfrom onlinefrom onsalefrom", "when items come"),
-  "available_to": ("availableto availableuntil validto validuntil onlineuntil", "when they go"),
+  "available_from": (
+    "availablefrom validfrom onlinefrom onsalefrom startdate startsat start launchdate launchedat"
+    " releasedate publishedat",
+    "when items come",
+  ),
+  "available_to": (
+    "availableto availableuntil validto validuntil onlineuntil enddate endsat end expirydate"
+    " expiresat",
+    "when they go",
+  ),
 }
 _TITLES = "title name itemname productname movietitle headline"
 
@@ -84,6 +92,7 @@ def draft(
     elif logged is None or key.name != logged.name:
       lines.append(_line(f"{side}_key", key.name, f"in {path}"))
     table = [c for c in table if c is not key and not _is_row_number(c)]
+    dates = [c for c in table if c.dated]
     if side == "item" and (title := draft_roles.named(table, _TITLES)) is not None:
       lines.append(_line("title", title.name, "by its name"))
       table.remove(title)
@@ -91,6 +100,9 @@ def draft(
       if side == "item" and (column := draft_roles.named(table, names)) is not None:
         lines.append(f"# {_line(role, column.name, f'by its name: {meaning}; needs time')}")
         table.remove(column)
+      elif side == "item" and role == "available_from" and dates:
+        hint = f"dates: only if items come then; needs time; {dates[0].facts()}"
+        lines.append(f"# {_line(role, dates[0].name, hint)}")
     lines += _section(side, table, taken, unread)
     unread += repeated
   if users is None:
@@ -119,7 +131,8 @@ def _look(path: str | os.PathLike) -> tuple[str, list[Column], list[str]]:
 def _column(name: str, raw: pa.ChunkedArray) -> Column:
   text = as_text(raw)[0].to_pandas()
   values, is_number = as_numbers(raw)
-  dated = are_dates(raw) and bool(np.isfinite(as_times(raw)).all())
+  given = raw.filter(pa.array(text != ""))
+  dated = len(given) > 0 and are_dates(given) and bool(np.isfinite(as_times(given)).all())
   if is_number.all() and not np.isnan(values).any() and not dated:
     return Column(name, text, values)
   lists = kinds.infer(raw.to_pandas())[0] if is_list(raw.type) else ""

@@ -24,12 +24,16 @@ class Column:
   name: str
   text: pd.Series
   numbers: np.ndarray | None
-  dated: bool = False  # whether all cells are dates
+  dated: bool = False  # whether all cells but blank ones are dates
   lists: str = ""  # of cells that are lists: bag or embedding; `text` joins their values with "|"
 
   @property
   def distinct(self) -> int:
     return self.text.nunique()
+
+  @property
+  def has_blanks(self) -> bool:
+    return bool((self.text == "").any())
 
   @property
   def whole(self) -> bool:
@@ -52,7 +56,8 @@ class Column:
     if self.distinct == 1:
       return f"always {self.text.iloc[0]!r}"
     if self.dated:
-      return f"{self.text.min()} to {self.text.max()}"
+      given = self.text[self.text != ""]
+      return f"{given.min()} to {given.max()}"
     if self.numbers is None:
       return f"{self.distinct} different values"
     return f"{self.distinct} values, {self.numbers.min():.6g} to {self.numbers.max():.6g}"
@@ -122,8 +127,8 @@ _ROLES = {
   ),
   "time": _Role(
     "time timestamp ts datetime date eventtime createdat loggedat servedat shownat unixtime",
-    lambda c: c.dated or c.numbers is not None,
-    lambda c: c.dated,
+    lambda c: c.numbers is not None or (c.dated and not c.has_blanks),
+    lambda c: c.dated and not c.has_blanks,
   ),
   "position": _Role(
     "position pos slot rank slotid slotindex itemposition displayposition displayrank",

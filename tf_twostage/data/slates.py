@@ -9,6 +9,10 @@ import numpy as np
 from tf_twostage.errors import InputError
 
 LONGEST = 1000  # slots; matrices have a column for each
+UNIQUE_IDS = (
+  "make slate ids unique in the whole log, such as by the columns of user and request together:"
+  " `slate_id: [USER COLUMN, REQUEST COLUMN]`"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,7 +50,7 @@ class Slates:
     if foreign.size:
       raise InputError(
         f"{name}: {foreign.size} rows, the first of them row {foreign[0]}, have a slate id that"
-        " another user has; make ids unique, such as user and request together"
+        f" another user has; {UNIQUE_IDS}"
       )
     cell = at.astype(np.int64) * slots + position
     taken, times = np.unique(cell, return_counts=True)

@@ -95,6 +95,13 @@ def test_propensities_of_a_slate_sum_to_more_than_one():
   assert "below the 5 items" in texts(found, "note")
 
 
+def test_percentages_that_could_be_probabilities_are_warned_of():
+  uniform = np.full(200, 1 / 200)
+  found = report(logged(items=200, policy=uniform, scale=100))
+  assert "if the propensities are percentages, divide them by 100" in texts(found, "warning")
+  assert "never shows some items" not in texts(found, "note")
+
+
 def test_items_outside_the_support_are_noted():
   found = report(logged(items=ITEMS + 3))
   assert facts(found)["items never shown"] == 3

@@ -108,6 +108,10 @@ ROWS = {  # kind: log, message
     r"log.csv: column 'visitor' must be text in UTF-8; 1 of 8 .*line 7, row 5, value 'v\\\\xff",
   ),
 }
+REMEDIES = {
+  "a number": (csv(hour="noon"), "write plain numbers such as 0.5$"),
+  "a date": (csv(hour="2024-05-01"), "write plain numbers such as 0.5, and dates as seconds$"),
+}
 FILES = {  # kind: log, message
   "empty file": (b"", r"log.csv: the file is empty, .* it needs a header"),
   "blank lines only": (b"\n\n\n", r"log.csv: the file is empty"),
@@ -151,6 +155,14 @@ def test_a_bad_row_is_named_or_skipped(tmp_path, kind):
   data = small_log.read(path, items, schema, on_bad_rows="skip")
   assert len(data.rows) == 7
   assert data.notes == ("1 of 8 rows are bad and were left out",)
+
+
+@pytest.mark.parametrize("kind", REMEDIES)
+def test_dates_are_spoken_of_where_there_are_some(tmp_path, kind):
+  log, remedy = REMEDIES[kind]
+  path, items, schema = small_log.write(tmp_path, log)
+  with pytest.raises(InputError, match=remedy):
+    small_log.read(path, items, schema)
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _ERRORS = 5.0
 _EXCESS = 1.1
 _ROUNDING = 1e-3  # of the number of items: propensities are float32, or written with a few digits
+_PERCENT, _NEAR = 100, 0.2  # a mean this near to a hundredth of the items suggests percentages
 _RARE = 10  # rows of an item; with fewer the normal approximation fails
 _LEAST_SHARE = 0.01  # of the rows, as effective sample size
 _FALSE_ALARMS = 0.001  # of the test of all items of a log
@@ -202,6 +203,11 @@ def _support(log: BanditLog, inverse: np.ndarray) -> Iterator[Fact | Finding]:
       f"{found}, above the {items:.6g} items there are: propensities are a little too small, as"
       " estimated or rounded ones can be",
     )
+  elif items >= _PERCENT and abs(mean * _PERCENT / items - 1) < _NEAR:
+    yield _warning(
+      f"{found}, a hundredth of the {items:.6g} items there are: if the propensities are"
+      " percentages, divide them by 100; else the policy shows few of the items to anyone",
+    )
   elif items - mean > chance:
     yield Finding(
       "note",
@@ -251,7 +257,7 @@ def _sums(log: BanditLog) -> Iterator[Fact | Finding]:
       f"in {over} of {len(sums)} situations (one user, position and context) the propensities of"
       f" different items sum to more than 1, to {sums.max():.3g} at most: no single policy does"
       " that. Either the policy changed, and its version is a context feature that is missing, or"
-      " these are not the probabilities of a single draw",
+      " these are not the probabilities of a single draw, but percentages or those of whole slates",
     )
 
 

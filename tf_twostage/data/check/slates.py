@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tf_twostage.data.check.facts import Fact, Finding, date
-from tf_twostage.data.slates import LONGEST
+from tf_twostage.data.slates import LONGEST, UNIQUE_IDS
 
 if TYPE_CHECKING:
   from tf_twostage.data.log import BanditLog
@@ -75,8 +75,7 @@ def _shapes(log: BanditLog, number: np.ndarray, position: np.ndarray) -> Iterato
   if foreign:
     yield Finding(
       "problem",
-      f"{foreign} of {len(size)} slates have rows of several users; make slate ids unique, such as"
-      " user and request together: `slate_id: [user, request]`",
+      f"{foreign} of {len(size)} slates have rows of several users; {UNIQUE_IDS}",
     )
   if (slots := int(position.max()) + 1) > LONGEST:
     yield Finding(

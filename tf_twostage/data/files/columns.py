@@ -36,7 +36,7 @@ _PROPENSITY = Rule(
   "float32",
   lambda x: (x >= np.finfo(np.float32).tiny) & (x <= 1),
   "must lie in (0, 1]",
-  "log the probability of the single draw; mend or drop these rows",
+  "log the probability of the single draw, not a percentage; mend or drop these rows",
 )
 RULES = {
   "user_index": _INDEX,
@@ -125,12 +125,12 @@ class CheckedColumns:
     """Values that obey a rule, by default that of the column's name: [k] of the rule's dtype."""
     wanted = wanted or rule(column)
     values, is_number = as_numbers(self.chunk.table[column])
-    self.require(
-      is_number,
-      column,
-      "must hold numbers",
-      "write plain numbers such as 0.5, and dates as seconds",
-    )
+    if not is_number.all():
+      given = self.chunk.table[column].filter(pa.array(~is_number))
+      dates = ", and dates as seconds" if np.isfinite(as_times(given)).any() else ""
+      self.require(
+        is_number, column, "must hold numbers", f"write plain numbers such as 0.5{dates}"
+      )
     with np.errstate(over="ignore", under="ignore"):  # the rule sees what float32 cannot hold
       cast = values.astype(wanted.dtype) if wanted.dtype.startswith("float") else values
     valid = wanted.valid(cast)

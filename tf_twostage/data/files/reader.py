@@ -65,7 +65,8 @@ def read(
   numeric = {*NUMBERS, *(name for name, f in features.items() if f.kind == "numeric")}
   ids = {"user_id", "item_id", "policy", *schema.slate_columns}
   dates: bool | None = None
-  for chunk in chunks(files, wanted, optional):
+  keys = {events_of(f.name): f"`events` of {f.name}" for f in schema.sequences}
+  for chunk in chunks(files, wanted, optional, keys):
     columns = CheckedColumns(chunk, bad_rows)
     checked: dict[str, Any] = {}
     for name in chunk.table.column_names:
@@ -129,11 +130,15 @@ def _lengths(cells: pa.Array, separator: str) -> np.ndarray:
 
 
 def chunks(
-  files: LogFiles, wanted: Mapping[str, str], optional: Collection[str] = ()
+  files: LogFiles,
+  wanted: Mapping[str, str],
+  optional: Collection[str] = (),
+  keys: Mapping[str, str] | None = None,
 ) -> Iterator[Chunk]:
   """Yields unchecked rows; `wanted` maps names of columns to those in files.
 
-  The first file decides which of the optional columns there are.
+  The first file decides which of the optional columns there are. `keys` has what the schema calls
+  columns, where that is not their name.
   """
   columns: dict[str, str] = {}
   for path in files.paths:
@@ -143,7 +148,7 @@ def chunks(
         continue
       lacking = {name for name in optional if not columns and wanted[name] not in names}
       columns = columns or {name: wanted[name] for name in wanted if name not in lacking}
-      _require_columns(path, names, columns)
+      _require_columns(path, names, {(keys or {}).get(n, n): c for n, c in columns.items()})
       for chunk in files.format.read(path, list(dict.fromkeys(columns.values()))):
         table = chunk.table.select(list(columns.values())).rename_columns(list(columns))
         yield dataclasses.replace(chunk, table=table, names=columns)
