@@ -128,11 +128,9 @@ def contenders(items: int, users: int) -> dict[str, Contender]:
 
   # Who re-orders a slate must score 30 items of it, which counts as nothing.
   top = work(items, products=1, exponentials=0, arrays=1, masks=1)
-  alike = full_information.list_scorer(np.zeros(items))
   return {
     "product + top-k": Contender(bare(vectors(users), vectors(items)), top),
     "full information, users": Contender(everyone.evaluation(generator, ranker, SLATE), top),
-    "the same, one stage": Contender(everyone.evaluation(generator, alike, SLATE), top),
     # Logits of both stages and expected rewards.
     "held-out rows": Contender(
       held_out.evaluation(generator, ranker, SLATE),

@@ -15,7 +15,8 @@ ORDER = [
   ("workspace",),
   ("metrics", "plotting", "config"),
   ("data",),
-  ("policies", "rewards"),
+  ("top_k", "rewards"),
+  ("policies",),
   ("distinct",),
   ("losses",),
   ("training",),
@@ -30,7 +31,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # These know arrays and tensors only.
 PURE = {
   "data.splits": {"errors"},
-  "policies": {"errors"},
+  "top_k": set(),
+  "policies": {"errors", "top_k"},
   "distinct": {"policies"},
   "rewards": set(),
   "losses": {"errors", "policies", "distinct", "rewards", "losses"},

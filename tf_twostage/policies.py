@@ -57,6 +57,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
+from tf_twostage.top_k import top_k
 
 BIN_WIDTH = 1 / 16  # Δ
 LOG_TIME_STEP = 0.75  # h
@@ -115,7 +116,7 @@ class SoftmaxPolicy:
       InputError: k is above N.
     """
     _check_k(k, self.logits)
-    scores, ids = tf.math.top_k(self.logits, k)
+    scores, ids = top_k(self.logits, k)
     return ids, scores
 
   def entropy(self) -> tf.Tensor:
@@ -189,7 +190,7 @@ class TwoStagePolicy:
       )
     items = self.logits.shape[1]
     size = self.slate_size if items is None else min(self.slate_size, items)
-    generator, candidates = tf.math.top_k(self.logits, size)
+    generator, candidates = top_k(self.logits, size)
     scores = tf.gather(self.ranker_logits, candidates, batch_dims=1)
     scores, order = tf.math.top_k(tf.where(generator > -np.inf, scores, -np.inf), k)
     return tf.gather(candidates, order, batch_dims=1), scores

@@ -35,7 +35,7 @@ from tf_twostage.models.generator import CandidateGenerator
 from tf_twostage.models.probit import of_sweeps
 from tf_twostage.models.ranker import Ranker
 from tf_twostage.models.support import SampledSupport, check_hard_candidates
-from tf_twostage.models.two_stage import POLICIES, rerank, retrieve
+from tf_twostage.models.two_stage import POLICIES, products, rerank, retrieve
 from tf_twostage.reports import plots, run_report
 from tf_twostage.serving.servable import TIME
 from tf_twostage.serving.served import Excluded, Served, Users
@@ -271,8 +271,12 @@ class TwoStageRecommender:
       write_record(directory / "config.json", dataclasses.asdict(self.config))
     evaluated = towers or model.towers
     live = environment if model.ranker is None else environment.following(model.ranker)
+    # Encoding the catalogue anew for each chunk of users would cost more than scoring it.
+    vectors = tf.Variable(evaluated.candidates(), trainable=False)
     scores = live.evaluation(
-      lambda batch: evaluated(batch["user"]), self.slate_size, model.objective.stage
+      lambda batch: products(evaluated.query(batch["user"]), vectors),
+      self.slate_size,
+      model.objective.stage,
     )
 
     def take_weights() -> None:
@@ -281,6 +285,7 @@ class TwoStageRecommender:
 
     def evaluate() -> Scores:
       take_weights()
+      vectors.assign(evaluated.candidates())
       return scores()
 
     of_items = self.config.generator.train == "generator" and not model.objective.takes_slates

@@ -23,7 +23,11 @@ def world():
 
 
 def table_scorer(table):
-  return lambda batch: tf.gather(tf.constant(table), batch["user_index"])
+  def scores(batch, items=None):
+    of_users = tf.gather(tf.constant(table), batch["user_index"])
+    return of_users if items is None else tf.gather(of_users, items, batch_dims=1)
+
+  return scores
 
 
 def evaluate(world, num_validation=5):

@@ -4,9 +4,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_twostage.models.two_stage import PADDING, rerank, retrieve
+from tf_twostage.models.two_stage import PADDING, products, rerank, retrieve
 
 NONE = np.zeros((1, 4), bool)
+
+
+@pytest.mark.parametrize(
+  "items", [None, [4, 0], [[1, 1], [2, 0], [3, 4]]], ids=["all", "the same", "each user's own"]
+)
+def test_products_score_all_items_or_some(items):
+  rng = np.random.default_rng(0)
+  users, vectors = rng.normal(size=(3, 2)), rng.normal(size=(5, 2))
+  wanted = users @ vectors.T
+  if items is not None:
+    wanted = np.take_along_axis(wanted, np.broadcast_to(items, (3, 2)), axis=1)
+    items = tf.constant(items)
+  np.testing.assert_allclose(products(tf.constant(users), tf.constant(vectors), items), wanted)
 
 
 def test_retrieve_orders_by_score():

@@ -21,7 +21,7 @@ from tf_twostage.models.encoders import Codes
 ByRow = Callable[[np.ndarray], Any]
 
 _CONTEXTS_PER_CHUNK = 1024
-PAIRS_PER_CHUNK = 2**20  # 4 MB for each array [m, N], of which a reduction holds about a dozen
+PAIRS_PER_CHUNK = 2**22  # 16 MB for each array [m, N], of which a reduction holds about a dozen
 _OVERSHOOT = 1e-3  # of probabilities, by the quadrature of two-stage policies
 
 

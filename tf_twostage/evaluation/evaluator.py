@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import tensorflow as tf
 
 from tf_twostage.metrics import Metrics, Scores
+from tf_twostage.models.generator import RankerLogits
 
 # Maps {"user": codes, "context": raw values, "user_index": [B]} to logits [B, N].
 Scorer = Callable[[Mapping[str, Any]], tf.Tensor]
@@ -29,7 +30,7 @@ class Evaluator:
     return {}
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
+    self, scorer: Scorer, ranker_logits: RankerLogits, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
     """A function that scores `scorer`, such as a model under training, as it is when called.
 

@@ -18,11 +18,13 @@ from tf_twostage.evaluation import ranking
 from tf_twostage.evaluation.evaluator import Evaluator, Scorer
 from tf_twostage.metrics import CHOICES, CUTOFFS, FULL_INFORMATION, STAGES, Scores
 from tf_twostage.models.generator import RankerLogits
-from tf_twostage.models.two_stage import rerank, retrieve
+from tf_twostage.models.two_stage import products, rerank, retrieve
 
 _USERS_PER_CHUNK = 1024
 _PRIOR_ROWS = 0.1, 1e4  # least and most rows that the prior of popularity may be worth
-_PAIRS_PER_CHUNK = 2**23  # 32 MB for each array of scores, of which an evaluation holds several
+# 128 MB for each array of scores, of which an evaluation holds two. The fewer users in a chunk, the
+# more often the item vectors are read.
+_PAIRS_PER_CHUNK = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,7 @@ class FullInformationEvaluator(Evaluator):
     return {"validation_users": self.num_validation}
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
+    self, scorer: Scorer, ranker_logits: RankerLogits, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
     """A function that scores `scorer` in its state at the time of the call.
 
@@ -96,13 +98,12 @@ class ChoicesEvaluator(FullInformationEvaluator):
 
 
 def _top_items(
-  scorer: Scorer, ranker_logits: Scorer, slate_size: int, batch: Mapping[str, Any]
+  scorer: Scorer, ranker_logits: RankerLogits, slate_size: int, batch: Mapping[str, Any]
 ) -> tuple[tf.Tensor, tf.Tensor]:
   """Ids of the best items in one stage and in two, [B, depth] each."""
   depth = min(max(CUTOFFS), slate_size)
   slate, _ = retrieve(scorer(batch), batch.get("excluded"), slate_size)
-  slate_scores = tf.gather(ranker_logits(batch), tf.maximum(slate, 0), batch_dims=1)
-  reordered, _ = rerank(slate, slate_scores, depth)
+  reordered, _ = rerank(slate, ranker_logits(batch, tf.maximum(slate, 0)), depth)
   return slate[:, :depth], reordered
 
 
@@ -125,8 +126,7 @@ def vector_scorer(user_vectors: np.ndarray, item_vectors: np.ndarray) -> RankerL
   users, vectors = tf.constant(user_vectors), tf.constant(item_vectors)
 
   def logits(batch: Mapping[str, Any], items: tf.Tensor | None = None) -> tf.Tensor:
-    scored = vectors if items is None else tf.gather(vectors, items)
-    return tf.matmul(tf.gather(users, batch["user_index"]), scored, transpose_b=True)
+    return products(tf.gather(users, batch["user_index"]), vectors, items)
 
   return logits
 

@@ -26,6 +26,7 @@ from tf_twostage.evaluation.overlap import (
 from tf_twostage.evaluation.rows import PolicyRows
 from tf_twostage.metrics import HELD_OUT, STAGES, Scores
 from tf_twostage.models.encoders import Codes
+from tf_twostage.models.generator import RankerLogits
 from tf_twostage.models.two_stage import POLICIES
 from tf_twostage.policies import SoftmaxPolicy, restricted
 
@@ -51,7 +52,7 @@ class HeldOutEvaluator(Evaluator):
   draws = True
 
   def evaluation(
-    self, scorer: Scorer, ranker_logits: Scorer, slate_size: int, stage: str = "two_stage"
+    self, scorer: Scorer, ranker_logits: RankerLogits, slate_size: int, stage: str = "two_stage"
   ) -> Callable[[], Scores]:
     """A function that estimates the values of `scorer` in its state at the time of the call."""
     example = model_inputs(self.logs["validation"].rows, np.arange(1), self.users)
@@ -124,7 +125,7 @@ class HeldOutEvaluator(Evaluator):
 
 def _answer(
   scorer: Scorer,
-  ranker_logits: Scorer,
+  ranker_logits: RankerLogits,
   reward_model: Scorer,
   slate_size: int,
   stage: str,

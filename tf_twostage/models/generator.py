@@ -22,7 +22,7 @@ class RankerLogits(Protocol):
   """A fixed ranker as a function of a batch."""
 
   def __call__(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
-    """Returns ranker logits of the catalogue, [B, N], or of `items` [S], [B, S]."""
+    """Returns ranker logits of the catalogue, [B, N], or of `items` [S] or [B, S], [B, S]."""
     ...
 
 

@@ -8,6 +8,7 @@ import tensorflow_recommenders as tfrs
 
 from tf_twostage.models.encoders import Codes, FeatureLookup, TwoTower
 from tf_twostage.models.generator import Batch, RankerLogits
+from tf_twostage.models.two_stage import products
 from tf_twostage.rewards import to_labels
 
 
@@ -55,9 +56,11 @@ class Ranker(tfrs.Model):
     return self.logits(inputs)
 
   def logits(self, batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
-    """Ranker logits of the catalogue, [B, N], or of `items` [S], [B, S], with gradients."""
-    vectors = self.scale * self.towers.candidates(items)
-    return tf.matmul(self.towers.query(self.codes(batch)), vectors, transpose_b=True) + self._prior
+    """As `RankerLogits`, with gradients."""
+    users = self.towers.query(self.codes(batch))
+    if items is None or items.shape.rank == 1:
+      return products(users, self.scale * self.towers.candidates(items)) + self._prior
+    return products(users, self.scale * self.towers.candidates(), items) + self._prior
 
   def pair_scores(self, inputs: Batch) -> tf.Tensor:
     """Scores of the logged items, [B]."""
@@ -80,9 +83,7 @@ class Ranker(tfrs.Model):
     vectors = self.scale * self.towers.candidates()
 
     def ranker_logits(batch: Batch, items: tf.Tensor | None = None) -> tf.Tensor:
-      query = self.towers.query(self.codes(batch))
-      scored = vectors if items is None else tf.gather(vectors, items)
-      return tf.matmul(query, scored, transpose_b=True) + self._prior
+      return products(self.towers.query(self.codes(batch)), vectors, items) + self._prior
 
     return ranker_logits
 

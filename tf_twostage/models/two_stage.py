@@ -1,4 +1,4 @@
-"""The two stages on scores: retrieve, then rerank. Item ids stay with their scores.
+"""The two stages: score, retrieve, then rerank. Item ids stay with their scores.
 
 Evaluation and the exported model share these functions.
 """
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tf_twostage.distinct import DistinctPolicy
 from tf_twostage.policies import TwoStagePolicy
+from tf_twostage.top_k import top_k
 
 PADDING = -1
 # The policy of both stages, by the name of the stage; see `metrics.TWO_STAGES`.
@@ -16,6 +17,21 @@ POLICIES: dict[str, type[TwoStagePolicy] | type[DistinctPolicy]] = {
   "two_stage": TwoStagePolicy,
   "distinct": DistinctPolicy,
 }
+
+
+def products(users: tf.Tensor, vectors: tf.Tensor, items: tf.Tensor | None = None) -> tf.Tensor:
+  """Scores of user vectors [B, D] with item vectors [N, D].
+
+  Args:
+    items: which to score: None, all; [S], the same for every user; or [B, S], each user's own.
+
+  Returns:
+    [B, N], or [B, S].
+  """
+  chosen = vectors if items is None else tf.gather(vectors, items)
+  if chosen.shape.rank == 3:
+    return tf.linalg.matvec(chosen, users)
+  return tf.matmul(users, chosen, transpose_b=True)
 
 
 def retrieve(
@@ -29,7 +45,7 @@ def retrieve(
   """
   if excluded is not None:
     logits = tf.where(excluded, tf.constant(float("-inf"), logits.dtype), logits)
-  scores, ids = tf.math.top_k(logits, k)
+  scores, ids = top_k(logits, k)
   return tf.where(scores > scores.dtype.min, ids, PADDING), scores
 
 
