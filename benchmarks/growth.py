@@ -45,6 +45,7 @@ from benchmarks.measuring import MB, Work
 
 WARM_UP = 3
 REFERENCE = "cross_entropy"
+COMPILED = ("cross_entropy", "ips, two-stage policy", "two_stage_ips, exact")
 SUPPORTED = ("cross_entropy", "ips", "two_stage_ips, exact", "two_stage_ips, systematic")
 PRODUCTS, INPUT = "three products alone", "input alone"
 INPUT_BATCHES = 20  # a turn: more than are made ahead
@@ -88,11 +89,13 @@ class Contender:
     loss: the objective.
     support: items that stand for the catalogue; 0: all of them do.
     sparse_l2: whether L2 is of the rows that a batch reads, as with a support it is.
+    compiled: whether XLA compiles the loss, as it does in long trainings.
   """
 
   loss: OffPolicyLoss
   support: int = 0
   sparse_l2: bool = False
+  compiled: bool = False
 
   @property
   def draws(self) -> bool:
@@ -126,7 +129,8 @@ def contenders(point: Point) -> dict[str, Contender]:
     f"{name}, support": Contender(made[name], point.support, sparse_l2=True) for name in SUPPORTED
   }
   sparse = {f"{REFERENCE}, sparse L2": Contender(made[REFERENCE], sparse_l2=True)}
-  return {name: Contender(loss) for name, loss in made.items()} | sparse | of_support
+  compiled = {f"{name}, XLA": Contender(made[name], compiled=True) for name in COMPILED}
+  return {name: Contender(loss) for name, loss in made.items()} | sparse | compiled | of_support
 
 
 def work(contender: Contender, point: Point) -> Work:
@@ -223,6 +227,8 @@ class Step:
       draws = losses.DRAWS["uniform"](np.ones(items))
       support = SampledSupport(draws, num_items=items, size=contender.support, seed=0)
     model = CandidateGenerator(towers, contender.loss, problem.ranker_logits, support)
+    if contender.compiled:
+      model.compile_loss()
     model.compile(optimizer=make_optimizer(FitConfig(adagrad_accumulator=0.1)))
     model.optimizer.build(model.trainable_variables)
     self._train, self._batches = model.make_train_function(), problem.batches

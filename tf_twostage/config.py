@@ -234,6 +234,11 @@ class GeneratorConfig(FitConfig):
     " stays float32)",
     choices=PRECISIONS,
   )
+  jit_compile: bool | None = _option(
+    None,
+    "compile the loss with XLA; unset: where its training is long enough to gain from it",
+    kind=bool,
+  )
   item_bias: bool = _option(True, "add a learned bias per item to the logits")
   selection: str = _option(
     "two_stage",

@@ -121,12 +121,11 @@ class SoftmaxPolicy:
 
   def entropy(self) -> tf.Tensor:
     """-Σ_a π(a) log π(a): [B], in nats."""
-    # log Σ exp(z) - Σ p z needs no logarithm per item. The lower bound changes no exponential, and
-    # keeps products and gradients finite if a logit is -inf.
-    shifted = tf.maximum(self.logits - tf.reduce_max(self.logits, 1, keepdims=True), -200.0)
-    exponentials = tf.exp(shifted)
-    total = tf.reduce_sum(exponentials, 1)
-    return tf.math.log(total) - tf.reduce_sum(shifted * exponentials, 1) / total
+    # log Σ exp(z) - Σ p z needs no logarithm per item, and shares p with losses in a graph. The
+    # largest p is one over the sum. The lower bound changes no p, and keeps products finite.
+    p = tf.nn.softmax(self.logits)
+    below = tf.maximum(self.logits - tf.reduce_max(self.logits, 1, keepdims=True), -200.0)
+    return -tf.math.log(tf.reduce_max(p, 1)) - tf.reduce_sum(p * below, 1)
 
 
 class TwoStagePolicy:

@@ -60,6 +60,8 @@ _log = logging.getLogger(__name__)
 METRICS = "metrics.json"
 _MODEL = "model"  # in a work directory: the fitted model, for `load`
 _DEFAULTS = Config()
+# Logits of a training for which XLA saves more time than compiling takes, a second or two.
+_WORTH_COMPILING = 5e8
 
 
 class TwoStageRecommender:
@@ -306,6 +308,7 @@ class TwoStageRecommender:
     else:
       rows = rows_to_learn(self.config, model.objective, environment.log)
     settings = self.config.generator
+    self._compile_loss(model, len(rows) * environment.tables.schema.num_items, workers)
     measured = environment.evaluator.metrics
     monitor = Monitor(
       root / "tensorboard" / directory.name,
@@ -353,6 +356,7 @@ class TwoStageRecommender:
     batches = rows.batches(
       environment.tables.users, batch_size=settings.batch_size, seed=self.config.seed
     )
+    self._compile_loss(model, len(rows) * environment.tables.schema.num_items, Workers())
     loop.fit(model, batches, settings, rows=len(rows), name="generator")
     self._keep(environment, model.towers, model.ranker, [])
     return self
@@ -670,6 +674,16 @@ class TwoStageRecommender:
       ranker_optimizer,
     )
 
+  def _compile_loss(self, model: CandidateGenerator, pairs: int, workers: Workers) -> None:
+    """Compiles the loss of a model, if asked to or if training on so many pairs is then faster."""
+    settings = self.config.generator
+    if settings.jit_compile and not workers.alone:
+      raise InputError("jit_compile: replicas do not compile the loss; leave it out")
+    able = model.objective.compiles and workers.alone and not self.config.support.support_size
+    gains = able and settings.epochs * pairs >= _WORTH_COMPILING
+    if gains if settings.jit_compile is None else settings.jit_compile:
+      model.compile_loss()
+
   @property
   def _trains_ranker(self) -> bool:
     return self.config.generator.train != "generator"
@@ -727,6 +741,13 @@ class TwoStageRecommender:
       raise InputError(
         f"train={self.config.generator.train}: {type(objective).__name__} teaches the generator"
         f" alone; choose the loss {' or '.join(able)}, or leave train out"
+      )
+    if self.config.generator.jit_compile and (
+      self.config.support.support_size or not objective.compiles
+    ):
+      raise InputError(
+        f"jit_compile: {type(objective).__name__} with these settings draws at random, or its"
+        " arrays have no fixed size, which XLA cannot compile; leave it out"
       )
     settings, rows = self.config.support, self.config.generator.batch_size
     if settings.support_size and objective.takes_slates:

@@ -42,7 +42,8 @@ def test_clipped_shares_count_rows_at_the_bounds():
   objective = IPS(ImportanceWeights(cap=2.0, floor=0.3))
   logits = tf.zeros([4, 4])
   health = PolicyHealth(objective)
-  health.update(logits, objective.terms(logits, tf.range(4), propensities, tf.ones([4])))
+  terms = objective.terms(logits, tf.range(4), propensities, tf.ones([4]))
+  health.update(terms, health.policy_entropy(logits))
   results = {m.name: float(m.result()) for m in health.metrics}
   np.testing.assert_allclose(results["share_capped"], 2 / 4)
   np.testing.assert_allclose(results["share_floored"], 1 / 4)
@@ -64,7 +65,7 @@ def test_entropy_on_distinct_candidates_is_that_of_one_of_them(sampled):
     expected.append(-np.sum(p * np.log(p)))
   health = PolicyHealth(IPS(policy="distinct", slate_size=3))
   log_q = -np.log(copies).astype(np.float32) if sampled else None
-  entropy = health._entropy(tf.constant(logits, tf.float32), log_q).numpy()
+  entropy = health.policy_entropy(tf.constant(logits, tf.float32), log_q).numpy()
   np.testing.assert_allclose(entropy, expected, rtol=1e-4)
   assert (entropy >= np.log(3)).all()
 
@@ -75,7 +76,7 @@ def results(objective, **inputs):
   terms = objective.terms(
     logits, tf.range(4), tf.constant([0.01, 0.1, 0.5, 1.0]), tf.ones([4]), **inputs
   )
-  health.update(logits, terms)
+  health.update(terms, health.policy_entropy(logits))
   return {m.name: float(m.result()) for m in health.metrics}, terms
 
 

@@ -41,7 +41,7 @@ def make_log():
   )
 
 
-def make_model(loss="cross_entropy", *, hard_candidates=0, **options):
+def make_model(loss="cross_entropy", *, hard_candidates=0, compiled=False, **options):
   tf.keras.utils.set_random_seed(1)
   towers = TwoTower(TABLES, EncoderConfig(), l2=1e-4, sparse_l2=hard_candidates > 0)
 
@@ -58,7 +58,10 @@ def make_model(loss="cross_entropy", *, hard_candidates=0, **options):
       hard_candidates=hard_candidates,
       hard_refresh_steps=5,  # and checkpoints come every third and fourth step
     )
-  return CandidateGenerator(towers, losses.get(loss, **options), ranker, support)
+  model = CandidateGenerator(towers, losses.get(loss, **options), ranker, support)
+  if compiled:
+    model.compile_loss()
+  return model
 
 
 class Evaluation:
@@ -235,6 +238,7 @@ def test_a_run_whose_best_weights_are_damaged_is_trained_again(whole, tmp_path, 
   ("loss", "options"),
   [
     ("cross_entropy", {}),
+    ("ips", {"compiled": True}),
     ("two_stage_ips", {"sampling": "exact", "slate_size": 4, "hard_candidates": 3}),
     ("two_stage_ips", {"sampling": "systematic", "num_slates": 5, "slate_size": 4, "seed": 1}),
   ],

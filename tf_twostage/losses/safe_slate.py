@@ -20,6 +20,7 @@ class SafeSlate(OffPolicyLoss):
 
   needs_all_rows = "it learns from a target slate of every user"
   takes_slates = True
+  compiles = True
 
   def __init__(
     self,

@@ -44,6 +44,8 @@ def top_k_multiplier(log_prob_actions: tf.Tensor, k: int) -> tf.Tensor:
 class TopK(RewardLoss):
   """-ω_i λ_K(a_i) r_i log p(a_i), p = softmax(logits), ω_i from sg(p(a_i)) / β_i."""
 
+  compiles = True
+
   def __init__(
     self, importance: ImportanceWeights = DEFAULT_WEIGHTS, slate_size: int = 30, **kwargs
   ):

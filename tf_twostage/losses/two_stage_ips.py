@@ -73,6 +73,7 @@ class TwoStageIPS(RewardLoss):
     self.slate_size = slate_size
     self.sampling_temperature = sampling_temperature
     self.sampling = sampling
+    self.compiles = sampling == "exact"
     self.normalize_shares = normalize_shares
     self.seed = seed
     self.generator = None

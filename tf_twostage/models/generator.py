@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 import tensorflow_recommenders as tfrs
 
-from tf_twostage.losses.base import OffPolicyLoss
+from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.replicas import num_replicas
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.models.health import PolicyHealth
@@ -83,6 +83,7 @@ class CandidateGenerator(tfrs.Model):
     self._ranker_logits = ranker_logits if objective.needs_ranker else None
     self._support = support
     self._factor_dtype = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32
+    self._compiled: Callable[..., Any] | None = None
     self._health = PolicyHealth(objective)
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
@@ -100,6 +101,10 @@ class CandidateGenerator(tfrs.Model):
     both.generator, both.ranker = self.towers, self.ranker_towers
     return both
 
+  def compile_loss(self) -> None:
+    """Lets XLA compile the loss and its gradient, of an objective that `compiles`, in training."""
+    self._compiled = tf.function(self._with_gradients, jit_compile=True, autograph=False)
+
   def call(self, user: Codes) -> tf.Tensor:
     """Returns the logits [B, N] of the policy."""
     return self.towers(user)
@@ -112,26 +117,71 @@ class CandidateGenerator(tfrs.Model):
   def _loss_and_penalty(self, inputs: Batch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
     query, actions = self.towers.query(inputs["user"], training), inputs["action"]
     items, log_q, ranker_logits = None, None, None
+    available = inputs.get("available")
     if self._support is not None:
       step = self.optimizer.iterations
       items, log_q, actions = self._support(actions, query, self.towers, step)
-    factors = [
-      tf.cast(v, self._factor_dtype) for v in (query, self.towers.candidates(items, training))
-    ]
-    logits = tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32)
-    if (available := inputs.get("available")) is not None:
-      available = available if items is None else tf.gather(available, items, axis=1)
-      logits = restricted(logits, available)
+    if available is not None and items is not None:
+      available = tf.gather(available, items, axis=1)
     if self._ranker_logits is not None:
       ranker_logits = self._ranker_logits(inputs, *([] if items is None else [items]))
-    terms = self.objective.terms(
-      logits, actions, inputs["propensity"], inputs["reward"], ranker_logits, log_q
+    evaluate = self._compiled_loss if training and self._compiled else self._evaluated
+    loss, terms, entropy = evaluate(
+      query,
+      self.towers.candidates(items, training),
+      available,
+      actions,
+      inputs["propensity"],
+      inputs["reward"],
+      ranker_logits,
+      log_q,
     )
-    self._health.update(logits, terms, log_q)
+    self._health.update(terms, entropy)
     penalty = self.towers.touched_penalty(inputs["user"], items)
     if self.ranker is not None:
       penalty += self.ranker.touched_penalty(inputs, items)
-    return tf.reduce_mean(terms.loss), penalty
+    return loss, penalty
+
+  def _evaluated(
+    self,
+    query: tf.Tensor,
+    candidates: tf.Tensor,
+    available: tf.Tensor | None,
+    *columns: tf.Tensor | None,
+  ) -> tuple[tf.Tensor, LossTerms, tf.Tensor]:
+    """Mean loss, terms, and entropy of the policy, from user and item vectors.
+
+    `columns` are the arguments of `OffPolicyLoss.terms` after the logits.
+    """
+    factors = [tf.cast(v, self._factor_dtype) for v in (query, candidates)]
+    logits = restricted(tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32), available)
+    terms = self.objective.terms(logits, *columns)
+    log_q = columns[-1]
+    return tf.reduce_mean(terms.loss), terms, self._health.policy_entropy(logits, log_q)
+
+  def _with_gradients(
+    self, *arguments: tf.Tensor | None
+  ) -> tuple[tuple[tf.Tensor, LossTerms, tf.Tensor], list[tf.Tensor]]:
+    """`_evaluated`, and the gradients of the mean loss in user and item vectors."""
+    vectors = arguments[:2]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch(vectors)
+      found = self._evaluated(*arguments)
+    return found, tape.gradient(found[0], vectors)
+
+  def _compiled_loss(
+    self, query: tf.Tensor, candidates: tf.Tensor, *others: tf.Tensor | None
+  ) -> tuple[tf.Tensor, LossTerms, tf.Tensor]:
+    """`_evaluated` in one compiled function with its gradient: XLA keeps no arrays for another."""
+    fixed = [None if v is None else tf.stop_gradient(v) for v in (query, candidates, *others)]
+    (loss, terms, entropy), gradients = self._compiled(*fixed)  # type: ignore[misc]
+
+    @tf.custom_gradient
+    def mean_loss(query: tf.Tensor, candidates: tf.Tensor) -> Any:
+      del query, candidates  # their gradients are known
+      return tf.identity(loss), lambda d_loss: [d_loss * g for g in gradients]
+
+    return mean_loss(query, candidates), terms, entropy
 
   def train_step(self, inputs: Batch) -> dict[str, tf.Tensor]:
     """Takes a gradient step on the mean loss of the global batch with the L2 penalty.

@@ -79,10 +79,10 @@ class PolicyHealth(tf.keras.layers.Layer):
     if objective.uses_ranker_probability:
       self.ranker_probability = tf.keras.metrics.Mean("ranker_probability")
 
-  def update(self, logits: tf.Tensor, terms: LossTerms, log_q: tf.Tensor | None = None) -> None:
-    """Adds a batch; `log_q` [N] is given if the N items are a `losses.Support`."""
+  def update(self, terms: LossTerms, policy_entropy: tf.Tensor) -> None:
+    """Adds a batch: the terms of its loss, and `policy_entropy`."""
     self.loss_mean.update_state(terms.loss)
-    self.entropy.update_state(self._entropy(logits, log_q))
+    self.entropy.update_state(policy_entropy)
     if self._objective.uses_weights:
       self.weight_mean.update_state(terms.ratio)
       self.weight_max.update_state(terms.ratio)
@@ -94,8 +94,11 @@ class PolicyHealth(tf.keras.layers.Layer):
     if self._objective.uses_ranker_probability:
       self.ranker_probability.update_state(terms.ranker_probability)
 
-  def _entropy(self, logits: tf.Tensor, log_q: tf.Tensor | None) -> tf.Tensor:
-    """Entropy of a candidate's distribution, [B] or less; estimated if there is a support."""
+  def policy_entropy(self, logits: tf.Tensor, log_q: tf.Tensor | None = None) -> tf.Tensor:
+    """Entropy of a candidate's distribution, [B] or less.
+
+    It is estimated where the N items are a `losses.Support`, whose `log_q` [N] is then given.
+    """
     if self._objective.stage == "distinct":
       copies = None if log_q is None else tf.exp(-log_q)
       pi = inclusion_probabilities(logits[:_ROWS], self._objective.slate_size, copies)
