@@ -14,6 +14,7 @@ from tf_twostage.policies import (
   TwoStagePolicy,
   two_stage_log_prob,
   two_stage_probabilities,
+  two_stage_propensities,
 )
 
 ITEMS, SLATE = 6, 3
@@ -173,6 +174,25 @@ def test_share_against_one_rival_is_as_exact_as_documented(slate_size):
   )
   seen = expected >= 1e-6
   np.testing.assert_allclose(np.exp(log_share)[seen], expected[seen], ONE_ACTION)
+
+
+@pytest.mark.parametrize("slate_size", [1, 2, 30, 100])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 20.0])
+def test_propensities_from_masses_alone_are_as_exact(slate_size, spread):
+  rng = np.random.default_rng(3)
+  p = softmax(4 * rng.normal(size=(1, 3_000)))
+  p = np.concatenate([p, softmax(np.log(p) + 40 * (np.arange(3_000) == 7))])  # one item dominates
+  ranker = (spread * rng.normal(size=(1, 3_000))).astype(np.float32)
+  actions = np.append(rng.choice(3_000, 15, p=p[0]), 7)
+  for row in p:
+    expected = row[actions]
+    if slate_size > 1:
+      share = ranker_probability(row, ranker[0].astype(np.float64), actions, slate_size)
+      expected = slate_size * expected * share
+    rows = (np.repeat(x.reshape(1, -1).astype(np.float32), 16, axis=0) for x in (row, ranker))
+    found = two_stage_propensities(*map(tf.constant, rows), tf.constant(actions), slate_size)
+    seen = expected >= 1e-6 * slate_size * row[actions]
+    np.testing.assert_allclose(found[seen], expected[seen], ONE_ACTION)
 
 
 def test_real_ranker_logits_are_as_exact_as_documented(test_data):

@@ -61,6 +61,7 @@ from tf_twostage.top_k import top_k
 
 BIN_WIDTH = 1 / 16  # Δ
 LOG_TIME_STEP = 0.75  # h
+_FINE = 256  # narrow bins in a bin, where there are only masses
 
 # Ranker logits are clipped to at most this far above the action's. An item further above leaves the
 # action a probability of exp(-25) = 1e-11 instead of less: log qbar is at least -25 - log K.
@@ -256,6 +257,40 @@ def two_stage_log_prob(
   return log_probs(logits)
 
 
+def two_stage_propensities(
+  p: tf.Tensor, ranker_logits: tf.Tensor, actions: tf.Tensor, slate_size: int
+) -> tf.Tensor:
+  """π(a_i) as in `two_stage_log_prob`, without gradient; for few rows of very many items.
+
+  A histogram of masses alone, in bins a 256th as wide, is one pass, and gives masses and moments of
+  the usual bins: an item is off its place by at most 1.2e-4 in ranker logits.
+
+  Args:
+    p: [B, N] float32, the generator's probabilities.
+    ranker_logits: [B, N] float32, finite.
+    actions: [B] integer, catalogue indices.
+    slate_size: K, the action counted.
+
+  Returns:
+    [B].
+  """
+  own = tf.gather(p, actions, batch_dims=1)
+  if slate_size == 1:
+    return own
+  race = _Race.for_action(slate_size)
+  num_bins, scale = len(race.survival.value), _FINE / BIN_WIDTH
+  lowest = (tf.gather(ranker_logits, actions, batch_dims=1) + race.low) * scale
+  place = tf.clip_by_value(ranker_logits * scale - lowest[:, None], 0.0, num_bins * _FINE - 1.0)
+  fine = tf.raw_ops.DenseBincount(
+    input=tf.cast(place, tf.int32), size=num_bins * _FINE, weights=p, binary_output=False
+  )
+  fine = tf.cast(tf.reshape(fine, [-1, num_bins, _FINE]), tf.float64)
+  fraction = tf.constant((np.arange(_FINE) + 0.5) / _FINE)
+  log_silent = race.log_survival(tf.reduce_sum(fine, 2), tf.linalg.matvec(fine, fraction))
+  log_terms = race.log_density + (slate_size - 1) * log_silent
+  return slate_size * own * tf.exp(tf.cast(tf.reduce_logsumexp(log_terms, 1), own.dtype))
+
+
 def expected_slate_counts(
   logits: Any, ranker_logits: Any, actions: Any, slate_size: int, scale: float = 1.0
 ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -419,6 +454,11 @@ class _Race(NamedTuple):
   density: _Lines
   log_density: np.ndarray
 
+  def log_survival(self, mass: tf.Tensor, moment: tf.Tensor) -> tf.Tensor:
+    """log φ at the nodes, of the contents of bins: float64 [B, bins] twice to [B, nodes]."""
+    total = tf.reduce_sum(mass, 1, keepdims=True)  # 1 up to rounding
+    return tf.math.log(tf.maximum(self.survival.to_nodes(mass, moment) / total, 1e-30))
+
   @classmethod
   @functools.lru_cache
   def for_action(cls, slate_size: int) -> _Race:
@@ -499,10 +539,7 @@ class _Bins(NamedTuple):
 
   def log_survival(self, race: _Race) -> tf.Tensor:
     """log φ at the nodes: [B, nodes]."""
-    mass, moment = self.moments()
-    total = tf.reduce_sum(mass, 1, keepdims=True)  # 1 up to rounding
-    log_survival = tf.math.log(tf.maximum(race.survival.to_nodes(mass, moment) / total, 1e-30))
-    return tf.cast(log_survival, tf.math.real(self.weights).dtype)
+    return tf.cast(race.log_survival(*self.moments()), tf.math.real(self.weights).dtype)
 
   def read(self, value: tf.Tensor, slope: tf.Tensor) -> tf.Tensor:
     """p(b) times a function of g_b given as lines, [B, bins] each: [B, N]. Adjoint of `moments`."""

@@ -11,6 +11,7 @@ from tests.serving import small
 from tests.serving.small import IDS, SLATE, ask
 from tf_twostage import serving
 from tf_twostage.policies import TwoStagePolicy
+from tf_twostage.serving import servable
 from tf_twostage.serving.servable import draws, uniforms
 
 SEEDS = np.arange(3)
@@ -263,14 +264,43 @@ def test_uniforms_of_successive_seeds_are_uniform_and_independent():
 
 
 def test_draws_invert_the_distribution_function():
-  logits = tf.math.log([[0.25, 0.0, 0.5, 0.25], [0.0, 0.0, 0.0, 1.0]])
+  weights = tf.constant([[0.25, 0.0, 0.5, 0.25], [0.0, 0.0, 0.0, 1.0]])
   uniform = tf.constant([[0.0, 0.2, 0.3, 0.74, 0.76, 1 - 2.0**-52]] * 2, tf.float64)
-  np.testing.assert_array_equal(draws(logits, uniform), [[0, 0, 2, 2, 3, 3], [3, 3, 3, 3, 3, 3]])
+  np.testing.assert_array_equal(draws(weights, uniform), [[0, 0, 2, 2, 3, 3], [3, 3, 3, 3, 3, 3]])
 
 
 def test_the_largest_number_stays_within_any_total():
   """Whatever the total rounds to, the last item with a weight is the last to be drawn."""
-  logits = np.random.default_rng(0).normal(scale=5, size=(2000, 9)).astype(np.float32)
-  logits[:, 7:] = -np.inf
-  drawn = draws(tf.constant(logits), tf.fill([2000, 1], tf.constant(1 - 2.0**-52, tf.float64)))
+  weights = np.exp(np.random.default_rng(0).normal(scale=5, size=(2000, 9)).astype(np.float32))
+  weights[:, 7:] = 0
+  drawn = draws(tf.constant(weights), tf.fill([2000, 1], tf.constant(1 - 2.0**-52, tf.float64)))
   assert np.all(drawn.numpy() == 6)
+
+
+def test_draws_of_many_items_invert_the_same_function():
+  rng = np.random.default_rng(0)
+  weights = rng.exponential(size=(3, 2**16 + 100)) * (rng.random((3, 2**16 + 100)) < 0.5)
+  weights[1, 5_000:] = 0  # blocks without mass
+  weights[2] = 0
+  weights[2, 70_000 % 2**16] = 1
+  uniform = np.append(rng.random(200), [0.0, 1 - 2.0**-52])
+  drawn = draws(tf.constant(weights, tf.float32), tf.constant(np.tile(uniform, (3, 1))))
+  sums = np.cumsum(weights.astype(np.float32).astype(np.float64), axis=1)
+  for row, items in enumerate(drawn.numpy()):
+    assert (weights[row, items] > 0).all()
+    below = (sums[row, items] - weights[row, items]) / sums[row, -1]
+    assert (below - 1e-6 <= uniform).all()
+    assert (uniform <= sums[row, items] / sums[row, -1] + 1e-6).all()
+
+
+def test_of_many_items_the_propensities_are_the_same(monkeypatch):
+  monkeypatch.setattr(servable, "_MANY", 1)
+  monkeypatch.setattr(servable, "_BLOCK", 4)
+  model, rows = small.recommender(), np.arange(60)
+  answer = ask(model.sample, **request(60, ["", IDS[2]], 0.5, rows))
+  exact = policy(0.5, (2,), rows=20)
+  shown = [list(IDS).index(item) for item in answer["item_id"]]
+  np.testing.assert_allclose(answer["propensity"], exact[rows % 20, shown], rtol=1e-3)
+  nothing = ask(model.sample, **request(1, IDS, 1.0, [0]))
+  assert list(nothing["item_id"]) == [""]
+  assert nothing["propensity"] == 0

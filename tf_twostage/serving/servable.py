@@ -25,14 +25,16 @@ from tf_twostage.data.schema import (
   TimedSequence,
   columns,
 )
-from tf_twostage.distinct import ring_times
+from tf_twostage.distinct import DistinctPolicy, ring_times
 from tf_twostage.errors import InputError
 from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
-from tf_twostage.models.two_stage import PADDING, POLICIES, rerank, retrieve
-from tf_twostage.policies import restricted
+from tf_twostage.models.two_stage import PADDING, rerank, retrieve
+from tf_twostage.policies import TwoStagePolicy, restricted, two_stage_propensities
+from tf_twostage.top_k import top_k
 
 LOWEST_SCORE = tf.float32.min  # the score of padding
+_MANY, _BLOCK = 2**16, 1024  # from so many items on they are drawn in blocks
 # A NumPy integer: TensorFlow converts some large Python integers by way of float64.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -169,31 +171,47 @@ class ServableRecommender(tf.Module):
     best = tf.reduce_max(logits, 1, keepdims=True)
     remains = best > logits.dtype.min
     # Relative to the best, so that a small temperature cannot overflow.
-    logits = tf.where(remains, (logits - best) / temperature[:, tf.newaxis], 0.0)
+    logits = (logits - tf.where(remains, best, 0.0)) / temperature[:, tf.newaxis]
     ranker_logits = catalogue_scores(self._ranker, raw, codes, rows, self.num_items)
-    slate, uniform = self._slates(logits, seeds)
-    scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
-    scores = tf.where(slate == PADDING, tf.constant(-np.inf, scores.dtype), scores)
-    shown = tf.gather(slate, draws(scores, uniform), batch_dims=1)[:, 0]
-    policy = POLICIES[self._stage](logits, ranker_logits, self.slate_size)
-    log_propensity = policy.log_prob(shown)
+    draw = self._draw if self._stage == "two_stage" else self._draw_distinct
+    # Where nothing remains, a draw is arbitrary.
+    slate, shown, propensity = draw(logits, ranker_logits, seeds)
     return {
       **self._ids_and_titles(tf.where(remains[:, 0], shown, PADDING)),
       # Rounding may lead above 1, which no log accepts.
-      "propensity": tf.where(remains[:, 0], tf.minimum(tf.exp(log_propensity), 1.0), 0.0),
+      "propensity": tf.where(remains[:, 0], tf.minimum(propensity, 1.0), 0.0),
       "slate": self._ids_and_titles(tf.where(remains, slate, PADDING))["item_id"],
     }
 
-  def _slates(self, logits: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Candidates [B, W] int32 in the order drawn, padded; and [B, 1] uniform for the ranker."""
-    if self._stage == "two_stage":
-      uniform = uniforms(seeds, self.slate_size + 1)
-      return draws(logits, uniform[:, :-1]), uniform[:, -1:]
+  def _draw(
+    self, logits: tf.Tensor, ranker_logits: tf.Tensor, seeds: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Candidates [B, K], the item shown [B] and its propensity [B]."""
+    uniform = uniforms(seeds, self.slate_size + 1)
+    probabilities = tf.nn.softmax(logits)
+    slate = draws(probabilities, uniform[:, :-1])
+    shown = _shown(slate, ranker_logits, uniform[:, -1:])
+    if self.num_items >= _MANY:
+      return (
+        slate,
+        shown,
+        two_stage_propensities(probabilities, ranker_logits, shown, self.slate_size),
+      )
+    policy = TwoStagePolicy(logits, ranker_logits, self.slate_size)
+    return slate, shown, tf.exp(policy.log_prob(shown))
+
+  def _draw_distinct(
+    self, logits: tf.Tensor, ranker_logits: tf.Tensor, seeds: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """As `_draw`; the candidates, [B, W], are padded."""
     uniform = uniforms(seeds, self.num_items + 1)
+    logits = tf.where(tf.reduce_max(logits, 1, keepdims=True) > logits.dtype.min, logits, 0.0)
     times = ring_times(logits, self.slate_size, uniform[:, :-1])
     sizes = tf.reduce_sum(tf.cast(times < np.inf, tf.int32), 1)
-    slate = tf.math.top_k(-times, _largest(sizes)).indices
-    return _keep_first(slate, sizes), uniform[:, -1:]
+    slate = _keep_first(top_k(-times, _largest(sizes))[1], sizes)
+    shown = _shown(slate, ranker_logits, uniform[:, -1:])
+    policy = DistinctPolicy(logits, ranker_logits, self.slate_size)
+    return slate, shown, tf.exp(policy.log_prob(shown))
 
   def _scores(self, **features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores of the whole catalogue by the generator and by the ranker, [B, N] each."""
@@ -301,18 +319,49 @@ def uniforms(seeds: tf.Tensor, count: int) -> tf.Tensor:
   return tf.cast(_shifted(bits, 12), tf.float64) * 2.0**-52
 
 
-def draws(logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-  """Draws from softmax(logits) with replacement, by inverting the distribution function.
+def draws(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+  """Draws in proportion to weights, with replacement, by inverting the distribution function.
 
-  Logits are [B, N]; -inf excludes, and each row needs a finite one. Returns [B, count] int32 for
-  uniform numbers [B, count] in [0, 1 - 2**-52].
+  Of many items, a block is drawn first, then one of its items. Rows of NaN give arbitrary items.
+
+  Args:
+    weights: [B, N], at least 0; each row needs one above 0.
+    uniform: [B, count] float64 in [0, 1 - 2**-52].
+
+  Returns:
+    [B, count] int32.
   """
-  weights = tf.exp(logits - tf.reduce_max(logits, 1, keepdims=True))
+  items = weights.shape[1]
+  if items is None or items < _MANY:
+    return _inverse(weights, uniform)
+  blocks = tf.reshape(
+    tf.pad(weights, [[0, 0], [0, -items % _BLOCK]]), [-1, -(-items // _BLOCK), _BLOCK]
+  )
+  mass = tf.cast(tf.reduce_sum(blocks, 2), tf.float64)
+  block, sums = _inverse(mass, uniform), tf.cumsum(mass, 1)
+  below, size = (tf.gather(values, block, batch_dims=1) for values in (sums - mass, mass))
+  # What is left of the uniform number within the block is uniform, too.
+  share = tf.clip_by_value((uniform * sums[:, -1:] - below) / size, 0.0, 1 - 2.0**-52)
+  inside = tf.reshape(tf.gather(blocks, block, batch_dims=1), [-1, _BLOCK])
+  place = tf.reshape(_inverse(inside, tf.reshape(share, [-1, 1])), tf.shape(block))
+  return tf.minimum(block * _BLOCK + place, items - 1)
+
+
+def _inverse(weights: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+  """See `draws`."""
   # float32 sums of a million weights would change the probability of a rare item by percents.
   sums = tf.cumsum(tf.cast(weights, tf.float64), 1)
   # The first sum above a point has a weight above 0. Points stay below the total, since 2**-52 of
   # the total is at least its last binary digit.
-  return tf.searchsorted(sums, uniform * sums[:, -1:], side="right")
+  found = tf.searchsorted(sums, uniform * sums[:, -1:], side="right")
+  return tf.minimum(found, tf.shape(weights)[1] - 1)
+
+
+def _shown(slate: tf.Tensor, ranker_logits: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+  """The item [B] that the ranker draws from slates [B, W], by uniform numbers [B, 1]."""
+  scores = tf.gather(ranker_logits, tf.maximum(slate, 0), batch_dims=1)
+  scores = tf.where(slate == PADDING, tf.constant(-np.inf, scores.dtype), scores)
+  return tf.gather(slate, draws(tf.nn.softmax(scores), uniform), batch_dims=1)[:, 0]
 
 
 def _mix(x: tf.Tensor) -> tf.Tensor:
