@@ -33,6 +33,18 @@ def test_slot_probabilities_are_those_of_all_slates(scale, size):
   np.testing.assert_allclose(slot_probabilities(logits, size), expected, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [0, 1, 4])
+def test_slot_probabilities_of_many_items_follow_from_the_slots_above(scale):
+  logits = scale * np.random.default_rng(0).normal(size=300)
+  p = np.exp(logits) / np.exp(logits).sum()
+  pair = p[:, None] * p / (1 - p[:, None])  # P(b first, c second)
+  np.fill_diagonal(pair, 0)
+  after = pair / (1 - p[:, None] - p)  # times p_a is P(b, c, a)
+  third = p * (after.sum() - after.sum(axis=0) - after.sum(axis=1))
+  expected = np.stack([p, pair.sum(axis=0), third], axis=1)
+  np.testing.assert_allclose(slot_probabilities(logits[None], 3)[0], expected, rtol=1e-6)
+
+
 def test_slot_probabilities_of_many_items_sum_to_one_in_each_slot():
   logits = 2 * np.random.default_rng(0).normal(size=(40, 100))
   np.testing.assert_allclose(slot_probabilities(logits, 10).sum(axis=1), 1, atol=1e-7)
