@@ -45,7 +45,12 @@ from benchmarks.measuring import MB, Work
 
 WARM_UP = 3
 REFERENCE = "cross_entropy"
-COMPILED = ("cross_entropy", "ips, two-stage policy", "two_stage_ips, exact")
+COMPILED = (
+  "cross_entropy",
+  "ips, two-stage policy",
+  "ips, distinct policy",
+  "two_stage_ips, exact",
+)
 SUPPORTED = ("cross_entropy", "ips", "two_stage_ips, exact", "two_stage_ips, systematic")
 PRODUCTS, INPUT = "three products alone", "input alone"
 INPUT_BATCHES = 20  # a turn: more than are made ahead
@@ -122,6 +127,7 @@ def contenders(point: Point) -> dict[str, Contender]:
   }
   made["top_k"] = losses.get("top_k", **size)
   made["ips, two-stage policy"] = losses.get("ips", policy="two_stage", **size)
+  made["ips, distinct policy"] = losses.get("ips", policy="distinct", **size)
   made["vanilla_policy_gradient"] = losses.get("vanilla_policy_gradient", **drawn)
   for sampling in ("exact", "systematic", "categorical"):
     made[f"two_stage_ips, {sampling}"] = losses.get("two_stage_ips", sampling=sampling, **drawn)

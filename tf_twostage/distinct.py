@@ -200,11 +200,15 @@ def distinct_log_prob(
 
     def gradient(d_log_pi, d_log_qbar):
       by_node = d_log_qbar[:, None] * tf.exp(log_terms - log_total[:, None])
-      d_pi = slate.number(bins.slope(by_node, race))
       d_x = -d_log_qbar / tf.math.expm1(tf.minimum(drawn, _CERTAIN))
       d_own = d_log_pi * own.elasticity
       d_own -= tf.reduce_sum(by_node * own.slope(single, race), 1) * own.rate
-      return slate.to_logits(policies.add_at(slate.by_time(d_pi, d_x[:, None]), actions, d_own))
+
+      def to_logits(d_pi):
+        d_log_x = slate.by_time(slate.number(d_pi), d_x[:, None])
+        return slate.to_logits(policies.add_at(d_log_x, actions, d_own))
+
+      return policies.fused(to_logits, bins.slope(by_node, race))
 
     return (own.log_pi, log_total - tf.math.log(-tf.math.expm1(-drawn))), gradient
 
@@ -294,8 +298,13 @@ class _Slate(NamedTuple):
 
   @classmethod
   def until(cls, log_time: tf.Tensor, logits: tf.Tensor, copies: Any) -> _Slate:
-    x = _x(tf.stop_gradient(logits), log_time)
-    return cls(x, 2 * _half_pi(x / 2), None if copies is None else tf.cast(copies, x.dtype))
+
+    def included(logits, log_time):
+      x = tf.exp(tf.minimum(logits + log_time, _LOG_CERTAIN))
+      return x, 2 * _half_pi(x / 2)
+
+    x, pi = policies.fused(included, tf.stop_gradient(logits), log_time)
+    return cls(x, pi, None if copies is None else tf.cast(copies, x.dtype))
 
   @property
   def rates(self) -> tf.Tensor:
@@ -321,10 +330,6 @@ class _Slate(NamedTuple):
     return rates * tf.math.divide_no_nan(-d_log_time, total)
 
 
-def _x(logits: tf.Tensor, log_time: tf.Tensor) -> tf.Tensor:
-  return tf.exp(tf.minimum(logits + log_time, _LOG_CERTAIN))
-
-
 def _half_pi(half_x: tf.Tensor) -> tf.Tensor:
   """pi / 2 of x / 2, in a third of the time that expm1 takes on CPUs."""
   tangent = tf.tanh(half_x)
@@ -338,6 +343,10 @@ def _log_time(logits: tf.Tensor, slate_size: int, copies: Any = None) -> tf.Tens
   exact where all are small, and where one is much larger than the others.
   """
   logits = tf.stop_gradient(logits)  # XLA cannot compile a loop that a persistent tape records
+  return policies.fused(lambda logits: _found_log_time(logits, slate_size, copies), logits)
+
+
+def _found_log_time(logits: tf.Tensor, slate_size: int, copies: Any) -> tf.Tensor:
   if copies is None:
     number, groups = None, _groups(logits, max(_GROUPS * slate_size, _FEWEST))
   else:
@@ -566,17 +575,21 @@ class _Bins(NamedTuple):
     cls, slate: _Slate, ranker_logits: tf.Tensor, reference: tf.Tensor, race: _Race
   ) -> _Bins:
     num_bins = race.absent.shape[1]
-    # Clipping would hide infinite ranker logits.
-    reference = tf.where(policies.is_finite(ranker_logits), reference, np.nan)
-    g = ranker_logits - reference[:, None]
-    place = tf.round((tf.clip_by_value(g, race.low, HEADROOM) - race.low) * _PER_UNIT)
-    first = num_bins * tf.range(tf.shape(g)[0])[:, None]
-    # NaN becomes a negative integer on some devices.
-    index = tf.clip_by_value(tf.cast(place, tf.int32), 0, num_bins - 1) + first
-    single = (slate.pi > _BINNED) | (tf.shape(g)[1] <= _FEW)
+
+    def places(pi, ranker_logits, reference):
+      # Clipping would hide infinite ranker logits.
+      reference = tf.where(policies.is_finite(ranker_logits), reference, np.nan)
+      g = ranker_logits - reference[:, None]
+      place = tf.round((tf.clip_by_value(g, race.low, HEADROOM) - race.low) * _PER_UNIT)
+      first = num_bins * tf.range(tf.shape(g)[0])[:, None]
+      # NaN becomes a negative integer on some devices.
+      index = tf.clip_by_value(tf.cast(place, tf.int32), 0, num_bins - 1) + first
+      return tf.minimum(g, HEADROOM), index, (pi > _BINNED) | (tf.shape(g)[1] <= _FEW)
+
+    g, index, single = policies.fused(places, slate.pi, ranker_logits, reference)
     at = tf.where(single)
     number = tf.ones_like(g[0]) if slate.copies is None else slate.copies
-    singles = [tf.gather_nd(v, at) for v in (slate.x, slate.pi, tf.minimum(g, HEADROOM))]
+    singles = [tf.gather_nd(v, at) for v in (slate.x, slate.pi, g)]
     singles.append(tf.gather(number, at[:, 1]))
     return cls(slate, index, num_bins, single, at, tuple(v[:, None] for v in singles))
 
@@ -628,18 +641,22 @@ class _Bins(NamedTuple):
 
     The first coefficient multiplies `factor`, the next one `factor` times pi, and so on.
     """
-    factor = tf.where(self.single, 0.0, factor)
-    total = tf.constant(0.0, factor.dtype)
-    for start in range(0, len(tables), 2):
-      weights = factor * self.slate.pi**start
-      pair = tf.complex(weights, weights * self.slate.pi)
-      rows = tf.shape(factor)[0]
-      sums = tf.math.unsorted_segment_sum(pair, self.index, rows * self.num_bins)
-      sums = tf.reshape(sums, [rows, self.num_bins])
-      parts = (tf.math.real(sums), tf.math.imag(sums))
-      for part, table in zip(parts, tables[start : start + 2], strict=False):
-        total += tf.matmul(part, table.astype(factor.dtype.as_numpy_dtype))
-    return total
+
+    def to_nodes(factor, pi, index, single):
+      factor = tf.where(single, 0.0, factor)
+      total = tf.constant(0.0, factor.dtype)
+      for start in range(0, len(tables), 2):
+        weights = factor * pi**start
+        pair = tf.complex(weights, weights * pi)
+        rows = tf.shape(factor)[0]
+        sums = tf.math.unsorted_segment_sum(pair, index, rows * self.num_bins)
+        sums = tf.reshape(sums, [rows, self.num_bins])
+        parts = (tf.math.real(sums), tf.math.imag(sums))
+        for part, table in zip(parts, tables[start : start + 2], strict=False):
+          total += tf.matmul(part, table.astype(factor.dtype.as_numpy_dtype))
+      return total
+
+    return policies.fused(to_nodes, factor, self.slate.pi, self.index, self.single)
 
   def _to_bins(self, by_node: tf.Tensor, tables: np.ndarray) -> list[tf.Tensor]:
     """Σ_j by_node times each coefficient: [B, J] to [B, bins] each."""
@@ -648,11 +665,14 @@ class _Bins(NamedTuple):
 
   def _read(self, *coefficients: tf.Tensor) -> tf.Tensor:
     """The polynomial of each item's bin at its pi: [B, bins] each to [B, N]."""
-    zeros = tf.zeros_like(coefficients[0])
-    total = tf.constant(0.0, zeros.dtype)
-    for start in range(0, len(coefficients), 2):
-      pair = (*coefficients[start : start + 2], zeros)[:2]
-      read = tf.gather_nd(tf.reshape(tf.complex(*pair), [-1]), self.index[..., None])
-      at = tf.math.real(read) + self.slate.pi * tf.math.imag(read)
-      total += at * self.slate.pi**start
-    return total
+
+    def read(pi, index, *coefficients):
+      zeros = tf.zeros_like(coefficients[0])
+      total = tf.constant(0.0, zeros.dtype)
+      for start in range(0, len(coefficients), 2):
+        pair = (*coefficients[start : start + 2], zeros)[:2]
+        found = tf.gather_nd(tf.reshape(tf.complex(*pair), [-1]), index[..., None])
+        total += (tf.math.real(found) + pi * tf.math.imag(found)) * pi**start
+      return total
+
+    return policies.fused(read, self.slate.pi, self.index, *coefficients)

@@ -49,8 +49,10 @@ the catalogue.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -70,6 +72,26 @@ HEADROOM = 25.0
 WINDOW = 50.0
 # Bound on the total that items far below the action, which are not counted, could add to S.
 NEGLIGIBLE = 1e-5
+
+
+_fusing = contextvars.ContextVar("fusing", default=False)
+
+
+@contextlib.contextmanager
+def fusing() -> Iterator[None]:
+  """Within it, XLA compiles what `fused` calls."""
+  before = _fusing.set(True)
+  try:
+    yield
+  finally:
+    _fusing.reset(before)
+
+
+def fused(function: Callable, *tensors: tf.Tensor) -> Any:
+  """A function of tensors, which XLA compiles within `fusing`."""
+  if _fusing.get():
+    function = tf.function(function, jit_compile=True, autograph=False)
+  return function(*tensors)
 
 
 class SoftmaxPolicy:

@@ -746,8 +746,8 @@ class TwoStageRecommender:
       self.config.support.support_size or not objective.compiles
     ):
       raise InputError(
-        f"jit_compile: {type(objective).__name__} with these settings draws at random, or its"
-        " arrays have no fixed size, which XLA cannot compile; leave it out"
+        f"jit_compile: {type(objective).__name__} with these settings draws at random, which XLA"
+        " does differently; leave it out"
       )
     settings, rows = self.config.support, self.config.generator.batch_size
     if settings.support_size and objective.takes_slates:

@@ -86,9 +86,10 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
   trains_ranker: bool = False  # whether the loss is differentiable in ranker_logits
-  # Whether XLA may compile `evaluate`: not if it draws, since XLA draws others, or if a size of its
-  # arrays is known only when it runs.
+  # Whether XLA may compile `evaluate`: not if it draws, since XLA draws others. A dynamic loss has
+  # arrays of a size known only when it runs: XLA compiles parts of it (`policies.fused`).
   compiles: bool = False
+  dynamic: bool = False
   takes_slates: bool = False  # whether actions are target slates, [B, K], of a reward model
   # The policy of both stages that a trained model stands for: "two_stage" draws candidates with
   # replacement, "distinct" without; a loss of the latter has a `slate_size`.
@@ -240,7 +241,7 @@ class EstimatorLoss(OffPolicyLoss):
         f"{name}: ranker_gradient is of the policies two_stage and distinct; leave it out"
       )
     self.policy = policy
-    self.compiles = policy != "distinct"
+    self.compiles, self.dynamic = True, policy == "distinct"
     self.stage = "distinct" if policy == "distinct" else "two_stage"
     self.slate_size = slate_size
     if ranker_gradient is None and policy != "softmax":

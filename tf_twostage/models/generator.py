@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from tf_twostage.losses.replicas import num_replicas
 from tf_twostage.models.encoders import Codes, TwoTower
 from tf_twostage.models.health import PolicyHealth
 from tf_twostage.models.support import SampledSupport
-from tf_twostage.policies import restricted
+from tf_twostage.policies import fusing, restricted
 
 Batch = Mapping[str, Any]
 
@@ -84,6 +85,7 @@ class CandidateGenerator(tfrs.Model):
     self._support = support
     self._factor_dtype = tf.bfloat16 if precision == "mixed_bfloat16" else tf.float32
     self._compiled: Callable[..., Any] | None = None
+    self._fusing = False
     self._health = PolicyHealth(objective)
     self._penalty = tf.keras.metrics.Mean("regularization_loss")
 
@@ -103,7 +105,10 @@ class CandidateGenerator(tfrs.Model):
 
   def compile_loss(self) -> None:
     """Lets XLA compile the loss and its gradient, of an objective that `compiles`, in training."""
-    self._compiled = tf.function(self._with_gradients, jit_compile=True, autograph=False)
+    if self.objective.dynamic:
+      self._fusing = True
+    else:
+      self._compiled = tf.function(self._with_gradients, jit_compile=True, autograph=False)
 
   def call(self, user: Codes) -> tf.Tensor:
     """Returns the logits [B, N] of the policy."""
@@ -189,7 +194,8 @@ class CandidateGenerator(tfrs.Model):
     Gradients and losses are summed over replicas, so each divides by their number. Metrics are
     updated but not read: reading costs an exchange between replicas for each variable.
     """
-    with tf.GradientTape(persistent=self.ranker_optimizer is not None) as tape:
+    parts = fusing() if self._fusing else contextlib.nullcontext()
+    with parts, tf.GradientTape(persistent=self.ranker_optimizer is not None) as tape:
       loss, touched = self._loss_and_penalty(inputs, training=True)
       penalty = tf.reduce_sum(self.losses) + touched
       total_loss = (loss + penalty) / num_replicas()
