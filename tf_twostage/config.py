@@ -337,7 +337,7 @@ class RewardConfig(Section):
     at_least=0,
   )
   reward_sweeps: int = _option(
-    500, "bayesian: sweeps of each of two chains, the first half of which are dropped", at_least=10
+    300, "bayesian: sweeps of each of two chains, the first half of which are dropped", at_least=10
   )
 
   def __post_init__(self) -> None:

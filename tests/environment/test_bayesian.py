@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests import prepared_environment
 from tests.prepared_environment import DATA, ITEMS, SLATE, USERS
@@ -22,6 +23,8 @@ QUICK = probit.of_sweeps(20, seed=0)
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
   monkeypatch.setitem(sets.DATASETS, "synthetic", lambda data_dir: DATA)
+  monkeypatch.setattr(bayesian, "SHARES", (1.0,))
+  monkeypatch.setattr(bayesian, "RANKER_SHARES", (0.0, 0.4))
 
 
 @pytest.fixture
@@ -33,16 +36,39 @@ def config(tmp_path):
   )
 
 
+def _order(scores, ranked, top):
+  found = bayesian.safe_scores(np.array([scores], np.float32), np.array([ranked], np.float32), top)
+  return np.argsort(-found.numpy()[0]).tolist()
+
+
 def test_slates_hold_the_best_and_then_the_best_that_the_ranker_prefers_less():
-  scores = np.array([[9, 8, 7, 6, 5, 4, 3]], np.float32)
-  ranked = np.array([[5, 3, 9, 1, 4, 2, 0]], np.float32)  # 3 is the least of items 0 and 1
-  assert bayesian.safe_slates(scores, ranked, 2, 5).numpy().tolist() == [[0, 1, 3, 5, 6]]
+  # 3 is the ranker's least score of items 0 and 1.
+  assert _order([9, 8, 7, 6, 5, 4, 3], [5, 3, 9, 1, 4, 2, 0], top=2) == [0, 1, 3, 5, 6, 2, 4]
 
 
 def test_slates_are_filled_where_few_items_are_safe():
-  scores = np.array([[9, 8, 7, 6, 5]], np.float32)
-  ranked = np.array([[0, 3, 9, -1, 4]], np.float32)
-  assert bayesian.safe_slates(scores, ranked, 1, 4).numpy().tolist() == [[0, 3, 1, 2]]
+  assert _order([9, 8, 7, 6, 5], [0, 3, 9, -1, 4], top=1) == [0, 3, 1, 2, 4]
+
+
+def test_the_ranker_leaves_the_best_of_safe_slates_on_top():
+  scores, ranked = np.random.default_rng(0).normal(size=(2, 40, 500)).astype(np.float32)
+  ranked += 0.7 * scores
+  best, slates = (
+    tf.math.top_k(bayesian.safe_scores(scores, ranked, 3), k).indices.numpy() for k in (3, 12)
+  )
+  of_slates = np.take_along_axis(ranked, slates, axis=1)
+  shown = np.take_along_axis(slates, np.argsort(-of_slates, axis=1)[:, :3], axis=1)
+  least = np.take_along_axis(ranked, best, axis=1).min(axis=1, keepdims=True)
+  enough = (ranked < least).sum(axis=1) >= 9
+  assert enough.sum() > 30
+  np.testing.assert_array_equal(np.sort(shown)[enough], np.sort(best)[enough])
+
+
+def test_mixtures_hold_shares_of_all_three():
+  table = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+  mixed = bayesian.Mixture(table, lambda batch: tf.constant([[10.0, 1e9]]), 0.25)
+  assert mixed({"user_index": [1]}).numpy()[0, 0] == pytest.approx(0.75 * 3 + 0.25 * 10)
+  assert mixed({"user_index": [1]}).numpy()[0, 1] < 10  # the ranker's logits have a limit
 
 
 def test_the_baseline_is_in_the_tables_and_fitted_once(config, tmp_path, monkeypatch):
@@ -52,17 +78,24 @@ def test_the_baseline_is_in_the_tables_and_fitted_once(config, tmp_path, monkeyp
   assert [*scores] == ["popularity", "ranker, all items", "random", "bayesian"]
   assert np.isfinite(scores["bayesian"]["test"]["two_stage"]["precision@10"])
   monkeypatch.setattr(probit, "sample", lambda *_: pytest.fail("sampled again"))
-  again = bayesian.pooled_scores(found, stages, QUICK, slate_size=SLATE)
-  assert again.shape == (USERS, ITEMS)
+  again = bayesian.mixture(found, SafeSlate(slate_size=SLATE), stages, QUICK)
+  assert again.table.shape == (USERS, ITEMS)
   assert environment.make(config, stages).baselines(stages, SLATE) == scores
 
 
-def test_pessimism_changes_the_order(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(bayesian, "SHARES", (1.0,))
+def test_other_constants_of_the_model_make_other_baselines(config, tmp_path, monkeypatch):
+  stages = Workspace(tmp_path / "stages")
+  environment.make(config, stages).baselines(stages, SLATE)
+  monkeypatch.setattr(probit, "_MAX_STDDEVS", (3.0, 0.1))
+  environment.make(config, stages).baselines(stages, SLATE)
+  assert len(list((tmp_path / "stages").glob("baselines-*"))) == 2
+
+
+def test_pessimism_changes_the_order(config, tmp_path):
   stages = Workspace(tmp_path / "stages")
   found = environment.make(config, stages)
   usual, careful = (
-    bayesian.pooled_scores(found, stages, QUICK, slate_size=SLATE, pessimism=pessimism)
+    bayesian.mixture(found, SafeSlate(slate_size=SLATE, pessimism=pessimism), stages, QUICK).table
     for pessimism in (0.0, 1.0)
   )
   assert (usual.argsort() != careful.argsort()).any()

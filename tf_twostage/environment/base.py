@@ -42,6 +42,13 @@ class SecondStage(NamedTuple):
   trainable: Callable[[], Ranker] | None = None  # makes a copy that may learn further
 
 
+class FittedPolicy(NamedTuple):
+  """A baseline that `fit` makes for a slate size; `inputs` say what it depends on, JSON-able."""
+
+  inputs: Mapping[str, Any]
+  fit: Callable[[Workspace, int], Scorer]
+
+
 @dataclasses.dataclass(frozen=True)
 class Environment:
   """A log, a ranker and an evaluator.
@@ -55,7 +62,7 @@ class Environment:
     ranker_logits, slate_ranker: the ranker; see `SecondStage`.
     trainable_ranker: makes a copy of the ranker that may learn further; None: it may not.
     policies: baselines of every table, by name.
-    fitted_policies: more baselines, each made for a slate size when it is first scored.
+    fitted_policies: more baselines, by name, made when they are first scored.
     requests: raw values of a few users, which an export is tested with.
     name: identifies all of the above, so that results of different environments stay apart.
     facts: numbers worth reporting, such as the simulator's AUC; JSON-able.
@@ -80,9 +87,7 @@ class Environment:
   facts: Mapping[str, Any]
   evaluation_log: Callable[[Workspace], EvaluationLog]
   notes: tuple[str, ...] = ()
-  fitted_policies: Mapping[str, Callable[[Workspace, int], Scorer]] = dataclasses.field(
-    default_factory=dict
-  )
+  fitted_policies: Mapping[str, FittedPolicy] = dataclasses.field(default_factory=dict)
   trainable_ranker: Callable[[], Ranker] | None = None
   item_bias: np.ndarray | None = None
   examination: Examination | None = None
@@ -111,14 +116,15 @@ class Environment:
 
     def build(directory: pathlib.Path) -> None:
       scores = {**self.evaluator.known()}
-      made = {n: fit(workspace, slate_size) for n, fit in self.fitted_policies.items()}
+      made = {n: of.fit(workspace, slate_size) for n, of in self.fitted_policies.items()}
       policies = {**self.policies, **made}
       scores |= {n: self.evaluation(p, slate_size, stage)() for n, p in policies.items()}
       write_json(directory / "scores.json", scores)
 
     inputs = {
       "environment": self.name,
-      "policies": [*self.policies, *self.fitted_policies],
+      "policies": [*self.policies],
+      "fitted": {name: of.inputs for name, of in self.fitted_policies.items()},
       "slate_size": slate_size,
       **self.evaluator.settings,
     }

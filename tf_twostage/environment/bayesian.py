@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ import tensorflow as tf
 from scipy.special import logit
 
 from tf_twostage.data.rows import LogRows
-from tf_twostage.environment.base import Environment
+from tf_twostage.environment.base import Environment, FittedPolicy
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import full_information
 from tf_twostage.evaluation.evaluation_log import model_inputs
@@ -28,40 +29,57 @@ from tf_twostage.workspace import Workspace, read_numbers, write_json
 
 _log = logging.getLogger(__name__)
 
-SHARES = 0.0, 0.25, 0.5, 0.75, 1.0  # of the model in its mixture with popularity
+SHARES = 0.0, 0.5, 1.0  # of the model in its mixture with popularity
+RANKER_SHARES = 0.0, 0.2, 0.4  # of the ranker in the mixture with both
 _NEVER = 1e-6  # probabilities are cut here before logits are taken
 _USERS_PER_CHUNK = 512
-_UNSAFE = 1e6  # lowers the score of an item that the ranker prefers to one of the target
+_APART = 64.0  # more than logits of such probabilities differ
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mixture:
+  """A `Scorer`: logits of the reward model and popularity, mixed with those of the ranker.
+
+  Attributes:
+    table: [U, N] float32, of the model and popularity.
+    ranker: the ranker's logits.
+    share: of the ranker.
+  """
+
+  table: np.ndarray
+  ranker: Scorer
+  share: float
+
+  def __call__(self, batch: Mapping[str, Any]) -> tf.Tensor:
+    limit = float(logit(1 - _NEVER))
+    ranked = tf.clip_by_value(self.ranker(batch), -limit, limit)
+    scores = tf.gather(self.table, batch["user_index"])
+    return (1 - self.share) * scores + self.share * ranked
 
 
 def with_bayesian(environment: Environment, sampling: Sampling) -> Environment:
-  """The environment with the baseline "bayesian"."""
+  """The environment with the baseline "bayesian": the slates that `SafeSlate` learns."""
 
   def fit(workspace: Workspace, slate_size: int) -> Scorer:
-    scores = pooled_scores(environment, workspace, sampling, slate_size=slate_size)
-    return _scorer(environment, scores, slate_size)
+    loss = SafeSlate(slate_size=slate_size)
+    return _policy(environment, mixture(environment, loss, workspace, sampling), loss)
 
-  return dataclasses.replace(environment, fitted_policies={"bayesian": fit})
+  inputs = {"sampling": sampling.inputs(), "shares": [SHARES, RANKER_SHARES]}
+  return dataclasses.replace(environment, fitted_policies={"bayesian": FittedPolicy(inputs, fit)})
 
 
-def pooled_scores(
-  environment: Environment,
-  workspace: Workspace,
-  sampling: Sampling,
-  *,
-  slate_size: int,
-  pessimism: float = 0.0,
-) -> np.ndarray:
-  """Logits of rewards by the Bayesian model, mixed with those of popularity: [U, N] float32.
+def mixture(
+  environment: Environment, loss: SafeSlate, workspace: Workspace, sampling: Sampling
+) -> Mixture:
+  """The mixture of Bayesian reward model, popularity and ranker that is best on validation data.
 
-  Validation data choose the share of the model, by the mean of both stages.
+  A mixture is scored by its safe slates, by the mean of both stages.
 
   Args:
     environment: its training rows fit the model.
-    workspace: keeps the draws of the model and the share.
+    loss: says how many items are in a slate and in T, and how pessimistic the model is.
+    workspace: keeps the draws of the model and the scores of mixtures.
     sampling: of the model.
-    slate_size: K.
-    pessimism: how many posterior standard deviations are taken off the mean.
 
   Raises:
     InputError: rows are streamed, or there are too many pairs of users and items.
@@ -78,31 +96,41 @@ def pooled_scores(
     found = probit.of_log(log, environment.tables, sampling, log.rewards().scale)
     return {"users": found.users, "items": found.items}
 
-  of_log = {"environment": environment.name, "sampling": dataclasses.asdict(sampling)}
+  of_log = {"environment": environment.name, "sampling": sampling.inputs()}
   stored, _ = workspace.arrays("bayesian_rewards", of_log, draws)
   mean, deviation = probit.Posterior(stored["users"], stored["items"]).moments()
-  model = _logits(mean - pessimism * deviation)
-  popular = _logits(full_information.popularity(log, schema.num_items))
+  model = _logits(mean - loss.pessimism * deviation)
+  popular = _logits(full_information.popularity(log, schema.num_items)).astype(np.float32)
   select = environment.evaluator.metrics.selection("both")
+
+  def mixed(share: float, ranker_share: float) -> Mixture:
+    table = share * model + (1 - share) * popular
+    return Mixture(table, environment.ranker_logits, ranker_share)
 
   def build(directory: Any) -> None:
     values = {}
-    for share in SHARES:
-      scorer = _scorer(environment, share * model + (1 - share) * popular, slate_size)
-      values[str(share)] = select(environment.evaluation(scorer, slate_size)())
+    for share, ranker_share in itertools.product(SHARES, RANKER_SHARES):
+      policy = _policy(environment, mixed(share, ranker_share), loss)
+      scores = environment.evaluation(policy, loss.slate_size)()
+      values[f"{share} {ranker_share}"] = select(scores)
     write_json(directory / "shares.json", values)
 
   inputs = {
     **of_log,
-    "slate_size": slate_size,
-    "pessimism": pessimism,
-    "shares": SHARES,
+    "slate": [loss.num_top, loss.slate_size, loss.pessimism],
+    "shares": [SHARES, RANKER_SHARES],
     **environment.evaluator.settings,
   }
-  values = read_numbers(workspace.stage("bayesian_share", inputs, build) / "shares.json")
-  share = float(max(values, key=values.__getitem__))
-  _log.info("bayesian: validation chooses a share of %g, the rest is popularity", share)
-  return (share * model + (1 - share) * popular).astype(np.float32)
+  values = read_numbers(workspace.stage("bayesian_shares", inputs, build) / "shares.json")
+  share, ranker_share = map(float, max(values, key=values.__getitem__).split())
+  _log.info(
+    "bayesian: validation chooses a share of %g for the ranker; the model's in the rest is %g, that"
+    " of popularity %g",
+    ranker_share,
+    share,
+    1 - share,
+  )
+  return mixed(share, ranker_share)
 
 
 def _in_memory(environment: Environment) -> LogRows:
@@ -118,13 +146,21 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
   return logit(np.clip(probabilities, _NEVER, 1 - _NEVER))
 
 
-def _scorer(environment: Environment, scores: np.ndarray, slate_size: int) -> Scorer:
-  """Scores of users; where policies are drawn from, one of a user's K best at random."""
-  if environment.evaluator.metrics is HELD_OUT:
-    best = np.partition(scores, -slate_size, axis=1)[:, -slate_size, np.newaxis]
-    scores = np.where(scores >= best, 0.0, -100.0)
-  table = tf.constant(scores, tf.float32)
-  return lambda batch: tf.gather(table, batch["user_index"])
+def _policy(environment: Environment, scorer: Scorer, loss: SafeSlate) -> Scorer:
+  """Scores in the order of safe slates; where policies are drawn from, K items of equal score."""
+  drawn = environment.evaluator.metrics is HELD_OUT
+
+  def policy(batch: Mapping[str, Any]) -> tf.Tensor:
+    scores = scorer(batch)
+    if "excluded" in batch:
+      scores = tf.where(batch["excluded"], -_APART, scores)
+    scores = safe_scores(scores, environment.ranker_logits(batch), loss.num_top)
+    if not drawn:
+      return scores
+    least = tf.math.top_k(scores, loss.slate_size).values[:, -1:]
+    return tf.where(scores >= least, 0.0, -100.0)
+
+  return policy
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,9 +197,9 @@ def target_rows(
   """The training rows with the target slates of their users, which are computed once.
 
   Raises:
-    InputError: as `pooled_scores`; or the items that can be shown change.
+    InputError: as `mixture`; or the items that can be shown change.
   """
-  log, tables = _in_memory(environment), environment.tables
+  log, tables, schema = _in_memory(environment), environment.tables, environment.tables.schema
   if log.catalogues is not None:
     raise InputError(
       f"{type(loss).__name__}: target slates hold items of the whole catalogue, and this log says"
@@ -171,47 +207,41 @@ def target_rows(
     )
 
   def build() -> dict[str, np.ndarray]:
-    scores = pooled_scores(
-      environment, workspace, sampling, slate_size=loss.slate_size, pessimism=loss.pessimism
-    )
-    excluded = getattr(environment.evaluator, "excluded", None)
-    if excluded is not None:  # of the last users
-      scores[len(scores) - len(excluded) :][excluded] = -np.inf
-    slates = np.zeros((len(scores), loss.slate_size), np.int32)
-    for start in range(0, len(rows), _USERS_PER_CHUNK):
-      some = rows[start : start + _USERS_PER_CHUNK]
-      ranked = environment.ranker_logits(model_inputs(log, some, tables.users))
+    policy = _policy(environment, mixture(environment, loss, workspace, sampling), loss)
+    excluded = np.zeros((schema.num_users, schema.num_items), bool)
+    if (of_last := getattr(environment.evaluator, "excluded", None)) is not None:
+      excluded[-len(of_last) :] = of_last
+    rows = np.unique(log.user_index, return_index=True)[1]
+    slates = np.zeros((schema.num_users, loss.slate_size), np.int32)
+    for some in np.array_split(rows, -(-len(rows) // _USERS_PER_CHUNK)):
       users = log.user_index[some]
-      slates[users] = safe_slates(scores[users], ranked, loss.num_top, loss.slate_size).numpy()
+      batch = {**model_inputs(log, some, tables.users), "excluded": excluded[users]}
+      slates[users] = tf.math.top_k(policy(batch), loss.slate_size).indices
     return {"slates": slates}
 
-  rows = np.unique(log.user_index, return_index=True)[1]
   inputs = {
     "environment": environment.name,
-    "sampling": dataclasses.asdict(sampling),
+    "sampling": sampling.inputs(),
     "slate": [loss.num_top, loss.slate_size, loss.pessimism],
+    "shares": [SHARES, RANKER_SHARES],
     **environment.evaluator.settings,
   }
   stored, _ = workspace.arrays("target_slates", inputs, build)
   return SlateRows(log, stored["slates"])
 
 
-@tf.function(reduce_retracing=True)
-def safe_slates(
-  scores: tf.Tensor, ranker_logits: tf.Tensor, top: int, slate_size: int
-) -> tf.Tensor:
-  """The best items, then the best others that the ranker scores below all of these: [B, K] int32.
+def safe_scores(scores: tf.Tensor, ranker_logits: tf.Tensor, top: int) -> tf.Tensor:
+  """Scores in the order of safe slates, [B, N].
 
-  Where there are too few such others, the best of the rest follow.
+  The best items come first, then the others that the ranker scores below all of these, then the
+  rest.
 
   Args:
-    scores: [B, N]. ranker_logits: [B, N].
+    scores: [B, N], which differ by less than `_APART`. ranker_logits: [B, N].
     top: how many items are the best.
-    slate_size: K.
   """
   best = tf.math.top_k(scores, top).indices
   least = tf.reduce_min(tf.gather(ranker_logits, best, batch_dims=1), axis=1, keepdims=True)
-  others = tf.where(ranker_logits < least, scores, scores - _UNSAFE)
-  taken = tf.reduce_any(tf.one_hot(best, tf.shape(scores)[1], True, False, dtype=tf.bool), axis=1)
-  others = tf.where(taken, scores.dtype.min, others)
-  return tf.concat([best, tf.math.top_k(others, slate_size - top).indices], axis=1)
+  first = tf.reduce_any(tf.one_hot(best, tf.shape(scores)[1], True, False, dtype=tf.bool), axis=1)
+  others = tf.where(ranker_logits < least, scores, scores - 2 * _APART)
+  return tf.where(first, scores + 2 * _APART, others)

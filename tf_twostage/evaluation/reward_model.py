@@ -155,7 +155,7 @@ def fit_bayesian_rewards(
     items = np.stack([posterior.items for posterior in posteriors])
     return {"users": np.concatenate(of_folds, axis=1), "items": items}
 
-  inputs = {"log": evaluation.stage, "sampling": dataclasses.asdict(sampling)}
+  inputs = {"log": evaluation.stage, "sampling": sampling.inputs()}
   stored, _ = workspace.arrays("bayesian_folds", inputs, draws)
   return BayesianRewards(
     **stored, places=places.reshape(-1), folds=folds, scale=scale, pessimism=pessimism
