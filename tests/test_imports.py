@@ -23,6 +23,7 @@ ORDER = [
   ("models",),
   ("evaluation",),
   ("environment",),
+  ("casmos",),
   ("reports", "serving"),
   ("recommender",),
   ("experiment", "online_loop", "policy_evaluation"),

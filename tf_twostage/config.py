@@ -19,10 +19,12 @@ RATINGS = "ratings"  # the data set that is not simulated by default
 TRAINED = ("generator", "ranker", "both")
 SPLITS = ("auto", "time", "user", "random", "column")
 EXAMINATIONS = ("auto", "none", "randomized", "harvesting", "em", "cascade")
+GENERATORS = ("two_tower", "casmos")
+TEACHERS = ("ranker", "log")
 REWARD_PREDICTORS = ("towers", "bayesian")
 DISTRIBUTIONS = ("none", "mirrored", "multi_worker")
 # Generators of one environment may differ in these fields of Config, in slate size and in seed.
-GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "support")
+GENERATOR_FIELDS = ("loss", "loss_options", "encoder", "generator", "clauses", "support")
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -207,6 +209,12 @@ class FitConfig(Section):
 class GeneratorConfig(FitConfig):
   """Candidate generator (first stage)."""
 
+  generator: str = _option(
+    "two_tower",
+    "what scores items: two_tower, vectors of users and items; or casmos, weighted clauses such as"
+    " occupation=student x genre=Comedy, which do without the settings of towers",
+    choices=GENERATORS,
+  )
   train: str = _option(
     "generator",
     "which stages learn: generator, with the ranker held fixed; both, in turns, the generator"
@@ -263,6 +271,52 @@ class GeneratorConfig(FitConfig):
     """The settings of a ranker that learns further."""
     rate = self.learning_rate / 5 if self.ranker_rate is None else self.ranker_rate
     return dataclasses.replace(self, learning_rate=rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClauseConfig(Section):
+  """Clauses of the generator casmos."""
+
+  clauses: str | None = _option(
+    None, "JSON file of clauses, in place of learned ones; a run writes such a file"
+  )
+  clause_teacher: str = _option(
+    "ranker",
+    "what clauses are to find: the ranker's best items of each user, or the rewarded rows of the"
+    " log, weighted by 1 / propensity",
+    choices=TEACHERS,
+  )
+  clause_support: int = _option(
+    20, "positive pairs of user and item that a clause matches at least", at_least=1
+  )
+  clause_l1: float = _option(
+    1e-4, "L1 penalty on the weights; higher values leave fewer clauses", at_least=0
+  )
+  max_clauses: int = _option(1000, "clauses that are kept", at_least=1)
+  clause_pairs: bool = _option(
+    False, "let a side of a clause ask for two values at once, such as gender=F and age=25-34"
+  )
+  train_clauses: bool = _option(
+    True, "train the weights by the loss; otherwise those of the teacher stay, and no loss is used"
+  )
+  clause_recall: float = _option(
+    0.95,
+    "share of the rewarded rows, weighted by 1 / propensity, whose items reach the threshold",
+    above=0,
+    below=1,
+  )
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.clauses:
+      self._require_default(
+        "clause_teacher",
+        "clause_support",
+        "clause_l1",
+        "max_clauses",
+        "clause_pairs",
+        because="with a file of clauses; leave it out",
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -457,6 +511,7 @@ class Config(Section):
   behavior: FitConfig = FitConfig()
   ranker: FitConfig = FitConfig(epochs=5)
   generator: GeneratorConfig = GeneratorConfig()
+  clauses: ClauseConfig = ClauseConfig()
   support: SupportConfig = SupportConfig()
   reward: RewardConfig = RewardConfig()
   checkpoints: CheckpointConfig = CheckpointConfig()
@@ -468,6 +523,11 @@ class Config(Section):
     object.__setattr__(self, "loss", name)
     options |= self.loss_options
     object.__setattr__(self, "loss_options", dict(sorted(options.items())))
+    if self.generator.generator != "casmos":
+      names = [field.name for field in dataclasses.fields(self.clauses)]
+      self.clauses._require_default(*names, because="without generator=casmos; leave it out")
+    elif not self.clauses.train_clauses and self.generator.train != "generator":
+      raise InputError(f"train={self.generator.train} needs train_clauses=true")
 
   @property
   def ratings_are_the_log(self) -> bool:

@@ -17,7 +17,17 @@ import pandas as pd
 import tensorflow as tf
 
 from tf_twostage import losses, metrics, plotting, policies, serving
-from tf_twostage.config import Config, EncoderConfig, FitConfig, GeneratorConfig, SupportConfig
+from tf_twostage.casmos import curve as threshold_curve
+from tf_twostage.casmos import generator as casmos
+from tf_twostage.casmos.queries import StructuredQueries
+from tf_twostage.config import (
+  ClauseConfig,
+  Config,
+  EncoderConfig,
+  FitConfig,
+  GeneratorConfig,
+  SupportConfig,
+)
 from tf_twostage.data.log import BanditLog
 from tf_twostage.data.rows import LogRows
 from tf_twostage.data.streamed import TrainingRows
@@ -62,10 +72,11 @@ _MODEL = "model"  # in a work directory: the fitted model, for `load`
 _DEFAULTS = Config()
 # Logits of a training for which XLA saves more time than compiling takes, a second or two.
 _WORTH_COMPILING = 5e8
+Generator = TwoTower | StructuredQueries
 
 
 class TwoStageRecommender:
-  """A candidate generator (two towers), trained off-policy with the ranker behind it in the loss.
+  """A candidate generator, trained off-policy with the ranker behind it in the loss.
 
       model = TwoStageRecommender().fit(train, validation=valid)
       model.recommend(["u42"], k=10)
@@ -81,6 +92,7 @@ class TwoStageRecommender:
     loss: str | OffPolicyLoss | None = None,
     *,
     train: str | None = None,
+    generator: str | None = None,
     ranker: RankerLike | None = None,
     user_tower: Tower | None = None,
     item_tower: Tower | None = None,
@@ -89,6 +101,7 @@ class TwoStageRecommender:
     training: GeneratorConfig = _DEFAULTS.generator,
     ranker_training: FitConfig = _DEFAULTS.ranker,
     support: SupportConfig = _DEFAULTS.support,
+    clauses: ClauseConfig = _DEFAULTS.clauses,
     seed: int = 0,
   ):
     """Args:
@@ -97,6 +110,8 @@ class TwoStageRecommender:
         ratings or orders cross-entropy.
       train: which stages learn, see `config.GeneratorConfig`; None: as `training` says. Of the
         losses, "two_stage_ltr" teaches the ranker.
+      generator: "two_tower", or "casmos", which scores by weighted clauses; None: as `training`
+        says.
       ranker: orders the candidates. A `tf.keras.Model`, or the path of a SavedModel or Keras file,
         whose inputs are raw features by name; or a function of two dicts of tensors, user features
         and item features ([B, ...] each), that returns scores [B]. None: fitted to the log's
@@ -114,6 +129,7 @@ class TwoStageRecommender:
       training: how the generator is fitted.
       ranker_training: how the ranker and the reward model are fitted.
       support: which items stand for a large catalogue in training.
+      clauses: of the generator "casmos".
       seed: of everything that is drawn.
 
     Raises:
@@ -124,6 +140,7 @@ class TwoStageRecommender:
       ("training", training, GeneratorConfig),
       ("ranker_training", ranker_training, FitConfig),
       ("support", support, SupportConfig),
+      ("clauses", clauses, ClauseConfig),
     ):
       if not isinstance(value, kind):
         raise InputError(f"{name} must be a config.{kind.__name__}, got {value!r}")
@@ -131,6 +148,8 @@ class TwoStageRecommender:
       raise InputError(f"loss must be a name or a losses.OffPolicyLoss, got {loss!r}")
     if train is not None:
       training = dataclasses.replace(training, train=train)
+    if generator is not None:
+      training = dataclasses.replace(training, generator=generator)
     self.config = Config(
       name="recommender",
       seed=seed,
@@ -138,6 +157,7 @@ class TwoStageRecommender:
       slate_size=_DEFAULTS.slate_size if slate_size is None else slate_size,
       encoder=encoder,
       generator=training,
+      clauses=clauses,
       ranker=ranker_training,
       support=support,
       loss=loss if isinstance(loss, str) else Config.loss,
@@ -158,7 +178,7 @@ class TwoStageRecommender:
     self._stages = pathlib.Path()  # of the last fit
     self._history: loop.History = []
     self._environment: Environment | None = None
-    self._generator: TwoTower | None = None
+    self._generator: Generator | None = None
     self._served: Served | None = None
     self._check_settings()
 
@@ -259,8 +279,8 @@ class TwoStageRecommender:
       environment = data
       if self._ranker is not None or validation is not None:
         raise InputError("an environment has its ranker and validation rows; pass it alone")
-    if (self._towers or self._trains_ranker) and not workers.alone:
-      what = "custom towers" if self._towers else "rankers"
+    if (self._towers or self._trains_ranker or self._has_clauses) and not workers.alone:
+      what = "clauses" if self._has_clauses else "custom towers" if self._towers else "rankers"
       raise InputError(f"{what} train in one process only; leave `workers` out")
     # Evaluation and export use variables of this process alone.
     towers = None if workers.alone else self.fresh_towers(environment)
@@ -284,6 +304,8 @@ class TwoStageRecommender:
     def take_weights() -> None:
       if towers is not None:
         towers.set_weights(model.towers.get_weights())
+      if isinstance(evaluated, StructuredQueries):
+        evaluated.choose_threshold()
 
     def evaluate() -> Scores:
       take_weights()
@@ -307,8 +329,8 @@ class TwoStageRecommender:
       )
     else:
       rows = rows_to_learn(self.config, model.objective, environment.log)
-    settings = self.config.generator
-    self._compile_loss(model, len(rows) * environment.tables.schema.num_items, workers)
+    settings, num_rows = self._training, len(rows) if self.config.clauses.train_clauses else 1
+    self._compile_loss(model, num_rows * environment.tables.schema.num_items, workers)
     measured = environment.evaluator.metrics
     monitor = Monitor(
       root / "tensorboard" / directory.name,
@@ -321,7 +343,7 @@ class TwoStageRecommender:
         model,
         functools.partial(rows.batches, environment.tables.users, seed=self.config.seed),
         settings.of_ranker if settings.train == "ranker" else settings,
-        rows=len(rows),
+        rows=num_rows,
         name="generator",
         evaluate=evaluate,
         select=measured.selection(settings.selection),
@@ -332,6 +354,8 @@ class TwoStageRecommender:
         workers=workers,
       )
     take_weights()
+    if isinstance(evaluated, StructuredQueries):
+      write_text(directory / casmos.FILE, evaluated.current().to_json())
     self._keep(environment, evaluated, model.ranker, history)
     if workdir is not None and isinstance(data, BanditLog):
       self._save(root / _MODEL)
@@ -366,10 +390,10 @@ class TwoStageRecommender:
     history = self.finished_history(environment, workdir)
     if history is None:
       return False
+    self._stages = workdir / "stages"
     model = self.fresh_generator(environment)
     loop.restore_best(model.learned, self.directory(environment, workdir), history)
     self._keep(environment, model.towers, model.ranker, history)
-    self._stages = workdir / "stages"
     return True
 
   def finished_history(
@@ -377,12 +401,12 @@ class TwoStageRecommender:
   ) -> loop.History | None:
     """The epochs of the model that `fit` finished with these settings; None: there is none."""
     directory = self.directory(environment, workdir)
-    return loop.finished_history(directory, self.config.generator.epochs)
+    return loop.finished_history(directory, self._training.epochs)
 
   def _keep(
     self,
     environment: Environment,
-    towers: TwoTower,
+    towers: Generator,
     ranker: Ranker | None,
     history: loop.History,
   ) -> None:
@@ -397,7 +421,7 @@ class TwoStageRecommender:
     return self._fitted()[0]
 
   @property
-  def towers(self) -> TwoTower:
+  def towers(self) -> Generator:
     """The fitted generator."""
     return self._fitted()[1]
 
@@ -491,6 +515,25 @@ class TwoStageRecommender:
       InputError: a user is unknown, or a column is missing.
     """
     return self._answering().recommend(users, k, exclude)
+
+  def explain(self, users: Users, items: Sequence[Any]) -> pd.DataFrame:
+    """The clauses that one item matches for each user; of generator=casmos.
+
+        shown = model.recommend(["u42"])
+        model.explain(shown["user"], shown["item"])
+
+    Args:
+      users: as for `recommend`; a user may come several times.
+      items: an id for each user.
+
+    Returns:
+      columns user, item, clause and weight, the largest weights first. The weights of a pair sum to
+      its generator_score, less 30 where that is below the threshold.
+
+    Raises:
+      InputError: the generator has no clauses, or an item or a user is unknown.
+    """
+    return self._answering().explain(users, items)
 
   def export(
     self,
@@ -586,6 +629,10 @@ class TwoStageRecommender:
       plotting.save({place / "curves.png": draw})
       if environment.examination is not None:
         environment.examination.save(place)
+      if isinstance(self._generator, StructuredQueries):
+        write_text(place / casmos.FILE, self._generator.current().to_json())
+    if isinstance(self._generator, StructuredQueries):
+      self._report_threshold(self._generator, environment, workdir)
     notes = [*values["notes"], *run_report.unknown_values(table, evaluator.metrics)]
     summary = [
       run_report.format_table(table, evaluator.metrics),
@@ -594,6 +641,17 @@ class TwoStageRecommender:
       f"Best epoch {best['epoch']} of {len(history)}. Results: {directory}\nSavedModel: {exported}",
     ]
     return values, "\n\n".join(summary)
+
+  def _report_threshold(
+    self, generator: StructuredQueries, environment: Environment, workdir: pathlib.Path
+  ) -> None:
+    """Writes threshold.csv and threshold.png, and logs what the chosen threshold costs."""
+    assert isinstance(environment.log, LogRows)
+    curve = threshold_curve.measured(generator, environment, environment.log)
+    write_text(workdir / "threshold.csv", curve.to_csv(index=False, float_format="%.4g"))
+    plotting.save({workdir / "threshold.png": functools.partial(threshold_curve.draw, curve)})
+    query = generator.current()
+    _log.info("casmos: %d clauses, threshold %.4g", len(query.clauses), query.threshold or 0.0)
 
   @property
   def loss_name(self) -> str:
@@ -621,9 +679,15 @@ class TwoStageRecommender:
     run = {name: value for name, value in run.items() if name in self._loss.parameters()}
     return type(self._loss)(**{**_options(self._loss), **run}) if run else self._loss
 
-  def fresh_towers(self, environment: Environment) -> TwoTower:
+  def fresh_towers(self, environment: Environment) -> Generator:
     """The generator before training."""
     settings = self.config.generator
+    if self._has_clauses:
+      if self._stages == pathlib.Path():
+        self._temporary = tempfile.TemporaryDirectory(prefix="tf_twostage-")
+        self._stages = pathlib.Path(self._temporary.name)
+      of_clauses, seed = self.config.clauses, self.config.environment_seed
+      return casmos.structured_queries(environment, of_clauses, Workspace(self._stages), seed)
     if self.config.support.support_size:
       settings = dataclasses.replace(settings, sparse_l2=True)
     start = environment.item_bias if settings.item_bias else None
@@ -639,7 +703,7 @@ class TwoStageRecommender:
     return towers
 
   def fresh_generator(
-    self, environment: Environment, generator: TwoTower | None = None
+    self, environment: Environment, generator: Generator | None = None
   ) -> CandidateGenerator:
     """The model with its objective before training; sets the seed of all that follows.
 
@@ -685,6 +749,18 @@ class TwoStageRecommender:
       model.compile_loss()
 
   @property
+  def _has_clauses(self) -> bool:
+    return self.config.generator.generator == "casmos"
+
+  @property
+  def _training(self) -> GeneratorConfig:
+    """How the generator is trained; where its weights are fixed, it is only evaluated."""
+    settings = self.config.generator
+    if self.config.clauses.train_clauses:
+      return settings
+    return dataclasses.replace(settings, epochs=1)
+
+  @property
   def _trains_ranker(self) -> bool:
     return self.config.generator.train != "generator"
 
@@ -697,7 +773,7 @@ class TwoStageRecommender:
       )
     return environment.trainable_ranker()
 
-  def _fitted_generator(self, environment: Environment, workdir: pathlib.Path) -> TwoTower | None:
+  def _fitted_generator(self, environment: Environment, workdir: pathlib.Path) -> Generator | None:
     """The generator behind which the ranker alone learns; None: the generator learns."""
     if self.config.generator.train != "ranker":
       return None
@@ -736,6 +812,8 @@ class TwoStageRecommender:
   def _check_settings(self) -> None:
     objective = self.objective()
     positives_only(self.config, objective)
+    if self._has_clauses and self._towers:
+      raise InputError("generator=casmos has no towers; leave user_tower and item_tower out")
     if self._trains_ranker and not objective.trains_ranker:
       able = [name for name, loss in losses.LOSSES.items() if loss.trains_ranker]
       raise InputError(
@@ -784,10 +862,14 @@ class TwoStageRecommender:
     }
     if self._digest:
       depends_on["towers"] = self._digest
+    if self._has_clauses:
+      depends_on["clauses"] = dataclasses.asdict(config.clauses)
+    else:
+      del depends_on["generator"]["generator"]
     name = f"{self.loss_name}-seed{config.seed}-{fingerprint(depends_on)}"
     return workdir / "generators" / name
 
-  def _fitted(self) -> tuple[Environment, TwoTower]:
+  def _fitted(self) -> tuple[Environment, Generator]:
     if self._environment is None or self._generator is None:
       raise InputError(
         "this recommender was loaded from an export; copy its directory"

@@ -108,6 +108,9 @@ class _ChangedTowers:
     """Keeps the items with the indices `kept` and appends `new` ones, given as codes."""
     self._towers = towers
     self.variables = towers.variables
+    for name in ("passing", "clauses", "contributions"):  # of `StructuredQueries`
+      if hasattr(towers, name):
+        setattr(self, name, getattr(towers, name))
     self._items = tf.gather(towers.candidates(), kept)
     if new is not None:
       self._items = tf.concat([self._items, self.new_candidates(new)], axis=0)

@@ -98,6 +98,8 @@ def save(
     for name, (method, specs) in recommender.signatures().items()
   }
   recommender.scores.get_concrete_function(**recommender.inputs)
+  if (explain := getattr(recommender, "explain", None)) is not None:
+    explain.get_concrete_function(item=tf.TensorSpec([None], tf.string), **recommender.inputs)
   with _quiet():
     tf.saved_model.save(
       recommender,

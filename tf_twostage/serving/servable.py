@@ -71,6 +71,7 @@ class ServableRecommender(tf.Module):
     self._user_lookup, self._context_lookup = map(FeatureLookup, (self._user, self._context))
     # The SavedModel keeps the towers' variables, not the Keras layers around them.
     self._query, self._weights = generator.query, [*generator.variables]
+    self._passing = getattr(generator, "passing", tf.identity)
     # [D, N]: a product with few users is a third faster than with [N, D].
     self._items = tf.Variable(tf.transpose(generator.candidates()), trainable=False)
     self._ranker = ranker
@@ -85,6 +86,10 @@ class ServableRecommender(tf.Module):
     self._titles = tf.Variable(titles, trainable=False, dtype=tf.string)
     # Not a signature, but a SavedModel has it: `served.Served` evaluates policies with it.
     self.scores = tf.function(self._scores, autograph=False, reduce_retracing=True)
+    if (clauses := getattr(generator, "clauses", None)) is not None:
+      self._contributions = generator.contributions  # type: ignore[attr-defined]
+      self._clauses = tf.Variable([*map(str, clauses)], trainable=False)
+      self.explain = tf.function(self._explained, autograph=False, reduce_retracing=True)
 
   def recommend(self, exclude: tf.Tensor, k: tf.Tensor, **features: tf.Tensor) -> Answer:
     """Both stages: the generator's best items in the ranker's order.
@@ -216,10 +221,19 @@ class ServableRecommender(tf.Module):
   def _scores(self, **features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Scores of the whole catalogue by the generator and by the ranker, [B, N] each."""
     codes = self._codes(features)
-    logits = tf.matmul(self._query(codes), self._items)
+    logits = self._generator_scores(codes)
     return logits, catalogue_scores(
       self._ranker, features, codes, tf.shape(logits)[0], self.num_items
     )
+
+  def _generator_scores(self, codes: Codes) -> tf.Tensor:
+    """Of the whole catalogue, [B, N]."""
+    return self._passing(tf.matmul(self._query(codes), self._items))
+
+  def _explained(self, item: tf.Tensor, **features: tf.Tensor) -> tf.Tensor:
+    """What each clause adds to the generator's score of item ids [B]: [B, C]."""
+    vectors = tf.gather(tf.transpose(self._items), tf.maximum(self._index.lookup(item), 0))
+    return self._contributions(self._codes(features), vectors)
 
   @property
   def inputs(self) -> dict[str, tf.TensorSpec]:
@@ -283,7 +297,7 @@ class ServableRecommender(tf.Module):
 
   def _logits(self, codes: Codes, exclude: tf.Tensor, time: tf.Tensor | None) -> tf.Tensor:
     """The generator's scores [B, N], -inf where items are excluded or absent at times [B]."""
-    logits = tf.matmul(self._query(codes), self._items)
+    logits = self._generator_scores(codes)
     index = self._index.lookup(exclude)
     named = tf.where(index != PADDING)
     pairs = tf.stack([named[:, 0], tf.gather_nd(index, named)], 1)

@@ -114,15 +114,8 @@ class Served:
     """See `TwoStageRecommender.recommend`."""
     if not isinstance(k, int | np.integer) or k < 1:
       raise InputError(f"recommend: k must be a whole number of at least 1, got {k!r}")
-    user_id = self.settings["user_id"]
-    by_id = not isinstance(users, pd.DataFrame)
-    if not isinstance(users, pd.DataFrame):
-      ids = [users] if isinstance(users, str) else [*map(_id, users)]
-      users = pd.DataFrame({user_id: np.array(ids, dtype=object)})
-    if users.empty:
-      raise InputError("recommend: there are no users; pass at least one")
-    names = np.asarray(users.get(user_id, users.index))
-    features = self._features(users.reset_index(drop=True), by_id)
+    users, features = self._asked(users)
+    names = np.asarray(users.get(self.settings["user_id"], users.index))
     excluded = _excluded(exclude, names)
     if exclude is not None and (unknown := {*excluded.flat} - {*self.items, ""}):
       _log.warning(
@@ -156,6 +149,38 @@ class Served:
         )
       )
     return pd.concat(parts, ignore_index=True)
+
+  def explain(self, users: Users, items: Sequence[Any]) -> pd.DataFrame:
+    """See `TwoStageRecommender.explain`."""
+    if not hasattr(self.model, "explain"):
+      raise InputError("explain: only generator=casmos has clauses; this generator has vectors")
+    users, features = self._asked(users)
+    names, ids = np.asarray(users.get(self.settings["user_id"], users.index)), [*map(_id, items)]
+    if len(ids) != len(names):
+      raise InputError(f"explain: {len(ids)} items for {len(names)} users; pass an item for each")
+    if unknown := {*ids} - {*self.items}:
+      raise InputError(f"explain: {len(unknown)} items are unknown (first: {min(unknown)!r})")
+    weights = self.model.explain(item=tf.constant(ids), **self._tensors(features)).numpy()
+    row, clause = np.nonzero(weights)
+    found = pd.DataFrame(
+      {
+        "user": names[row],
+        "item": np.array(ids, object)[row],
+        "clause": [text.decode() for text in self.model._clauses.numpy()[clause]],
+        "weight": weights[row, clause],
+      }
+    )
+    return found.iloc[np.lexsort([-weights[row, clause], row])].reset_index(drop=True)
+
+  def _asked(self, users: Users) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Users as a table, and their features."""
+    by_id = not isinstance(users, pd.DataFrame)
+    if not isinstance(users, pd.DataFrame):
+      ids = [users] if isinstance(users, str) else [*map(_id, users)]
+      users = pd.DataFrame({self.settings["user_id"]: np.array(ids, dtype=object)})
+    if users.empty:
+      raise InputError("recommend: there are no users; pass at least one")
+    return users, self._features(users.reset_index(drop=True), by_id)
 
   def order_of(self, items: Sequence[str], name: str) -> np.ndarray | None:
     """The place of each item of a log in this catalogue, [N]; None: the order is the same."""
