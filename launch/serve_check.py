@@ -31,8 +31,10 @@ def main() -> int:
 
   from tf_twostage.serving import check, exporting
 
-  version, _ = exporting.load_latest(pathlib.Path(values.model))
+  version, model = exporting.load_latest(pathlib.Path(values.model))
   report, same = check.check(version, repeats=values.repeats)
+  if same and hasattr(model, "explain"):
+    report += f"\n\n{check.explained(model, check.read(version))}"
   print(report, file=sys.stdout if same else sys.stderr)
   return 0 if same else 1
 

@@ -295,8 +295,9 @@ class TwoStageRecommender:
     live = environment if model.ranker is None else environment.following(model.ranker)
     # Encoding the catalogue anew for each chunk of users would cost more than scoring it.
     vectors = tf.Variable(evaluated.candidates(), trainable=False)
+    passing = getattr(evaluated, "passing", tf.identity)
     scores = live.evaluation(
-      lambda batch: products(evaluated.query(batch["user"]), vectors),
+      lambda batch: passing(products(evaluated.query(batch["user"]), vectors)),
       self.slate_size,
       model.objective.stage,
     )

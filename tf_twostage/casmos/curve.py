@@ -23,9 +23,7 @@ _USERS, _TOP = 200, 10
 _LOST = (0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)  # shares of the best items below the thresholds
 
 
-def threshold_curve(
-  model: StructuredQueries, environment: Environment, log: LogRows
-) -> pd.DataFrame:
+def measured(model: StructuredQueries, environment: Environment, log: LogRows) -> pd.DataFrame:
   """By threshold, the means over users of the log, with the index on one core.
 
   Returns:

@@ -1,7 +1,7 @@
 """An inverted index that finds the items whose matched weights reach a threshold.
 
 MaxScore, a form of WAND: terms that even together cannot reach the threshold are not walked
-through; they only complete the scores of the items that the others found.
+through. They only complete the scores of items that the others found, and that can still reach it.
 
 References:
   Broder, Carmel, Herscovici, Soffer, Zien. Efficient query evaluation using a two-level retrieval
@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
+
+_ROUNDING = 1 + 1e-9  # sums in another order must not fall short of an upper bound
 
 
 class Found(NamedTuple):
@@ -46,10 +48,16 @@ class InvertedIndex:
     # The first terms, whose weights add up to less than the threshold.
     weak = int(np.searchsorted(np.cumsum(query[terms]), threshold))
     lists = self._postings[terms[weak:]]
-    items = np.flatnonzero(np.bincount(lists.indices, minlength=self._items.shape[0]))
-    rows = self._items[items]
-    scores = rows @ query
-    touched = lists.nnz + (rows.nnz if weak else 0)
+    weights = np.repeat(query[terms[weak:]], np.diff(lists.indptr))
+    sums = np.bincount(lists.indices, weights, minlength=self._items.shape[0])
+    rest = np.zeros(len(query))
+    rest[terms[:weak]] = query[terms[:weak]]
+    items = np.flatnonzero((sums > 0) & (sums + rest.sum() * _ROUNDING >= threshold))
+    scores, touched = sums[items], lists.nnz
+    if weak:
+      rows = self._items[items]
+      scores = scores + rows @ rest
+      touched += int((rows @ (rest > 0)).sum())
     passed = scores >= threshold
     items, scores = items[passed], scores[passed]
     order = np.lexsort([items, -scores])[:k]

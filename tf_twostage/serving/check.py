@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tf_twostage.data.schema import FeatureTable
 from tf_twostage.errors import InputError, RunError
-from tf_twostage.serving.servable import ServableRecommender
+from tf_twostage.serving.servable import TIME, ServableRecommender
 
 _log = logging.getLogger(__name__)
 
@@ -177,6 +177,23 @@ def check(version: pathlib.Path, *, repeats: int) -> tuple[str, bool]:
     return str(error), False
   different = differences(calls, result["answers"])
   return "\n".join(_report(version, calls, result, different)), not different
+
+
+def explained(model: Any, calls: Sequence[Call]) -> str:
+  """Which clauses let the first recommended item through; of an export of generator=casmos.
+
+  Args:
+    model: a loaded version with clauses.
+    calls: that it holds.
+  """
+  call = next(call for call in calls if call.signature == "recommend")
+  item = call.answer["item_id"][:1, 0]
+  names = {*call.inputs} - {"exclude", "k", TIME}
+  features = {name: tf.constant(call.inputs[name][:1]) for name in names}
+  weights = model.explain(item=tf.constant(item), **features).numpy()[0]
+  clauses, order = model._clauses.numpy(), np.argsort(-weights, kind="stable")
+  lines = [f"  {weights[i]:8.3f}  {clauses[i].decode()}" for i in order if weights[i] > 0]
+  return "\n".join([f"why {item[0].decode()} is a candidate of the first call's user", *lines])
 
 
 def _report(
