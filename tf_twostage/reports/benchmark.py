@@ -23,7 +23,7 @@ _SCORE = FULL_INFORMATION.headline
 _LEVEL = 0.05
 _COLUMNS = ["learned", "mean", "change", "low", "high"]
 _OTHER_LIMIT = {"low": "high", "high": "low"}
-_ROW_HEIGHT = 0.7  # that the points of an environment take; environments are 1 apart
+_DARKEST = 15  # points below the best, in the figure
 
 
 class Outcome(NamedTuple):
@@ -121,37 +121,27 @@ def _cell(row: pd.Series, is_reference: bool) -> str:
 
 
 def by_environment(outcomes: Mapping[str, Outcome], stage: str = "two_stage") -> Figure:
-  """The change of each objective with its interval, a row for each environment."""
-  figure = plotting.figure(9, 1.5 + 0.8 * len(outcomes))
-  axis = figure.subplots()
+  """Test scores, a row for each environment; the darker, the further below the row's best.
+
+  Policies are ordered by their mean rank. Scores that no other objective beats are bold.
+  """
   found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
-  reference, *policies = _policies(found)
-  places = np.linspace(-0.5, 0.5, len(policies)) * _ROW_HEIGHT
-  for i, policy in enumerate(policies):
-    shown = pd.DataFrame({n: t.loc[policy] for n, t in found.items() if policy in t.index}).T
-    learned = bool(shown["learned"].all())
-    look = plotting.look(i) if learned else {"color": "0.45", "marker": "x"}
-    change = shown["change"].to_numpy(float)
-    errors = np.nan_to_num([change - shown["low"], shown["high"] - change])
-    rows = [list(found).index(name) + places[i] for name in shown.index]
-    axis.errorbar(
-      change, rows, xerr=errors.astype(float), label=policy, linestyle="", capsize=2, **look
-    )
-  axis.axvline(0, color="black", linewidth=1.2, zorder=1)
-  # Intervals over few logs may be so wide that they would hide all points.
-  points = np.concatenate([table["change"] for table in found.values()])
-  margin = 0.5 * np.ptp(points) or 1.0
-  low, high = axis.get_xlim()
-  axis.set_xlim(max(low, points.min() - margin), min(high, points.max() + margin))
-  lines = np.arange(len(found) - 1) + 0.5
-  axis.hlines(lines, 0, 1, transform=axis.get_yaxis_transform(), color="0.9", linewidth=1)
-  names = [f"{name}\n{reference}: {table['mean'].iloc[0]:.1f}" for name, table in found.items()]
-  axis.set_yticks(range(len(found)), names)
-  axis.set_ylim(len(found) - 0.5, -0.5)
-  axis.set(
-    title=f"{STAGES[stage]}: right of the line is better than {reference}",
-    xlabel=f"change of test {_SCORE} against {reference}, %, with 95% intervals",
-  )
-  axis.grid(alpha=0.3, axis="x")
-  plotting.legend_below(figure, axis)
+  means = pd.DataFrame({name: table["mean"] for name, table in found.items()}).astype(float)
+  ranks = means.rank(ascending=False).mean(axis=1)
+  means = means.loc[ranks.sort_values(kind="stable").index].T
+  below = means.rsub(means.max(axis=1), axis=0).to_numpy()
+  figure = plotting.figure(2.5 + 1.05 * means.shape[1], 1.6 + 0.45 * len(means))
+  axis = figure.subplots()
+  image = axis.imshow(below, cmap="Blues", vmin=0, vmax=_DARKEST, aspect="auto")
+  figure.colorbar(image, label="points below the best", extend="max")
+  unbeaten = pd.DataFrame({name: table["unbeaten"] for name, table in found.items()}).T
+  bold = unbeaten.eq(True)[means.columns].to_numpy()
+  for (row, column), mean in np.ndenumerate(means.to_numpy()):
+    if not np.isnan(mean):
+      color = "white" if below[row, column] > _DARKEST / 2 else "black"
+      weight = "bold" if bold[row, column] else "normal"
+      axis.text(column, row, f"{mean:.1f}", ha="center", va="center", weight=weight, color=color)
+  axis.set_xticks(range(means.shape[1]), means.columns, rotation=30, ha="right")
+  axis.set_yticks(range(len(means)), [f"{n} ({outcomes[n].repetitions})" for n in means.index])
+  axis.set_title(f"{STAGES[stage]}: test {_SCORE}, best mean rank on the left")
   return figure
