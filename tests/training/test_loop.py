@@ -206,7 +206,8 @@ def test_the_weights_of_the_best_epoch_are_restored(tmp_path):
   np.testing.assert_array_equal(weights(other), seen[1])
 
 
-def test_a_finished_run_is_not_trained_again(whole, tmp_path, capsys):
+def test_a_finished_run_is_not_trained_again(whole, tmp_path, capsys, caplog):
+  caplog.set_level(logging.INFO, "tf_twostage")
   directory = shutil.copytree(whole[0], tmp_path / "copy")
   assert loop.finished_history(directory, 3) == whole[2]
   assert loop.finished_history(directory, 4) is None
@@ -216,6 +217,7 @@ def test_a_finished_run_is_not_trained_again(whole, tmp_path, capsys):
   assert_as_whole(whole, *train(directory, 3, Evaluation([])))
   assert json.loads((directory / "history.json").read_text()) == whole[2]
   assert "generator:" not in capsys.readouterr().err
+  assert f"generator: finished before; delete {directory} to train it again" in caplog.text
 
 
 def test_a_run_whose_best_weights_are_damaged_is_trained_again(whole, tmp_path, caplog):

@@ -206,7 +206,9 @@ class _Run:
     # between workers.
     if found is not None or self.workers.rank:
       tf.random.set_seed(self.step + _SEEDS_APART * self.workers.rank)
-    if found is not None and self.step < self.last_step:
+    if found is not None and self.step >= self.last_step:
+      _log.info("%s: finished before; delete %s to train it again", self.name, self.directory)
+    elif found is not None:
       epochs, steps = divmod(self.step, self.steps)
       more = f" and {steps} of {self.steps} steps of the next" if steps else ""
       _log.info("resuming after epoch %d of %d%s", epochs, self.settings.epochs, more)
