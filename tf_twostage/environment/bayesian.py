@@ -41,12 +41,12 @@ class Mixture:
   """A `Scorer`: logits of the reward model and popularity, mixed with those of the ranker.
 
   Attributes:
-    table: [U, N] float32, of the model and popularity.
+    table: [U, N], of the model and popularity.
     ranker: the ranker's logits.
     share: of the ranker.
   """
 
-  table: np.ndarray
+  table: tf.Tensor
   ranker: Scorer
   share: float
 
@@ -100,12 +100,12 @@ def mixture(
   stored, _ = workspace.arrays("bayesian_rewards", of_log, draws)
   mean, deviation = probit.Posterior(stored["users"], stored["items"]).moments()
   model = _logits(mean - loss.pessimism * deviation)
-  popular = _logits(full_information.popularity(log, schema.num_items)).astype(np.float32)
+  popular = _logits(full_information.popularity(log, schema.num_items))
   select = environment.evaluator.metrics.selection("both")
 
   def mixed(share: float, ranker_share: float) -> Mixture:
     table = share * model + (1 - share) * popular
-    return Mixture(table, environment.ranker_logits, ranker_share)
+    return Mixture(tf.constant(table, tf.float32), environment.ranker_logits, ranker_share)
 
   def build(directory: Any) -> None:
     values = {}
@@ -240,8 +240,7 @@ def safe_scores(scores: tf.Tensor, ranker_logits: tf.Tensor, top: int) -> tf.Ten
     scores: [B, N], which differ by less than `_APART`. ranker_logits: [B, N].
     top: how many items are the best.
   """
-  best = tf.math.top_k(scores, top).indices
+  values, best = tf.math.top_k(scores, top)
   least = tf.reduce_min(tf.gather(ranker_logits, best, batch_dims=1), axis=1, keepdims=True)
-  first = tf.reduce_any(tf.one_hot(best, tf.shape(scores)[1], True, False, dtype=tf.bool), axis=1)
   others = tf.where(ranker_logits < least, scores, scores - 2 * _APART)
-  return tf.where(first, scores + 2 * _APART, others)
+  return tf.where(scores >= values[:, -1:], scores + 2 * _APART, others)
