@@ -10,6 +10,7 @@ from tests.oracle import softmax
 from tests.policy_oracle import enumerate_slates, ranker_probability
 from tf_twostage.errors import InputError
 from tf_twostage.policies import (
+  FactoredPolicy,
   SoftmaxPolicy,
   TwoStagePolicy,
   two_stage_log_prob,
@@ -378,6 +379,26 @@ def test_temperature_divides_the_logits():
   ids, scores = policy.top_k(2)
   np.testing.assert_array_equal(ids[0], np.argsort(-logits[0])[:2])
   np.testing.assert_allclose(scores[0], np.sort(logits[0] / 2.5)[:-3:-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_a_policy_of_factors_is_that_of_their_product(scale):
+  rng = np.random.default_rng(0)
+  users = tf.constant(scale * rng.normal(size=(5, 3)), tf.float32)
+  items = tf.constant(rng.normal(size=(7, 3)), tf.float32)
+  actions = tf.constant([0, 6, 3, 3, 1])
+  upstream = tf.constant(rng.normal(size=5), tf.float32)
+  found = []
+  for factored in (True, False):
+    with tf.GradientTape() as tape:
+      tape.watch((users, items))
+      product = tf.matmul(users, items, transpose_b=True)
+      policy = FactoredPolicy(users, items) if factored else SoftmaxPolicy(product)
+      log_prob = policy.log_prob(actions)
+    gradients = tape.gradient(log_prob, (users, items), upstream)
+    found.append((log_prob, policy.entropy(), *gradients))
+  for own, others in zip(*found, strict=True):
+    np.testing.assert_allclose(own, others, rtol=1e-4, atol=2e-6 * scale)
 
 
 def test_entropy_is_that_of_the_probabilities():

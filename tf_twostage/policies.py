@@ -151,6 +151,55 @@ class SoftmaxPolicy:
     return -tf.math.log(tf.reduce_max(p, 1)) - tf.reduce_sum(p * below, 1)
 
 
+class FactoredPolicy:
+  """`SoftmaxPolicy` of logits that are products of user and item vectors.
+
+  The gradient in the vectors needs products with p alone, no array [B, N] of its own: with d the
+  gradient in log p(a_i), those of u_i and v_b are d_i (v_{a_i} - Σ_b p_ib v_b) and, where b is not
+  logged, -Σ_i d_i p_ib u_i. Σ_b p_b z_b, which the entropy needs, is u_i · Σ_b p_ib v_b.
+
+  Args:
+    users: [B, D] float32.
+    items: [N, D] float32, finite.
+  """
+
+  def __init__(self, users: tf.Tensor, items: tf.Tensor):
+    self.users, self.items = users, items
+
+  def log_prob(self, actions: tf.Tensor) -> tf.Tensor:
+    """log π(a_i) for one action a row: [B] to [B], differentiable in both vectors."""
+
+    @tf.custom_gradient
+    def log_prob(users, items):
+      logits, exponentials, total = self._sums(users, items)
+
+      def gradient(d_log_p):
+        scaled = d_log_p[:, None] * users
+        mean = tf.matmul(exponentials, items) / total
+        d_items = tf.matmul(exponentials, -scaled / total, transpose_a=True)
+        d_items = tf.tensor_scatter_nd_add(d_items, actions[:, None], scaled)
+        return d_log_p[:, None] * (tf.gather(items, actions) - mean), d_items
+
+      below = tf.gather(logits, actions, batch_dims=1) - tf.reduce_max(logits, 1)
+      return below - tf.math.log(total)[:, 0], gradient
+
+    return log_prob(self.users, self.items)
+
+  def entropy(self) -> tf.Tensor:
+    """-Σ_a π(a) log π(a): [B], in nats."""
+    logits, exponentials, total = self._sums(self.users, self.items)
+    mean = tf.matmul(exponentials, self.items) / total
+    log_total = tf.reduce_max(logits, 1) + tf.math.log(total)[:, 0]
+    return log_total - tf.reduce_sum(self.users * mean, 1)
+
+  @staticmethod
+  def _sums(users: tf.Tensor, items: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Logits, the exponentials of what they lie below the largest, and their sum, [B, 1]."""
+    logits = tf.matmul(users, items, transpose_b=True)
+    exponentials = tf.exp(logits - tf.reduce_max(logits, 1, keepdims=True))
+    return logits, exponentials, tf.reduce_sum(exponentials, 1, keepdims=True)
+
+
 class TwoStagePolicy:
   """Generator and ranker together: K candidates by softmax(logits), one of them by the ranker.
 

@@ -43,7 +43,7 @@ def after_steps(objective, *, compiled):
 @pytest.mark.parametrize(
   ("name", "options"),
   [
-    ("ips", {"policy": "two_stage"}),
+    ("cross_entropy", {}),
     ("ips", {"policy": "distinct", "slate_size": 3}),
     ("two_stage_ips", {"sampling": "exact"}),
   ],

@@ -45,6 +45,7 @@ class DoublyRobust(WeightedLoss, EstimatorLoss, ScaledLoss):
       `reward_scale`), linear if the ranker logits are rhat, or a function.
     """
     super().__init__(importance, **kwargs)
+    self.reads_factors = False
     self.reward_model = tf.keras.activations.get(reward_model)
 
   def evaluate(self, x: LossInputs) -> LossTerms:

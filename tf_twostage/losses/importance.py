@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_twostage.errors import InputError
-from tf_twostage.losses.base import LossTerms, OffPolicyLoss
+from tf_twostage.losses.base import LossInputs, OffPolicyLoss
 from tf_twostage.losses.replicas import batch_sum
 
 # exp of this is finite in float32, and so is the sum over a batch.
@@ -164,8 +164,6 @@ class RewardLoss(WeightedLoss):
         " self_normalize=false (weight_method clip or shrink), or no baseline"
       )
 
-  def terms(
-    self, logits, actions, propensities, rewards, ranker_logits=None, log_q=None
-  ) -> LossTerms:
-    x = self._checked(logits, actions, propensities, rewards, ranker_logits, log_q)
-    return self.evaluate(x._replace(rewards=x.rewards - self.baseline))
+  def _checked(self, *arguments: Any) -> LossInputs:
+    x = super()._checked(*arguments)
+    return x._replace(rewards=x.rewards - self.baseline)

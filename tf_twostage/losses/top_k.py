@@ -10,7 +10,6 @@ from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, RewardLoss
 from tf_twostage.losses.ips import ips
-from tf_twostage.policies import SoftmaxPolicy
 
 
 def top_k_multiplier(log_prob_actions: tf.Tensor, k: int) -> tf.Tensor:
@@ -45,6 +44,7 @@ class TopK(RewardLoss):
   """-ω_i λ_K(a_i) r_i log p(a_i), p = softmax(logits), ω_i from sg(p(a_i)) / β_i."""
 
   compiles = True
+  reads_factors = True
 
   def __init__(
     self, importance: ImportanceWeights = DEFAULT_WEIGHTS, slate_size: int = 30, **kwargs
@@ -59,7 +59,7 @@ class TopK(RewardLoss):
     self.slate_size = slate_size
 
   def evaluate(self, x: LossInputs) -> LossTerms:
-    log_p = SoftmaxPolicy(x.logits).log_prob(x.actions)
+    log_p = x.softmax_log_prob()
     ratio, weights = self.importance(log_p, x.propensities)
     multiplier = top_k_multiplier(log_p, self.slate_size)
     return LossTerms(ips(log_p, multiplier * weights, x.rewards), ratio, weights)

@@ -135,11 +135,11 @@ class CandidateGenerator(tfrs.Model):
       query,
       self.towers.candidates(items, training),
       available,
+      log_q,
       actions,
       inputs["propensity"],
       inputs["reward"],
       ranker_logits,
-      log_q,
     )
     self._health.update(terms, entropy)
     penalty = self.towers.touched_penalty(inputs["user"], items)
@@ -152,20 +152,27 @@ class CandidateGenerator(tfrs.Model):
     query: tf.Tensor,
     candidates: tf.Tensor,
     available: tf.Tensor | None,
-    *columns: tf.Tensor | None,
+    log_q: tf.Tensor | None,
+    actions: tf.Tensor,
+    propensities: tf.Tensor,
+    rewards: tf.Tensor,
+    ranker_logits: tf.Tensor | None,
   ) -> tuple[tf.Tensor, LossTerms, tf.Tensor]:
-    """Mean loss, terms, and entropy of the policy, from user and item vectors.
-
-    `columns` are the arguments of `OffPolicyLoss.terms` after the logits.
-    """
-    factors = [tf.cast(v, self._factor_dtype) for v in (query, candidates)]
-    logits = restricted(tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32), available)
-    terms = self.objective.terms(logits, *columns)
-    log_q = columns[-1]
-    return tf.reduce_mean(terms.loss), terms, self._health.policy_entropy(logits, log_q)
+    """Mean loss, terms, and entropy of the policy, from user and item vectors."""
+    vectors = [tf.cast(v, self._factor_dtype) for v in (query, candidates)]
+    logits = restricted(tf.cast(tf.matmul(*vectors, transpose_b=True), tf.float32), available)
+    factors: tuple[tf.Tensor, tf.Tensor] | None = None
+    exact = self._factor_dtype == tf.float32 and available is None and log_q is None
+    if exact and self.objective.reads_factors:
+      factors = query, candidates
+    terms = self.objective.terms(
+      logits, actions, propensities, rewards, ranker_logits, log_q, factors
+    )
+    entropy = self._health.policy_entropy(logits, log_q, factors)
+    return tf.reduce_mean(terms.loss), terms, entropy
 
   def _with_gradients(
-    self, *arguments: tf.Tensor | None
+    self, *arguments: Any
   ) -> tuple[tuple[tf.Tensor, LossTerms, tf.Tensor], list[tf.Tensor]]:
     """`_evaluated`, and the gradients of the mean loss in user and item vectors."""
     vectors = arguments[:2]

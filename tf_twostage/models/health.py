@@ -7,7 +7,7 @@ import tensorflow as tf
 from tf_twostage.distinct import inclusion_probabilities
 from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.replicas import all_rows
-from tf_twostage.policies import SoftmaxPolicy, entropy
+from tf_twostage.policies import FactoredPolicy, SoftmaxPolicy, entropy
 
 _ROWS = 16  # of a batch, whose candidates' entropy is measured: inclusion costs more than a softmax
 
@@ -94,11 +94,19 @@ class PolicyHealth(tf.keras.layers.Layer):
     if self._objective.uses_ranker_probability:
       self.ranker_probability.update_state(terms.ranker_probability)
 
-  def policy_entropy(self, logits: tf.Tensor, log_q: tf.Tensor | None = None) -> tf.Tensor:
+  def policy_entropy(
+    self,
+    logits: tf.Tensor,
+    log_q: tf.Tensor | None = None,
+    factors: tuple[tf.Tensor, tf.Tensor] | None = None,
+  ) -> tf.Tensor:
     """Entropy of a candidate's distribution, [B] or less.
 
     It is estimated where the N items are a `losses.Support`, whose `log_q` [N] is then given.
+    `factors` are those of `OffPolicyLoss.terms`.
     """
+    if factors is not None:
+      return FactoredPolicy(*factors).entropy()
     if self._objective.stage == "distinct":
       copies = None if log_q is None else tf.exp(-log_q)
       pi = inclusion_probabilities(logits[:_ROWS], self._objective.slate_size, copies)
