@@ -4,9 +4,9 @@ python -m launch.serve_check --model=saved_models/ml1m
 python -m launch.serve_check --model=saved_models/ml1m/3 --repeats=1000
 
 Loads it with the C++ loader and into a session, makes its warm-up calls, and compares the answers
-with those of the process that exported it. Reports signatures, size and latency. Exit code 0: the
-answers are the same; 1: it does not load, or answers differently; 2: wrong usage, or the version
-holds no recorded answers.
+with those of the process that exported it. Reports signatures, size and latency, and the recall of
+an approximate index. Exit code 0: the answers are the same; 1: it does not load, or answers
+differently; 2: wrong usage, or the version holds no recorded answers.
 """
 
 import pathlib
@@ -30,11 +30,17 @@ def main() -> int:
     raise InputError("--model must be given: a directory of versions, or one version")
 
   from tf_twostage.serving import check, exporting
+  from tf_twostage.serving.served import Served
 
   version, model = exporting.load_latest(pathlib.Path(values.model))
   report, same = check.check(version, repeats=values.repeats)
   if same and hasattr(model, "explain"):
     report += f"\n\n{check.explained(model, check.read(version))}"
+  if same and hasattr(model, "cells"):
+    served, calls = Served.load(version), check.read(version)
+    request = next(call.inputs for call in calls if call.signature == "recommend")
+    k, found = served.settings["slate_size"], served.recall(request)
+    report += f"\n\nrecall@{k} of the approximate index against exact: {found:.3f}"
   print(report, file=sys.stdout if same else sys.stderr)
   return 0 if same else 1
 

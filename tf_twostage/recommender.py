@@ -544,6 +544,7 @@ class TwoStageRecommender:
     users: bool = True,
     removed: Sequence[str] = (),
     new: serving.NewItems | None = None,
+    index: tuple[int, int] | None = None,
   ) -> pathlib.Path:
     """Writes the next version of a SavedModel for TensorFlow Serving, and for `load`.
 
@@ -553,6 +554,8 @@ class TwoStageRecommender:
       users: whether to include the table of user features, so that a loaded model finds users by
         id.
       removed, new: items that disappeared or appeared since training; see `serving.change`.
+      index: cells and probes of an approximate index for `recommend`: items are in so many cells,
+        of which a request visits the best few. None: it scores the whole catalogue.
 
     Returns:
       The new version's directory.
@@ -562,7 +565,7 @@ class TwoStageRecommender:
       RunError: the SavedModel does not answer as this model does; it does not appear.
     """
     environment, _ = self._fitted()
-    servable = self._servable(removed, new)
+    servable = self._servable(removed, new, index)
     served, requests = self._serve(servable), dict(environment.requests)
     if TIME in served.settings:
       requests[TIME] = np.full(len(requests["exclude"]), served.settings[TIME])
@@ -880,7 +883,10 @@ class TwoStageRecommender:
     return self._environment, self._generator
 
   def _servable(
-    self, removed: Sequence[str] = (), new: serving.NewItems | None = None
+    self,
+    removed: Sequence[str] = (),
+    new: serving.NewItems | None = None,
+    index: tuple[int, int] | None = None,
   ) -> serving.ServableRecommender:
     environment, towers = self._fitted()
     pair = serving.Pair(
@@ -890,7 +896,7 @@ class TwoStageRecommender:
     ids = (of.schema.item_id.vocabulary for of in (pair, changed))
     catalogues = environment.log.catalogues
     interval = None if catalogues is None else catalogues.interval_of(*ids)
-    return serving.ServableRecommender(*changed, self.slate_size, interval, self.stage)
+    return serving.ServableRecommender(*changed, self.slate_size, interval, self.stage, index)
 
   def _serve(self, servable: serving.ServableRecommender) -> Served:
     environment, _ = self._fitted()

@@ -108,6 +108,11 @@ def test_new_items_are_scored_by_their_features(model, tmp_path, monkeypatch):
   assert (reasons["clause"].str.contains("group=g0")).any()
 
 
+def test_clauses_take_no_index_of_cells(model, tmp_path):
+  with pytest.raises(InputError, match="clauses are an index already"):
+    model.export(tmp_path, index=(4, 2))
+
+
 def test_only_clauses_explain(parts, tmp_path):
   vectors = TwoStageRecommender(slate_size=6, **towers.QUICK)
   vectors.fit(parts[0], validation=parts[1], workdir=tmp_path, progress=False)

@@ -204,6 +204,8 @@ def exported_again(finished, tmp_path_factory):
     f"--export_dir={export}",
     f"--add_items={changes / 'new.csv'}",
     f"--remove_items={changes / 'gone.txt'}",
+    "--index_cells=16",
+    "--index_probes=8",
     name="export",
   )
   assert done.returncode == 0, done.stderr
@@ -228,6 +230,9 @@ def test_an_export_is_checked(exported_again):
   assert done.returncode == 0, done.stderr
   for words in ("sample", "propensity", "p99", "24 calls answered as in the exporting process"):
     assert words in done.stdout
+  recall = re.search(r"recall@(\d+) of the approximate index against exact: ([\d.]+)", done.stdout)
+  assert recall
+  assert 0.5 < float(recall[2]) <= 1
 
 
 @pytest.mark.parametrize(
@@ -237,6 +242,8 @@ def test_an_export_is_checked(exported_again):
     ("export", ["--workdir=/does/not/exist"], "/does/not/exist has no finished generator"),
     ("export", ["--overwrite"], "Unknown command line flag 'overwrite'"),
     ("export", ["--keep=0"], "keep"),
+    ("export", ["--index_probes=8"], "--index_probes changes nothing without --index_cells"),
+    ("export", ["--index_cells=301"], "index_cells must lie between 2 and the 300 items"),
     ("serve_check", [], "--model must be given"),
   ],
 )

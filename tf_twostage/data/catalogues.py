@@ -131,8 +131,8 @@ class Catalogues:
 
 
 def there_are(interval: tf.Tensor, time: tf.Tensor) -> tf.Tensor:
-  """Which items [N, 2] there are at times [B, 1]: [B, N] bool."""
-  return (interval[:, 0] <= time) & (time < interval[:, 1])
+  """Which items [N, 2], or each row's own [B, N, 2], there are at times [B, 1]: [B, N] bool."""
+  return (interval[..., 0] <= time) & (time < interval[..., 1])
 
 
 def check_same(one: Catalogues | None, other: Catalogues | None) -> None:

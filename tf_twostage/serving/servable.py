@@ -8,6 +8,7 @@ has no infinity. An invalid request fails with INVALID_ARGUMENT and the reason.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ from tf_twostage.models.encoders import Codes, FeatureLookup, Towers
 from tf_twostage.models.slate_ranker import SlateRanker, catalogue_scores
 from tf_twostage.models.two_stage import PADDING, rerank, retrieve
 from tf_twostage.policies import TwoStagePolicy, restricted, two_stage_propensities
+from tf_twostage.serving.cells import Cells
 from tf_twostage.top_k import top_k
 
 LOWEST_SCORE = tf.float32.min  # the score of padding
@@ -57,11 +59,13 @@ class ServableRecommender(tf.Module):
     slate_size: int,
     interval: np.ndarray | None = None,
     stage: str = "two_stage",
+    index: tuple[int, int] | None = None,
   ):
     """`interval` [N, 2]: the times from which and before which there is an item; see `Catalogues`.
 
     With it requests have a time. `stage` names the policy of `sample`, see
-    `models.two_stage.POLICIES`."""
+    `models.two_stage.POLICIES`. `index`, cells and probes, makes `recommend` approximate; see
+    `Cells`."""
     super().__init__(name="recommender")
     if slate_size > schema.num_items:
       raise InputError(f"slate_size {slate_size} exceeds the catalogue of {schema.num_items} items")
@@ -72,8 +76,12 @@ class ServableRecommender(tf.Module):
     # The SavedModel keeps the towers' variables, not the Keras layers around them.
     self._query, self._weights = generator.query, [*generator.variables]
     self._passing = getattr(generator, "passing", tf.identity)
+    if index is not None and hasattr(generator, "passing"):
+      raise InputError("index_cells: clauses are an index already; leave it out")
+    vectors = generator.candidates()
     # [D, N]: a product with few users is a third faster than with [N, D].
-    self._items = tf.Variable(tf.transpose(generator.candidates()), trainable=False)
+    self._items = tf.Variable(tf.transpose(vectors), trainable=False)
+    self.cells = None if index is None else Cells(vectors.numpy(), *index)
     self._ranker = ranker
     self._interval = None if interval is None else tf.Variable(interval, trainable=False)
     # Objects: NumPy's unicode arrays lose trailing NULs.
@@ -105,13 +113,16 @@ class ServableRecommender(tf.Module):
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     k = self._checked_k(k, rows)
-    codes = self._codes(raw)
-    logits = self._logits(codes, exclude, raw.pop(TIME, None))
-    slate, _ = self._retrieve(logits, tf.maximum(k, self.slate_size))
+    codes, time = self._codes(raw), raw.pop(TIME, None)
+    find = self._retrieve if self.cells is None else functools.partial(self._visit, self.cells)
+    slate, generator_scores = find(codes, exclude, time, tf.maximum(k, self.slate_size))
     ranker_scores = self._ranker(raw, codes, tf.maximum(slate, 0))
-    ids, scores = rerank(slate, ranker_scores, tf.minimum(_largest(k), tf.shape(slate)[1]))
-    ids = _keep_first(ids, k)
-    generator_scores = tf.gather(logits, tf.maximum(ids, 0), batch_dims=1)
+    width = tf.shape(slate)[1]
+    places = tf.where(slate == PADDING, PADDING, tf.range(width))
+    places, scores = rerank(places, ranker_scores, tf.minimum(_largest(k), width))
+    places = _keep_first(places, k)
+    ids = _padded(tf.gather(slate, tf.maximum(places, 0), batch_dims=1), places, PADDING)
+    generator_scores = tf.gather(generator_scores, tf.maximum(places, 0), batch_dims=1)
     return {
       **self._ids_and_titles(ids),
       "score": _padded(scores, ids, LOWEST_SCORE),
@@ -125,7 +136,7 @@ class ServableRecommender(tf.Module):
     """
     raw, exclude, rows = self._checked(features, exclude=exclude)
     logits = self._logits(self._user_lookup(raw), exclude, raw.pop(TIME, None))
-    ids, scores = self._retrieve(logits, self._checked_k(k, rows))
+    ids, scores = self._best(logits, self._checked_k(k, rows))
     log_total = tf.reduce_logsumexp(logits, 1, keepdims=True)
     return {
       "item_id": self._ids_and_titles(ids)["item_id"],
@@ -309,10 +320,38 @@ class ServableRecommender(tf.Module):
       return logits
     return restricted(logits, there_are(self._interval, time[:, tf.newaxis]))
 
-  def _retrieve(self, logits: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Each row's best `sizes` [B] items and their scores, padded to the largest size."""
-    ids, scores = retrieve(logits, None, tf.minimum(_largest(sizes), self.num_items))
+  def _best(self, logits: tf.Tensor, sizes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each row's best `sizes` [B] of logits [B, W] and their scores, padded to the largest size."""
+    ids, scores = retrieve(logits, None, tf.minimum(_largest(sizes), tf.shape(logits)[1]))
     return _keep_first(ids, sizes), scores
+
+  def _retrieve(
+    self, codes: Codes, exclude: tf.Tensor, time: tf.Tensor | None, sizes: tf.Tensor
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each row's best `sizes` [B] items and their scores, padded to the largest size."""
+    return self._best(self._logits(codes, exclude, time), sizes)
+
+  def _visit(
+    self,
+    cells: Cells,
+    codes: Codes,
+    exclude: tf.Tensor,
+    time: tf.Tensor | None,
+    sizes: tf.Tensor,
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `_retrieve`, of the items in the best cells."""
+    ids, scores = cells(self._query(codes))
+    if self._interval is not None and time is not None:
+      there = there_are(tf.gather(self._interval, tf.maximum(ids, 0)), time[:, tf.newaxis])
+      scores = restricted(scores, there)
+    # Of that many, so many remain however many are excluded.
+    enough = tf.minimum(_largest(sizes) + tf.shape(exclude)[1], tf.shape(ids)[1])
+    scores, order = top_k(scores, enough)
+    ids = tf.gather(ids, order, batch_dims=1)
+    excluded = tf.cast(self._index.lookup(exclude), tf.int32)
+    gone = tf.reduce_any(ids[:, :, tf.newaxis] == excluded[:, tf.newaxis], axis=2)
+    places, scores = self._best(restricted(scores, ~gone), sizes)
+    return _padded(tf.gather(ids, tf.maximum(places, 0), batch_dims=1), places, PADDING), scores
 
   def _ids_and_titles(self, index: tf.Tensor) -> Answer:
     names = (("item_id", self._ids), ("title", self._titles))

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 SETTINGS, USERS = "recommender.json", "users.parquet"
 _PAIRS_PER_CALL = 2**22
+_USERS_OF_RECALL = 200
 
 Users = pd.DataFrame | Sequence[Any] | str
 Excluded = Mapping[Any, Iterable[Any]] | Sequence[Iterable[Any]]
@@ -181,6 +182,32 @@ class Served:
     if users.empty:
       raise InputError("recommend: there are no users; pass at least one")
     return users, self._features(users.reset_index(drop=True), by_id)
+
+  def recall(self, request: Mapping[str, np.ndarray]) -> float:
+    """The share of the best `slate_size` items that `recommend` finds by its index, of many users.
+
+    Args:
+      request: inputs of `recommend`, [B, ...] each. Known users replace those in it, if there are.
+    """
+    k = self.settings["slate_size"]
+    count = _USERS_OF_RECALL if self.users is not None else len(request["exclude"])
+    inputs = {
+      name: np.resize(values, (count, *values.shape[1:])) for name, values in request.items()
+    }
+    inputs |= {"exclude": np.full((count, 1), ""), "k": np.full(count, k, np.int32)}
+    if self.users is not None:
+      known = len(next(iter(self.users.values())))
+      chosen = np.random.default_rng(0).integers(known, size=count)
+      inputs |= {n: np.asarray(v)[chosen] for n, v in self.users.items() if n in self.inputs}
+    tensors = {name: tf.constant(values) for name, values in inputs.items()}
+    found, best = (
+      self.model.signatures[name](
+        **{n: tensors[n] for n in self.model.signatures[name].structured_input_signature[1]}
+      )["item_id"].numpy()
+      for name in ("recommend", "retrieve")
+    )
+    hits = [len({*a} & {*b} - {b""}) for a, b in zip(found, best, strict=True)]
+    return sum(hits) / np.sum(best != b"")
 
   def order_of(self, items: Sequence[str], name: str) -> np.ndarray | None:
     """The place of each item of a log in this catalogue, [N]; None: the order is the same."""
