@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import types
@@ -130,8 +131,10 @@ def split(cells: np.ndarray, separator: str) -> np.ndarray:
   """The values of bags, padded with "": [rows] to [rows, width] str."""
   parts = pd.Series(cells).str.split(separator, regex=False)
   bags = [[value for part in cell if (value := part.strip())] for cell in parts]
-  width = max(1, *map(len, bags)) if bags else 1
-  return np.array([bag + [""] * (width - len(bag)) for bag in bags], dtype=object)
+  sizes = np.array([*map(len, bags)], int)
+  table = np.full((len(bags), sizes.max(initial=1)), "", dtype=object)
+  table[np.arange(table.shape[1]) < sizes[:, np.newaxis]] = [*itertools.chain(*bags)]
+  return table
 
 
 def to_parquet(table: FeatureTable) -> bytes:
@@ -154,7 +157,7 @@ def natural_order(values: Sequence[str]) -> np.ndarray:
 
 
 def _distinct(spec: FeatureColumn, values: np.ndarray) -> tuple[str, ...]:
-  distinct = [value for value in np.unique(values).tolist() if value]
+  distinct = [value for value in {*values.flat} if value]
   if not distinct:
     raise InputError(
       f"column {spec.column!r} holds no value at all; leave the feature {spec.name!r} out of the"
