@@ -98,6 +98,7 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   needs_ranker: bool = False  # whether `evaluate` reads ranker_logits
   uses_weights: bool = False  # whether `evaluate` returns ratio and weights
   uses_ranker_probability: bool = False  # whether `evaluate` returns ranker_probability
+  pointwise: bool = False  # whether `evaluate` reads logits of the logged items alone
   trains_ranker: bool = False  # whether the loss is differentiable in ranker_logits
   # Whether XLA may compile `evaluate`: not if it draws, since XLA draws others. A dynamic loss has
   # arrays of a size known only when it runs: XLA compiles parts of it (`policies.fused`).

@@ -44,6 +44,7 @@ class BinaryCrossEntropy(ScaledLoss):
       mixture of hard and soft labels.
   """
 
+  pointwise = True
   needs_all_rows = "it fits rewards, and would see labels near 1 alone"
 
   def __init__(self, distillation: float = 0.0, **kwargs):

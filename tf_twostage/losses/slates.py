@@ -13,12 +13,6 @@ _BLOCK = 64
 _MIN_SHARE = 1e-26
 
 
-def random_generator(seed: int | None) -> tf.random.Generator:
-  """A generator that checkpoints save; its seed follows `tf.random.set_seed` and this one."""
-  start = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
-  return tf.random.Generator.from_seed(start)
-
-
 def sample_slates(
   logits: tf.Tensor,
   *,

@@ -10,13 +10,7 @@ import tensorflow as tf
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms, weighted_log_prob
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, RewardLoss
-from tf_twostage.losses.slates import (
-  SAMPLING,
-  expected_counts,
-  random_generator,
-  sample_slates,
-  slate_counts,
-)
+from tf_twostage.losses.slates import SAMPLING, expected_counts, sample_slates, slate_counts
 
 
 class TwoStageIPS(RewardLoss):
@@ -82,7 +76,10 @@ class TwoStageIPS(RewardLoss):
     self.compiles = sampling == "exact"
     self.normalize_shares = normalize_shares
     self.seed = seed
-    self.generator = random_generator(seed) if sampling == "systematic" else None
+    self.generator = None
+    if sampling == "systematic":
+      start = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
+      self.generator = tf.random.Generator.from_seed(start)
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     counts, share = self._counts(x)

@@ -18,7 +18,6 @@ from tf_twostage.losses.ranking import (
   rank_weights,
   sample_rivals,
 )
-from tf_twostage.losses.slates import random_generator
 from tf_twostage.policies import is_finite
 
 # A slot that is rarely examined has large weights, which are what corrects for its position.
@@ -80,7 +79,8 @@ class TwoStageLTR(WeightedLoss):
     self.examination = None if examination is None else [*map(float, examination)]
     self.slate_size = slate_size
     self.seed = seed
-    self.generator = random_generator(seed)
+    start = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
+    self.generator = tf.random.Generator.from_seed(start)
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     if self.rank_weights == "examination" and self.examination is None:

@@ -9,7 +9,6 @@ from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms
 from tf_twostage.losses.importance import DEFAULT_WEIGHTS, ImportanceWeights, RewardLoss
 from tf_twostage.losses.ips import ips
-from tf_twostage.losses.slates import random_generator
 from tf_twostage.policies import is_finite
 
 _NEVER = -1e30  # in place of -inf, whose gradient is NaN
@@ -60,7 +59,8 @@ class VanillaPolicyGradient(RewardLoss):
     self.num_slates = num_slates
     self.slate_size = slate_size
     self.seed = seed
-    self.generator = random_generator(seed)
+    start = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64, seed=seed)
+    self.generator = tf.random.Generator.from_seed(start)
 
   def evaluate(self, x: LossInputs) -> LossTerms:
     seed = self.generator.make_seeds()[:, 0]

@@ -121,6 +121,8 @@ class CandidateGenerator(tfrs.Model):
 
   def _loss_and_penalty(self, inputs: Batch, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
     query, actions = self.towers.query(inputs["user"], training), inputs["action"]
+    if self.objective.pointwise and self._support is None:
+      return self._of_pairs(inputs, query, training)
     items, log_q, ranker_logits = None, None, None
     available = inputs.get("available")
     if self._support is not None:
@@ -147,6 +149,37 @@ class CandidateGenerator(tfrs.Model):
       penalty += self.ranker.touched_penalty(inputs, items)
     return loss, penalty
 
+  def _of_pairs(
+    self, inputs: Batch, query: tf.Tensor, training: bool
+  ) -> tuple[tf.Tensor, tf.Tensor]:
+    """Loss and penalty of a pointwise objective, without logits of other items."""
+    actions, ranker_logits = inputs["action"], None
+    factors = query, self.towers.candidates(actions, training)
+    pairs = tf.multiply(*(tf.cast(tf.cast(v, self._factor_dtype), tf.float32) for v in factors))
+    if self._ranker_logits is not None:
+      ranker_logits = tf.linalg.diag_part(self._ranker_logits(inputs, actions))[:, tf.newaxis]
+    terms = self.objective.terms(
+      tf.reduce_sum(pairs, axis=1, keepdims=True),
+      tf.zeros_like(actions),
+      inputs["propensity"],
+      inputs["reward"],
+      ranker_logits,
+    )
+
+    def logits() -> tf.Tensor:
+      return self._logits(query, self.towers.candidates(), inputs.get("available"))
+
+    step = 0 if self.optimizer is None else self.optimizer.iterations
+    self._health.update_pairs(terms, logits, step)
+    return tf.reduce_mean(terms.loss), self.towers.touched_penalty(inputs["user"], actions)
+
+  def _logits(
+    self, query: tf.Tensor, candidates: tf.Tensor, available: tf.Tensor | None
+  ) -> tf.Tensor:
+    """Logits [B, N] from user and item vectors, -inf where an item is not available."""
+    factors = [tf.cast(v, self._factor_dtype) for v in (query, candidates)]
+    return restricted(tf.cast(tf.matmul(*factors, transpose_b=True), tf.float32), available)
+
   def _evaluated(
     self,
     query: tf.Tensor,
@@ -159,8 +192,7 @@ class CandidateGenerator(tfrs.Model):
     ranker_logits: tf.Tensor | None,
   ) -> tuple[tf.Tensor, LossTerms, tf.Tensor]:
     """Mean loss, terms, and entropy of the policy, from user and item vectors."""
-    vectors = [tf.cast(v, self._factor_dtype) for v in (query, candidates)]
-    logits = restricted(tf.cast(tf.matmul(*vectors, transpose_b=True), tf.float32), available)
+    logits = self._logits(query, candidates, available)
     factors: tuple[tf.Tensor, tf.Tensor] | None = None
     exact = self._factor_dtype == tf.float32 and available is None and log_q is None
     if exact and self.objective.reads_factors:

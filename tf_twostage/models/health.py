@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tf_twostage.distinct import inclusion_probabilities
@@ -9,6 +11,7 @@ from tf_twostage.losses.base import LossTerms, OffPolicyLoss
 from tf_twostage.losses.replicas import all_rows
 from tf_twostage.policies import FactoredPolicy, SoftmaxPolicy, entropy
 
+_STEPS = 16  # of a pointwise loss, of which one measures the entropy over the catalogue
 _ROWS = 16  # of a batch, whose candidates' entropy is measured: inclusion costs more than a softmax
 
 
@@ -79,10 +82,26 @@ class PolicyHealth(tf.keras.layers.Layer):
     if objective.uses_ranker_probability:
       self.ranker_probability = tf.keras.metrics.Mean("ranker_probability")
 
-  def update(self, terms: LossTerms, policy_entropy: tf.Tensor) -> None:
-    """Adds a batch: the terms of its loss, and `policy_entropy`."""
+  def update_pairs(
+    self, terms: LossTerms, logits: Callable[[], tf.Tensor], step: tf.Tensor | int
+  ) -> None:
+    """Adds a batch of a pointwise loss, with the entropy of its `logits` in some steps only.
+
+    These are the first step of an epoch, every 16th, and those whose loss is not finite.
+    """
+    due = (self.entropy.count == 0) | (step % _STEPS == 0)
+    due |= ~tf.reduce_all(tf.math.is_finite(terms.loss))
+    mean = tf.cond(
+      due, lambda: tf.reduce_mean(self.policy_entropy(logits())), lambda: tf.constant(0.0)
+    )
+    self.update(terms, mean, tf.cast(due, tf.float32))
+
+  def update(
+    self, terms: LossTerms, policy_entropy: tf.Tensor, weight: tf.Tensor | None = None
+  ) -> None:
+    """Adds a batch: the terms of its loss, and `policy_entropy` with a weight."""
     self.loss_mean.update_state(terms.loss)
-    self.entropy.update_state(policy_entropy)
+    self.entropy.update_state(policy_entropy, weight)
     if self._objective.uses_weights:
       self.weight_mean.update_state(terms.ratio)
       self.weight_max.update_state(terms.ratio)
