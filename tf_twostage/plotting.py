@@ -6,6 +6,7 @@ draw return a Figure; `save` writes it. matplotlib comes with the extra `[plot]`
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import pathlib
@@ -45,13 +46,7 @@ def figure(width: float, height: float) -> Figure:
   except ImportError as error:
     raise InputError(f"plots need matplotlib: {_REMEDY}") from error
   made = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
-
-  def png() -> bytes:
-    content = io.BytesIO()
-    made.savefig(content, format="png", dpi=_DPI / 2)
-    return content.getvalue()
-
-  made._repr_png_ = png  # type: ignore[attr-defined]
+  made._repr_png_ = functools.partial(_png, made, _DPI / 2)  # type: ignore[attr-defined]
   return made
 
 
@@ -67,7 +62,7 @@ def legend_below(figure: Figure, axis: Any) -> None:
 
 
 def save(drawings: Mapping[pathlib.Path, Callable[[], Figure]]) -> None:
-  """Draws figures and writes them as PNG files, each in one step.
+  """Draws figures and writes them as PNG files, each in one step; the same function draws once.
 
   Without matplotlib nothing is written, and one warning names the files.
   """
@@ -76,6 +71,14 @@ def save(drawings: Mapping[pathlib.Path, Callable[[], Figure]]) -> None:
   except ImportError:
     _log.warning("no %s: %s", ", ".join(path.name for path in drawings), _REMEDY)
     return
-  for path, draw in drawings.items():
-    with atomic_write(path) as file:
-      draw().savefig(file, dpi=_DPI, format="png")
+  for draw in dict.fromkeys(drawings.values()):
+    content = _png(draw(), _DPI)
+    for path in (path for path, own in drawings.items() if own == draw):
+      with atomic_write(path) as file:
+        file.write_bytes(content)
+
+
+def _png(figure: Figure, dpi: float) -> bytes:
+  content = io.BytesIO()
+  figure.savefig(content, format="png", dpi=dpi)
+  return content.getvalue()

@@ -626,11 +626,12 @@ class TwoStageRecommender:
       _log.warning("%s", warning)
     directory = self.directory(environment, workdir)
     draw = functools.partial(self._curves, baselines, evaluator.metrics)
-    for place in (directory, workdir):
+    places = directory, workdir
+    plotting.save({place / "curves.png": draw for place in places})
+    for place in places:
       write_record(place / "config.json", dataclasses.asdict(self.config))
       write_json(place / METRICS, values)
       write_text(place / "table.csv", run_report.flat_csv(table))
-      plotting.save({place / "curves.png": draw})
       if environment.examination is not None:
         environment.examination.save(place)
       if isinstance(self._generator, StructuredQueries):

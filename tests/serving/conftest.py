@@ -13,8 +13,8 @@ def export_and_replay(tmp_path_factory):
   directory = tmp_path_factory.mktemp("saved_models") / "movies"
   replay, results = check.replay, []
 
-  def kept(version, calls):
-    results.append(replay(version, calls, repeats=2))
+  def kept(*arguments):
+    results.append(replay(*arguments, repeats=2))
     return results[0]
 
   with pytest.MonkeyPatch.context() as patch:

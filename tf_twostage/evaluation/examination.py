@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tf_twostage.config import Config, EncoderConfig, FitConfig
 from tf_twostage.data.log import BanditLog
@@ -276,7 +276,7 @@ def _dependence(slot: np.ndarray, group: np.ndarray) -> float:
   if min(degrees) < 1:
     return 1.0
   within = len(slot) * slot.var() - between
-  return float(stats.f.sf(between / degrees[0] / max(within / degrees[1], 1e-12), *degrees))
+  return float(scipy.stats.f.sf(between / degrees[0] / max(within / degrees[1], 1e-12), *degrees))
 
 
 def _harvested(log: BanditLog, clicks: Clicks) -> _Found:

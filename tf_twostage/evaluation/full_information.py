@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import scipy
 import tensorflow as tf
-from scipy.optimize import minimize
 from scipy.special import betaln, expit, logit
 
 from tf_twostage.data.rows import LogRows
@@ -158,6 +158,6 @@ def popularity(log: TrainingRows, num_items: int) -> np.ndarray:
 
   start = logit((earned.sum() + 1) / (shown.sum() + 2)), np.log(2)
   limits = [(-15, 15), (np.log(_PRIOR_ROWS[0]), np.log(_PRIOR_ROWS[1]))]
-  found = minimize(surprise, start, method="L-BFGS-B", bounds=limits)
+  found = scipy.optimize.minimize(surprise, start, method="L-BFGS-B", bounds=limits)
   rewarded, others = prior(found.x)
   return (earned + rewarded) / (shown + rewarded + others)

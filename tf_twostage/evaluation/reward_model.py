@@ -30,31 +30,11 @@ _EMBEDDING_STDDEV = 0.1
 _L2 = 1e-3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
-  """Predicted rewards of the rows of a log, each by a model that was fitted without it.
-
-  Attributes:
-    items: [F, ..., N, D], what the model of each fold knows of the items.
-    folds: [n] int, the fold of each row.
-    scale: the reward of the label 1.
-  """
-
-  items: np.ndarray
-  folds: np.ndarray
-  scale: float
+  """Predicted rewards of the rows of a log, each by a model that was fitted without it."""
 
   def __call__(self, rows: np.ndarray) -> np.ndarray:
     """Predicted rewards of every item in these rows of the log: [m] to [m, N] float32."""
-    found = np.empty((len(rows), self.items.shape[-2]), np.float32)
-    folds = self.folds[rows]
-    for fold in np.unique(folds):
-      of_fold = folds == fold
-      found[of_fold] = self.of_fold(fold, rows[of_fold])
-    return found
-
-  def of_fold(self, fold: int, rows: np.ndarray) -> np.ndarray:
-    """Predicted rewards of every item in rows of one fold: [m] to [m, N]."""
     raise NotImplementedError
 
   def logged(self, actions: np.ndarray) -> np.ndarray:
@@ -77,14 +57,24 @@ class TowerRewards(RewardModel):
 
   Attributes:
     queries: [n, D], one for each row of the log.
+    items: [F, N, D], of each fold.
     priors: [F], logits of the mean reward.
+    folds: [n] int, the fold of each row; its models were fitted without it.
+    scale: the reward of the label 1.
   """
 
   queries: np.ndarray
+  items: np.ndarray
   priors: np.ndarray
+  folds: np.ndarray
+  scale: float
 
-  def of_fold(self, fold: int, rows: np.ndarray) -> np.ndarray:
-    logits = self.queries[rows] @ self.items[fold].T + self.priors[fold]
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    logits = np.empty((len(rows), self.items.shape[1]), np.float32)
+    folds = self.folds[rows]
+    for fold in np.unique(folds):
+      of_fold = folds == fold
+      logits[of_fold] = self.queries[rows[of_fold]] @ self.items[fold].T + self.priors[fold]
     return from_logits(logits, self.scale).numpy()
 
   def logged(self, actions: np.ndarray) -> np.ndarray:
@@ -98,19 +88,29 @@ class BayesianRewards(RewardModel):
   """rhat(x_i, a) = scale (mean - pessimism · deviation) of P(r = 1) over the posterior.
 
   Attributes:
-    users: [S, V, 1 + D] draws of the users of each fold, from the posterior without the fold; of
-      the items there are S draws, too.
+    users: [S, V, 1 + D] draws of the users of each fold, from the posterior without the fold.
+    items: [F, S, N, 1 + D] draws of the items, of each fold.
     places: [n] int, of each row in the V.
+    folds: [n] int.
+    scale: the reward of the label 1.
     pessimism: how many standard deviations are taken off; a reward is at least 0.
   """
 
   users: np.ndarray
+  items: np.ndarray
   places: np.ndarray
+  folds: np.ndarray
+  scale: float
   pessimism: float
 
-  def of_fold(self, fold: int, rows: np.ndarray) -> np.ndarray:
-    users = self.users[:, self.places[rows]]
-    return self._rewards(*Posterior(users, self.items[fold]).moments())
+  def __call__(self, rows: np.ndarray) -> np.ndarray:
+    out = np.empty((len(rows), self.items.shape[2]), np.float32)
+    folds = self.folds[rows]
+    for fold in np.unique(folds):
+      of_fold = folds == fold
+      users = self.users[:, self.places[rows[of_fold]]]
+      out[of_fold] = self._rewards(*Posterior(users, self.items[fold]).moments())
+    return out
 
   def logged(self, actions: np.ndarray) -> np.ndarray:
     out = np.empty(len(actions))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation import off_policy
@@ -243,8 +243,8 @@ def _agreement(group: pd.DataFrame) -> dict[str, float]:
 
   return {
     "policies": len(group),
-    "spearman": stats.spearmanr(value, truth).statistic if ranked else np.nan,
-    "kendall": stats.kendalltau(value, truth).statistic if ranked else np.nan,
+    "spearman": scipy.stats.spearmanr(value, truth).statistic if ranked else np.nan,
+    "kendall": scipy.stats.kendalltau(value, truth).statistic if ranked else np.nan,
     "error": error.mean() if len(valued) else np.nan,
     "rmse": np.sqrt((error**2).mean()) if len(valued) else np.nan,
     "in_normal": covered("interval"),

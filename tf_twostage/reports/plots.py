@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tf_twostage import plotting
 from tf_twostage.evaluation.values import LOGGING_POLICY
@@ -122,7 +122,7 @@ class Experiment(NamedTuple):
 
     def draw(axis, i: int, scores: np.ndarray) -> None:
       n = len(scores)
-      half = stats.t.ppf(0.975, n - 1) * stats.sem(scores) if n > 1 else 0.0
+      half = scipy.stats.t.ppf(0.975, n - 1) * scipy.stats.sem(scores) if n > 1 else 0.0
       axis.errorbar(scores.mean(), -i, xerr=half, capsize=4, markersize=5, **plotting.look(i))
 
     title = f"By loss: mean over {self.results.repeated}, 95% confidence interval"

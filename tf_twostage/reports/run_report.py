@@ -20,13 +20,13 @@ _HEALTH = (
 
 
 def score_table(
-  policies: Mapping[str, Scores], metrics: Metrics = FULL_INFORMATION
+  policies: Mapping[str, Scores], split: str = "test", metrics: Metrics = FULL_INFORMATION
 ) -> pd.DataFrame:
-  """All test metrics as shown: a row for each policy, columns (stage, metric)."""
+  """All metrics as shown: a row for each policy, columns (stage, metric)."""
   rows = {
     policy: {
       (stage, name): metrics.shown(values, name)
-      for stage, values in scores["test"].items()
+      for stage, values in scores[split].items()
       for name in values
     }
     for policy, scores in policies.items()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from tf_twostage.metrics import FULL_INFORMATION, STAGES, Metrics, Scores
 from tf_twostage.training.loop import History, best_epoch
@@ -225,19 +225,19 @@ def _compare(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
   return {
     "pairs": len(difference),
     "difference": difference.mean(),
-    "standard_error": stats.sem(difference) if len(difference) > 1 else np.nan,
+    "standard_error": scipy.stats.sem(difference) if len(difference) > 1 else np.nan,
     "change_%": 100 * (first.mean() / base - 1) if base > 0 else np.nan,
     "change_low": 100 * (low - 1),
     "change_high": 100 * (high - 1),
     "p_t": _p_t(difference),
-    "p_wilcoxon": stats.wilcoxon(difference).pvalue if differ else np.nan,
+    "p_wilcoxon": scipy.stats.wilcoxon(difference).pvalue if differ else np.nan,
   }
 
 
 def _p_t(difference: np.ndarray) -> float:
   """p-value of the two-sided t-test for mean 0; NaN: fewer than two differences, or all equal."""
   differ = len(difference) > 1 and np.ptp(difference) > 0
-  return stats.ttest_1samp(difference, 0.0).pvalue if differ else np.nan
+  return scipy.stats.ttest_1samp(difference, 0.0).pvalue if differ else np.nan
 
 
 def ratio_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -251,7 +251,7 @@ def ratio_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]
   n = len(first)
   if n < 2:
     return np.nan, np.nan
-  (a, ab), (_, b) = np.cov(first, second) / n * stats.t.ppf(1 - _LEVEL / 2, n - 1) ** 2
+  (a, ab), (_, b) = np.cov(first, second) / n * scipy.stats.t.ppf(1 - _LEVEL / 2, n - 1) ** 2
   x, y = first.mean(), second.mean()
   square, linear, constant = y**2 - b, x * y - ab, x**2 - a
   if square <= 0:

@@ -7,7 +7,9 @@ format needs the extra [serving]. A server ignores the answers.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import json
 import logging
 import os
 import pathlib
@@ -111,25 +113,48 @@ def read(version: pathlib.Path) -> list[Call]:
   return calls
 
 
-def replay(version: pathlib.Path, calls: Sequence[Call], *, repeats: int = 0) -> dict[str, Any]:
+@contextlib.contextmanager
+def fresh_process() -> Iterator[subprocess.Popen[str]]:
+  """A process for `replay`, which takes seconds to import TensorFlow; it ends with the block."""
+  script = pathlib.Path(__file__).with_name("isolated_replay.py")
+  # The variable would make TensorFlow import Keras.
+  environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+  with subprocess.Popen(  # nosec B603 # no shell, and a script of this package
+    # -I: neither the working directory nor PYTHONPATH makes this package importable by accident.
+    [sys.executable, "-I", str(script)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=environment,
+  ) as process:
+    yield process  # without a request, it ends when its input does
+
+
+def replay(
+  version: pathlib.Path,
+  calls: Sequence[Call],
+  process: subprocess.Popen[str] | None = None,
+  *,
+  repeats: int = 0,
+) -> dict[str, Any]:
   """Loads a version in a process of its own and makes each call once and `repeats` times more.
 
-  Returns the `result` of `isolated_replay.main`: "answers" and "seconds" per call, and more.
+  `process` is a `fresh_process`; by default, one that starts now. Returns the `result` of
+  `isolated_replay.main`: "answers" and "seconds" per call, and more.
   """
+  if process is None:
+    with fresh_process() as process:
+      return replay(version, calls, process, repeats=repeats)
   with tempfile.TemporaryDirectory() as scratch:
     sent, received = pathlib.Path(scratch, "calls"), pathlib.Path(scratch, "result")
     sent.write_bytes(pickle.dumps([(call.signature, dict(call.inputs)) for call in calls]))
-    script = pathlib.Path(__file__).with_name("isolated_replay.py")
-    # -I: neither the working directory nor PYTHONPATH makes this package importable by accident.
-    command = [sys.executable, "-I", script, version.resolve(), sent, repeats, received]
-    # The variable would make TensorFlow import Keras.
-    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
-    done = subprocess.run(  # nosec B603 # no shell, and a script of this package
-      [*map(str, command)], capture_output=True, text=True, env=environment
+    _, said = process.communicate(
+      json.dumps([str(version.resolve()), str(sent), repeats, str(received)])
     )
-    if done.returncode:
-      errors = re.findall(r"^[\w.]+(?:Error|Exception): .*", done.stderr, re.MULTILINE)
-      reason = errors[-1] if errors else f"exit code {done.returncode}: {done.stderr[-1000:]}"
+    if process.returncode:
+      errors = re.findall(r"^[\w.]+(?:Error|Exception): .*", said, re.MULTILINE)
+      reason = errors[-1] if errors else f"exit code {process.returncode}: {said[-1000:]}"
       raise RunError(f"{version} does not answer in a fresh process: {reason}")
     return pickle.loads(received.read_bytes())  # nosec B301 # our process, a directory of our own
 

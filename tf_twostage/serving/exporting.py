@@ -66,12 +66,14 @@ def export(
     extra: content of further files in the version's directory `EXTRA`, by file name.
   """
   model = directory.resolve().name  # also for "."
-  calls = check.record(recommender, requests)
 
   def write(version: pathlib.Path) -> None:
-    save(recommender, version, extra)
-    check.write(version, model, calls)
-    different = check.differences(calls, check.replay(version, calls)["answers"])
+    with check.fresh_process() as process:
+      calls = check.record(recommender, requests)
+      save(recommender, version, extra)
+      check.write(version, model, calls)
+      answers = check.replay(version, calls, process)["answers"]
+    different = check.differences(calls, answers)
     if different:
       raise RunError(
         f"the SavedModel does not repeat this process's answers to {', '.join(different)}; it was"

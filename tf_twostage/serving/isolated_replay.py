@@ -1,15 +1,19 @@
 """Replays calls in a process that imports nothing but TensorFlow. `check.replay` runs this file.
 
-  python -I isolated_replay.py VERSION CALLS REPEATS RESULT
+  echo '[VERSION, CALLS, REPEATS, RESULT]' | python -I isolated_replay.py
 
-CALLS is a pickle of pairs (signature, inputs), RESULT one of the dict at the end of `main`. The
-version is loaded twice: by the C++ loader, as a server does, before Python imports TensorFlow; and
-into a session, which answers by feeding and fetching the tensors that signatures name.
+TensorFlow is imported before the input is read. CALLS is a pickle of pairs (signature, inputs),
+RESULT one of the dict at the end of `main`. The version is loaded twice: by the C++ loader, as a
+server does, in a process without Python's TensorFlow; and into a session, which answers by feeding
+and fetching the tensors that signatures name.
 """
 
+import concurrent.futures
 import ctypes
 import functools
 import importlib.util
+import json
+import multiprocessing
 import pathlib
 import pickle  # nosec B403 # between this process and its parent
 import sys
@@ -18,37 +22,51 @@ import time
 import numpy as np
 
 
-def load_natively(version: str) -> float:
-  """Seconds that the C++ loader takes, restoring and initialising included."""
+@functools.cache
+def library() -> ctypes.CDLL:
+  """TensorFlow's C interface."""
   package = importlib.util.find_spec("tensorflow")  # does not import it
   assert package is not None
   assert package.origin is not None
   root = pathlib.Path(package.origin).parent
-  library = ctypes.CDLL(str(next(root.glob("libtensorflow_cc.*"))))
+  found = ctypes.CDLL(str(next(root.glob("libtensorflow_cc.*"))))
   for name in ("NewStatus", "NewGraph", "NewSessionOptions", "LoadSessionFromSavedModel"):
-    getattr(library, f"TF_{name}").restype = ctypes.c_void_p
-  library.TF_Message.restype = ctypes.c_char_p
+    getattr(found, f"TF_{name}").restype = ctypes.c_void_p
+  found.TF_Message.restype = ctypes.c_char_p
+  return found
+
+
+def load_natively(version: str) -> float:
+  """Seconds that the C++ loader takes, restoring and initialising included."""
   status, graph, options = (
-    ctypes.c_void_p(getattr(library, f"TF_New{name}")())
+    ctypes.c_void_p(getattr(library(), f"TF_New{name}")())
     for name in ("Status", "Graph", "SessionOptions")
   )
   tags = (ctypes.c_char_p * 1)(b"serve")
   start = time.perf_counter()
-  session = library.TF_LoadSessionFromSavedModel(
+  session = library().TF_LoadSessionFromSavedModel(
     options, None, version.encode(), tags, 1, graph, None, status
   )
   seconds = time.perf_counter() - start
-  if library.TF_GetCode(status):
-    raise RuntimeError(f"C++ loader: {library.TF_Message(status).decode()}")
-  library.TF_CloseSession(ctypes.c_void_p(session), status)
+  if library().TF_GetCode(status):
+    raise RuntimeError(f"C++ loader: {library().TF_Message(status).decode()}")
+  library().TF_CloseSession(ctypes.c_void_p(session), status)
   return seconds
 
 
-def main(version: str, calls: str, repeats: int, result_file: str) -> None:
-  native_load_seconds = load_natively(version)
+def prepare() -> None:
+  library()
 
+
+def main(native: concurrent.futures.Executor) -> None:
+  """Reads one request and answers it; `native` has a process that does not import TensorFlow."""
   import tensorflow as tf
   from tensorflow.python.framework import op_def_registry
+
+  if not (request := sys.stdin.read()):
+    return  # it is not needed any more
+  version, calls, repeats, result_file = json.loads(request)
+  native_load_seconds = native.submit(load_natively, version).result()
 
   start = time.perf_counter()
   session = tf.compat.v1.Session(graph=tf.Graph())
@@ -110,4 +128,8 @@ def main(version: str, calls: str, repeats: int, result_file: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+  # The process is forked when it gets its first task, before TensorFlow is imported.
+  forked = multiprocessing.get_context("fork")
+  with concurrent.futures.ProcessPoolExecutor(1, mp_context=forked) as native:
+    native.submit(prepare)
+    main(native)
