@@ -21,7 +21,6 @@ import yaml
 from absl import flags
 
 from launch import config as launch_config
-from launch import experiment
 from tf_twostage import plotting
 from tf_twostage.errors import InputError, RunError
 from tf_twostage.reports import benchmark as report
@@ -29,19 +28,19 @@ from tf_twostage.training import signals
 from tf_twostage.workspace import make_directory, write_text
 
 _LIST = pathlib.Path(__file__).with_suffix(".yaml")
-_OWN = ("benchmark", "environments", "data_dir", "workdir")
 
 
 def define_flags() -> None:
-  experiment.define_flags()
+  """Defines the command's own flags; those of launch.experiment would import TensorFlow."""
+  flags.DEFINE_string("data_dir", None, "takes the place of {data} in the list")
+  flags.DEFINE_string("workdir", "runs/benchmark", "results, a directory for each environment")
   flags.DEFINE_string("benchmark", str(_LIST), "YAML file that lists the environments")
   flags.DEFINE_list("environments", [], "names of environments to run; default all")
 
 
-def main() -> None:
+def main(given: Sequence[str]) -> None:
   values = flags.FLAGS
-  given = [values[n].serialize() for n in values if values[n].present and n not in _OWN]
-  workdir = make_directory(pathlib.Path(values.workdir or "runs/benchmark"), "--workdir")
+  workdir = make_directory(pathlib.Path(values.workdir), "--workdir")
   known = read_list(pathlib.Path(values.benchmark), values.data_dir, values.environments)
   print(run(known, values.environments or [*known], given, workdir))
 
@@ -140,4 +139,4 @@ def _sum_up(known: Mapping[str, Sequence[str]], workdir: pathlib.Path) -> str:
 
 if __name__ == "__main__":
   define_flags()
-  launch_config.run_command(main, preset="")
+  launch_config.run_command(main, preset="", passes_on=True)

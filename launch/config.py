@@ -227,7 +227,9 @@ def export_directory(config: Config) -> pathlib.Path:
   return make_directory(directory, "--export_dir")
 
 
-def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") -> None:
+def run_command(
+  main: Callable[..., int | None], *, preset: str = "synthetic", passes_on: bool = False
+) -> None:
   """Parses the flags, runs `main` and exits.
 
   Exit codes: 0, or what `main` returns; 1: the run cannot go on; 2: wrong flags or input; 130:
@@ -236,19 +238,20 @@ def run_command(main: Callable[[], int | None], *, preset: str = "synthetic") ->
   Args:
     main: the command; may return an exit code.
     preset: flag file of commands with data, used if the flags name no data.
+    passes_on: whether `main` takes the arguments that are none of its flags; else they are refused.
   """
-  output.finish(functools.partial(_run, main, preset))
+  output.finish(functools.partial(_run, main, preset, passes_on))
 
 
-def _run(main: Callable[[], int | None], preset: str) -> int:
+def _run(main: Callable[..., int | None], preset: str, passes_on: bool) -> int:
   """Prints the last message to stderr and returns the exit code."""
-  code, message = _outcome(main, preset)
+  code, message = _outcome(main, preset, passes_on)
   if message:
     print(message, file=sys.stderr)
   return code
 
 
-def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
+def _outcome(main: Callable[..., int | None], preset: str, passes_on: bool) -> tuple[int, str]:
   """Exit code and last message."""
   absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow's Python code logs through it
   logging.basicConfig(format="%(message)s", force=True)
@@ -262,11 +265,12 @@ def _outcome(main: Callable[[], int | None], preset: str) -> tuple[int, str]:
     if "dataset" in flags.FLAGS and (chosen := _preset(arguments, preset)):
       log.info("no --flagfile: using --flagfile=%s", chosen)
       arguments = [f"--flagfile={chosen}", *arguments]
-    _, *others = flags.FLAGS([program, *_expanded(arguments)])
-    if others:
+    flags.FLAGS.set_gnu_getopt(passes_on)  # own flags may follow those of others
+    _, *others = flags.FLAGS([program, *_expanded(arguments)], known_only=passes_on)
+    if others and not passes_on:
       raise InputError(f"unknown argument(s) {others}; settings are flags, see --help")
     signals.raise_stopped()
-    code = main() or 0
+    code = (main(others) if passes_on else main()) or 0
     print(end="", flush=True)
     return code, ""
   except flags.Error as error:

@@ -1,10 +1,14 @@
 """The benchmark: its list of environments, what runs, what is summed up."""
 
+import subprocess
+import sys
+
 import pytest
 from absl import flags
 
 from launch import benchmark
 from launch import config as launch_config
+from launch import experiment as experiment_command
 from tests import commands
 from tests.data.sets import jester_files
 from tf_twostage import experiment
@@ -32,7 +36,7 @@ def start(arguments):
 
 def test_every_environment_of_the_list_has_valid_flags():
   if "losses" not in flags.FLAGS:
-    benchmark.experiment.define_flags()
+    experiment_command.define_flags()
   found = benchmark.read_list(benchmark._LIST, "DIR")
   assert len(found) >= 6
   for arguments in found.values():
@@ -95,7 +99,27 @@ def test_environments_are_compared_one_by_one_and_others_go_on_after_a_failure(
   assert [path.stat().st_mtime for path in runs] == ages  # nothing is fitted twice
 
 
-def test_the_command_passes_flags_on_and_needs_known_environments(tmp_path):
+def test_the_command_passes_flags_on_and_needs_known_environments(tmp_path, monkeypatch):
   done = commands.run("--environments=moon", f"--workdir={tmp_path}/run", name="benchmark")
   assert done.returncode == 2
   assert "no environment moon; there are ml1m_published" in done.stderr
+
+  (tmp_path / "list.yaml").write_text("all: --seed=1\nenvironments: {a: --loss=ips}")
+  own = f"--benchmark={tmp_path}/list.yaml", f"--workdir={tmp_path}/run"
+  started = []
+  monkeypatch.setattr(subprocess, "Popen", lambda command: started.append(command) or Failed())
+  done = commands.run("--logs", "2", *own, "--epochs=3", name="benchmark")
+  assert (done.returncode, started[0][-6:]) == (
+    1,
+    ["--seed=1", "--loss=ips", "--logs", "2", "--epochs=3", f"--workdir={tmp_path}/run/a"],
+  )
+
+
+class Failed:
+  def wait(self):
+    return 1
+
+
+def test_the_command_does_not_load_tensorflow():
+  code = "import sys, launch.benchmark; assert 'tensorflow' not in sys.modules"
+  subprocess.run([sys.executable, "-c", code], check=True)
