@@ -34,6 +34,8 @@ _SLICE = [
   "--simulator_epochs=2",
   "--behavior_epochs=3",
   "--ranker_epochs=3",
+  "--ranker_batch_size=128",  # of so few rows
+  "--ranker_learning_rate=0.05",
   "--epochs=2",
 ]
 _SLICE_USERS = 300

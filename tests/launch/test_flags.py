@@ -104,7 +104,7 @@ def test_published_settings_of_movielens():
   config = parse("--flagfile=ml1m")
   assert losses.resolve(config.loss, config.loss_options) == {
     **{"weight_method": "clip", "weight_cap": 10.0, "weight_floor": 0.01, "self_normalize": True},
-    **{"weight_shrinkage": 100.0, "alpha": 0.01, "num_slates": 100, "sampling": "categorical"},
+    **{"weight_shrinkage": 100.0, "alpha": 0.01, "num_slates": 100, "sampling": "exact"},
     **{"sampling_temperature": pytest.approx(2.718281828), "normalize_shares": False},
     "baseline": 0.0,
   }

@@ -21,6 +21,7 @@ SHORT = (
   f"--items_per_user={MOVIES_LOGGED}",
   "--ranker_epochs=1",
   "--ranker_batch_size=512",
+  "--ranker_learning_rate=0.05",
   "--epochs=1",
   "--batch_size=512",
 )
