@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import coverage, evaluation, examination, growth, measuring, serving, slates
+from benchmarks import cells, coverage, evaluation, examination, growth, measuring, serving, slates
 from benchmarks.growth import Point
 from benchmarks.measuring import Peaks, Work
 from tf_twostage import losses
@@ -135,7 +135,7 @@ def test_memory_of_a_run():
 def test_evaluation_end_to_end(tmp_path):
   evaluation.main(["--items", "40", "--turns", "1", "--output", str(tmp_path)])
   frame = pd.read_csv(tmp_path / "evaluation.csv")
-  assert len(frame) == 6
+  assert len(frame) == 5
   assert (frame["times_floor"] > 0).all()
 
 
@@ -163,3 +163,10 @@ def test_truth_of_a_cascade_is_the_share_that_stays():
   slots, unclicked = world.slot_probabilities(world.policies["one"]), 1 - world.relevance
   first = np.mean(np.sum(slots[..., 0] * unclicked, axis=1))
   np.testing.assert_allclose(found[:2], [1, first], atol=0.01)
+
+
+def test_an_index_of_more_probes_finds_more(capsys):
+  cells.main(["--items", "3000", "--cells", "30", "--probes", "1", "30", "--turns", "1"])
+  recalls = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()[2:]]
+  assert recalls[0] == 1  # exact
+  assert recalls[1] < recalls[2] <= 1
