@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from tf_twostage import BanditLog, TwoStageRecommender, evaluate, losses
+from tf_twostage import BanditLog, TwoStageRecommender, evaluate
 
 random = np.random.default_rng(0)
 user, item = random.integers(100, size=20_000), random.integers(20, size=20_000)
@@ -20,8 +20,7 @@ log = BanditLog.from_pandas(frame, **columns, time="shown_at", items=items, **fe
 print(log.check())  # rows, propensities, overlap, leaks
 train, valid, test = log.split("time")
 
-loss = losses.IPS(policy="two_stage")  # exact 2-IPS: the ranker is in the policy
-model = TwoStageRecommender(loss=loss, ranker=None, user_tower=None)
+model = TwoStageRecommender(ranker=None, user_tower=None)  # None: fitted to the log
 model.fit(train, validation=valid, workdir="runs/shop")
 policies = {"ours": model.policy(), "uniform": np.full(20, 1 / 20)}
 result = evaluate(test, policies, estimators=["snips", "dr"])

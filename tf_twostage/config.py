@@ -500,7 +500,7 @@ class Config(Section):
     10, "K: items that the generator hands to the ranker, the logged one included", at_least=1
   )
   # NAME[:option=value...]; after construction the name alone.
-  loss: str = "ips:policy=two_stage"
+  loss: str = "regression_ranking"
   # Options that differ from the loss's defaults.
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   data: DataConfig = DataConfig()

@@ -62,6 +62,7 @@ def formula(loss, x, slates=None):
   name = next(name for name, kind in losses.LOSSES.items() if kind is type(loss))
   held, rewards, actions = x["logits"], x["rewards"], x["actions"]
   rows = np.arange(len(actions))
+  labels = np.minimum(rewards / getattr(loss, "reward_scale", 1), 1)
   if name == "two_stage_ips" and loss.sampling == "exact":
 
     def expected(alpha):
@@ -119,9 +120,14 @@ def formula(loss, x, slates=None):
     return raw / (np.mean(raw * q) or 1.0)
 
   def binary(logits):
-    z, labels = logits[rows, actions], np.minimum(rewards / loss.reward_scale, 1)
+    z = logits[rows, actions]
     taught = 1 / (1 + np.exp(-x["ranker_logits"][rows, actions]))
     return np.logaddexp(0, z) - oracle.times(labels + loss.distillation * (taught - labels), z)
+
+  def regression_ranking(logits):
+    z = logits[rows, actions]
+    ranked = oracle.times(labels, log_prob(logits))
+    return np.logaddexp(0, z) - oracle.times(labels, z) - loss.ranking_weight * ranked
 
   def logarithmic(logits):
     gains = (
@@ -186,6 +192,7 @@ def formula(loss, x, slates=None):
   return {
     "cross_entropy": lambda logits: -oracle.times(rewards, log_prob(logits)),
     "binary_cross_entropy": binary,
+    "regression_ranking": regression_ranking,
     "ips": lambda logits: -oracle.times(rewards * weights(held), log_prob(logits)),
     "snips": lambda logits: -rewards * weights(logits, self_normalize=True),
     "poem": poem,

@@ -22,6 +22,7 @@ from tf_twostage import losses
 from tf_twostage.errors import InputError
 
 DRAWING = ("two_stage_ips", "two_stage_ltr", "vanilla_policy_gradient")
+REGRESSIONS = ("binary_cross_entropy", "regression_ranking")
 
 
 def reseed(loss):
@@ -76,7 +77,7 @@ def test_one_row_gives_one_finite_value(variant):
   assert np.isfinite(gradient).all()
 
 
-@every_variant(without=("binary_cross_entropy",))
+@every_variant(without=REGRESSIONS)
 def test_a_catalogue_of_one_item_leaves_nothing_to_learn(variant):
   _, gradient = value_and_gradient(make(variant), batch(rows=3, items=1, dtype=np.float32))
   np.testing.assert_allclose(gradient, np.zeros((3, 1)), atol=1e-6)
@@ -132,15 +133,15 @@ def test_a_batch_without_reward_gives_finite_loss_and_gradient(variant):
   assert np.isfinite(gradient).all()
 
 
-@every_variant(without=("binary_cross_entropy", "doubly_robust"))
+@every_variant(without=(*REGRESSIONS, "doubly_robust"))
 def test_a_batch_without_reward_teaches_nothing(variant):
   value, gradient = value_and_gradient(make(variant), {**batch(), "rewards": np.zeros(6)})
   np.testing.assert_array_equal(value, np.zeros(6))
   np.testing.assert_array_equal(gradient, np.zeros((6, 5)))
 
 
-# Binary cross-entropy is affine up to the reward scale, and a logarithm is not.
-@every_variant(without=("binary_cross_entropy", "logarithmic_smoothing"))
+# Regressions are affine up to the reward scale, and a logarithm is not.
+@every_variant(without=(*REGRESSIONS, "logarithmic_smoothing"))
 def test_loss_is_affine_in_real_rewards(variant):
   x = batch()
   x["rewards"] = np.array([0.0, 0.25, 1.0, 3.7, 0.0, 12.5])
@@ -272,6 +273,7 @@ CHANGED = {
   "pessimism": 0.5,
   "policy": "two_stage",
   "propensity_exponent": 0.25,
+  "ranking_weight": 0.5,
   "rank_weights": "examination",
   "propensity_floor": 0.75,
   "ranker_gradient": False,
@@ -375,7 +377,7 @@ def test_terms_hold_what_the_loss_was_made_of(variant):
   of_both = any(word in variant for word in ("two_stage", "distinct", "vanilla"))
   reads = of_both and not loss.trains_ranker
   assert loss.uses_ranker_probability == reads
-  unweighted = ("cross_entropy", "binary_cross_entropy")
+  unweighted = ("cross_entropy", *REGRESSIONS)
   assert loss.uses_weights == (VARIANTS[variant][0] not in unweighted)
 
 

@@ -13,6 +13,7 @@ from tf_twostage.errors import InputError
   [
     ("cross_entropy", losses.CrossEntropy),
     ("binary_cross_entropy", losses.BinaryCrossEntropy),
+    ("regression_ranking", losses.RegressionRanking),
     ("ips", losses.IPS),
     ("snips", losses.SNIPS),
     ("poem", losses.POEM),
@@ -32,7 +33,7 @@ def test_get_makes_the_loss_of_that_name(name, kind):
 
 
 def test_no_two_names_share_a_loss():
-  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 14
+  assert len(set(losses.LOSSES.values())) == len(losses.LOSSES) == 15
 
 
 def test_get_passes_options_on():

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tf_twostage.errors import InputError
 from tf_twostage.losses.base import LossInputs, LossTerms, OffPolicyLoss
 from tf_twostage.losses.crm import POEM, SNIPS
-from tf_twostage.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy
+from tf_twostage.losses.cross_entropy import BinaryCrossEntropy, CrossEntropy, RegressionRanking
 from tf_twostage.losses.doubly_robust import DoublyRobust
 from tf_twostage.losses.importance import ImportanceWeights
 from tf_twostage.losses.ips import IPS
@@ -50,6 +50,7 @@ __all__ = [
   "LossTerms",
   "OffPolicyLoss",
   "Option",
+  "RegressionRanking",
   "SafeSlate",
   "Support",
   "TopK",
@@ -68,6 +69,7 @@ __all__ = [
 LOSSES: dict[str, type[OffPolicyLoss]] = {
   "cross_entropy": CrossEntropy,
   "binary_cross_entropy": BinaryCrossEntropy,
+  "regression_ranking": RegressionRanking,
   "ips": IPS,
   "snips": SNIPS,
   "poem": POEM,

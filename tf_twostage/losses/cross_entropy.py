@@ -64,7 +64,45 @@ class BinaryCrossEntropy(ScaledLoss):
       ranker_logits = tf.gather(tf.stop_gradient(x.ranker_logits), x.actions, batch_dims=1)
       soft = tf.where(tf.math.is_finite(ranker_logits), tf.sigmoid(ranker_logits), np.nan)
       labels += self.distillation * (soft - labels)
-    logits = tf.gather(x.logits, x.actions, batch_dims=1)
-    logits *= tf.where(logits == np.inf, tf.constant(np.nan, logits.dtype), 1.0)
-    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
-    return LossTerms(tf.where((labels != 0) | (logits != -np.inf), loss, 0.0))
+    return LossTerms(_logistic(labels, tf.gather(x.logits, x.actions, batch_dims=1)))
+
+
+class RegressionRanking(EstimatorLoss, ScaledLoss):
+  """Binary cross-entropy of every row, and w times the cross-entropy of rewarded rows.
+
+  -y_i log sigmoid(z_i) - (1 - y_i) log sigmoid(-z_i) - w y_i log π(a_i), z_i the logged item's
+  logit. The first part learns from rows without a reward, too, which items to leave out; the
+  second puts rewarded items before all others of the catalogue, logged or not. The label y_i is
+  min(r_i / reward_scale, 1).
+
+  References:
+    Sculley, Combined regression and ranking, KDD 2010: the sum of both losses.
+  """
+
+  needs_all_rows = "it fits rewards, and would see labels near 1 alone"
+
+  def __init__(self, ranking_weight: float = 0.3, **kwargs):
+    """Args:
+    ranking_weight: w.
+    """
+    super().__init__(**kwargs)
+    if not 0 < ranking_weight < np.inf:
+      raise InputError(
+        f"RegressionRanking: ranking_weight must be positive, got {ranking_weight}; without ranking"
+        " it is binary_cross_entropy"
+      )
+    self.ranking_weight = ranking_weight
+
+  def evaluate(self, x: LossInputs) -> LossTerms:
+    labels = to_labels(x.rewards, self.reward_scale)
+    log_prob, share = self.logged(x)
+    loss = _logistic(labels, tf.gather(x.scores, x.actions, batch_dims=1))
+    loss -= self.ranking_weight * weighted_log_prob(labels, log_prob)
+    return LossTerms(loss, ranker_probability=share)
+
+
+def _logistic(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+  """Logistic loss, [B]: NaN at +inf, and 0 at -inf where the label is 0."""
+  logits *= tf.where(logits == np.inf, tf.constant(np.nan, logits.dtype), 1.0)
+  loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits)
+  return tf.where((labels != 0) | (logits != -np.inf), loss, 0.0)
