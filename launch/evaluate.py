@@ -35,7 +35,7 @@ from tf_twostage.metrics import SERVED
 from tf_twostage.recommender import METRICS, TwoStageRecommender
 from tf_twostage.workspace import Workspace, results_directory, write_text
 
-_UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select")
+_UNKNOWN_TO_TRAINING = ("all", "policy_file", "estimators", "select", "mixture")
 
 
 def define_flags() -> None:
@@ -61,6 +61,11 @@ def define_flags() -> None:
     " thin support in the log"
   )
   flags.DEFINE_bool("select", False, text)
+  text = (
+    "shares of the generators in a mixture, in the order of --losses (and seeds), that is evaluated"
+    " too: it draws a generator for each item, and then the item"
+  )
+  flags.DEFINE_list("mixture", [], text)
 
 
 def main() -> None:
@@ -85,6 +90,7 @@ def main() -> None:
       ),
       estimators=asked.estimators,
       select=asked.select,
+      mixture=[*map(float, asked.mixture)],
     )
   )
   with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of what train left
@@ -101,6 +107,7 @@ def run(
   training_command: str,
   estimators: Sequence[str] | None = None,
   select: bool = False,
+  mixture: Sequence[float] = (),
 ) -> str:
   """Evaluates the logging policy, generators alone, with the ranker and as served, and files.
 
@@ -112,6 +119,7 @@ def run(
     policy_files: see `policy_file.read`.
     training_command: trains them; for the message where one is missing.
     estimators: names in `ESTIMATORS` or `SLATE_ESTIMATORS`; None: see `values.reported`.
+    mixture: shares of the generators in a mixture, with the ranker; empty: there is none.
     select: whether to add the generators in the order of `Evaluation.select`.
 
   Returns:
@@ -123,7 +131,7 @@ def run(
   """
   by_name(estimators or REPORTED, {**ESTIMATORS, **SLATE_ESTIMATORS})
   names = list(estimators or REPORTED)
-  asked = [config, generators, list(map(str, policy_files)), names, select]
+  asked = [config, generators, list(map(str, policy_files)), names, select, list(mixture)]
   if select and "dr" not in names:
     raise InputError("--select needs the estimator dr: add it to --estimators")
   remedy = f"train with\n  {training_command}\nand evaluate again"
@@ -143,6 +151,8 @@ def run(
   if unfinished or not models:
     which = f" of {'; '.join(unfinished)}" if unfinished else ""
     raise InputError(f"{workdir} has no finished generator{which}; {remedy}")
+  if mixture and len(mixture) != len(models):
+    raise InputError(f"--mixture has {len(mixture)} shares for {len(models)} generators")
   evaluation = environment.evaluation_log(workspace)
   if select and evaluation.slates is not None:
     raise InputError("--select needs the estimator dr, which is of single items, not of slates")
@@ -150,7 +160,12 @@ def run(
   in_files = [policy_file.read(path, evaluation, item_ids) for path in policy_files]
 
   def policies() -> Iterator[TargetPolicy]:
-    """One model after the other is in memory."""
+    """One model after the other is in memory, unless they are mixed."""
+    if mixture:
+      for model in models.values():
+        model.restore(environment, workdir)
+      both = [model.policy().on(evaluation) for model in models.values()]
+      yield values.mixture("mixture", list(zip(mixture, both, strict=True)))
     for name, model in models.items():
       model.restore(environment, workdir)
       for stage in ("one_stage", model.stage, SERVED):

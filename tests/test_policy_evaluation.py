@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from tests.test_recommender import ITEMS, make_log
-from tf_twostage import estimate_propensities, evaluate
+from tf_twostage import Mixture, estimate_propensities, evaluate
 from tf_twostage.config import FitConfig, RewardConfig
 from tf_twostage.errors import InputError
 from tf_twostage.evaluation.values import TargetPolicy
@@ -42,6 +42,21 @@ def test_arrays_functions_and_files_are_one_policy(log, tmp_path):
     for estimator in ESTIMATORS:
       assert values(found)[name, estimator] == pytest.approx(mean, rel=1e-5)
   assert found.explained is None  # no estimator needed a reward model
+
+
+def test_a_mixture_earns_the_mean_of_its_policies_by_their_shares(log):
+  # IPS is linear in the policy.
+  popular = np.arange(ITEMS) / np.arange(ITEMS).sum()
+  mixed = Mixture([(0.3, UNIFORM), (0.7, popular)])
+  found = values(evaluate(log, {"a": UNIFORM, "b": popular, "c": mixed}, ["ips"], progress=False))
+  expected = 0.3 * found["a", "ips"] + 0.7 * found["b", "ips"]
+  assert found["c", "ips"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("shares", [[0.3, 0.6], [-0.5, 1.5], []])
+def test_shares_of_a_mixture_add_up_to_1(log, shares):
+  with pytest.raises(InputError, match="shares must be above 0 and add up to 1"):
+    evaluate(log, {"c": Mixture([(share, UNIFORM) for share in shares])}, ["ips"], progress=False)
 
 
 def test_warnings_name_users_by_their_ids(log):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
   from tf_twostage.evaluation.examination import estimate_examination
   from tf_twostage.evaluation.rows import balanced_propensities
   from tf_twostage.evaluation.slot_examination import Examination
-  from tf_twostage.policy_evaluation import Evaluation, estimate_propensities, evaluate
+  from tf_twostage.policy_evaluation import Evaluation, Mixture, estimate_propensities, evaluate
   from tf_twostage.recommender import TwoStageRecommender
 
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -59,6 +59,7 @@ __version__ = "0.2.0"
 
 __all__ = [
   "BanditLog",
+  "ClauseConfig",
   "Config",
   "EncoderConfig",
   "Evaluation",
@@ -66,6 +67,7 @@ __all__ = [
   "FitConfig",
   "GeneratorConfig",
   "InputError",
+  "Mixture",
   "RatingsData",
   "RunError",
   "SupportConfig",
@@ -81,6 +83,7 @@ _MODULES = {
   "Evaluation": "policy_evaluation",
   "Examination": "evaluation.slot_examination",
   "RatingsData": "data.sets.ratings",
+  "Mixture": "policy_evaluation",
   "TwoStageRecommender": "recommender",
   "balanced_propensities": "evaluation.rows",
   "estimate_examination": "evaluation.examination",

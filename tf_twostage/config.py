@@ -290,7 +290,7 @@ class ClauseConfig(Section):
     20, "positive pairs of user and item that a clause matches at least", at_least=1
   )
   clause_l1: float = _option(
-    1e-4, "L1 penalty on the weights; higher values leave fewer clauses", at_least=0
+    1e-5, "L1 penalty on the weights; higher values leave fewer clauses", at_least=0
   )
   max_clauses: int = _option(1000, "clauses that are kept", at_least=1)
   clause_pairs: bool = _option(

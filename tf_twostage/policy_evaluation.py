@@ -7,7 +7,7 @@ import dataclasses
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,21 @@ _ESTIMATED_SLOTS = (
   "The estimated propensities are those of an item in a slot of any position. If the logging policy"
   " prefers positions for items, values by iips are wrong; compare with pbm, and log propensities."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+  """A policy that draws one of several, with their shares as probabilities, to draw the item.
+
+      evaluate(log, {"mixed": Mixture([(0.7, vectors.policy()), (0.3, clauses.policy())])})
+
+  Attributes:
+    parts: shares, which add up to 1, and policies as `evaluate` takes them.
+  """
+
+  parts: Sequence[tuple[float, Any]]
+
+
 PolicyLike = (
   TargetPolicy
   | RecommenderPolicy
@@ -47,6 +62,7 @@ PolicyLike = (
   | str
   | os.PathLike
   | Callable[[np.ndarray], Any]
+  | Mixture
 )
 
 
@@ -75,8 +91,8 @@ def evaluate(
   Args:
     log: n rows with propensities that no policy has learned from.
     policies: by name. A recommender or its `policy()`; probabilities of the N items, [N] or
-      [n, N]; a function of row numbers [m] that returns [m, N]; the path of a policy file; or a
-      `TargetPolicy`. Or target policies that have their names.
+      [n, N]; a function of row numbers [m] that returns [m, N]; the path of a policy file; a
+      `Mixture` of these; or a `TargetPolicy`. Or target policies that have their names.
     estimators: names in `evaluation.estimators.ESTIMATORS`, of slates in
       `evaluation.slate_estimators.SLATE_ESTIMATORS`, estimators, or a dict of them. None: snips,
       ips and dr; for slates those that fit what was logged, see `values.reported`.
@@ -176,6 +192,9 @@ def _target(
   """A policy on the rows of the log."""
   if isinstance(policy, TargetPolicy):
     return dataclasses.replace(policy, name=name)
+  if isinstance(policy, Mixture):
+    parts = [(share, _target(name, part, log, evaluation)) for share, part in policy.parts]
+    return values.mixture(name, parts)
   if isinstance(policy, TwoStageRecommender):
     policy = policy.policy()
   if isinstance(policy, RecommenderPolicy):

@@ -33,10 +33,11 @@ def test_a_run_leaves_its_clauses_and_what_the_threshold_costs(root):
   assert (root / "run" / "threshold.png").exists()
 
 
-def test_policies_with_clauses_are_evaluated_beside_others(root):
-  done = run(*ASKED, f"--workdir={root / 'run'}", name="evaluate")
+def test_policies_with_clauses_are_evaluated_alone_and_in_a_mixture(root):
+  done = run(*ASKED, f"--workdir={root / 'run'}", "--mixture=1", name="evaluate")
   assert done.returncode == 0, done.stderr
   assert "two_stage_ips" in done.stdout
+  assert "mixture" in done.stdout
 
 
 def test_an_export_is_checked_and_explained(root):

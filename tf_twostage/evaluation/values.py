@@ -87,6 +87,26 @@ class TargetPolicy:
     return slates, np.nan
 
 
+def mixture(name: str, parts: Sequence[tuple[float, TargetPolicy]]) -> TargetPolicy:
+  """Σ α π, for policies and their shares α: one of the policies is drawn, and draws the item.
+
+  On a log of slates this happens for each slot.
+
+  Raises:
+    InputError: shares are not above 0, or do not add up to 1.
+  """
+  shares = [share for share, _ in parts]
+  if not parts or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+    raise InputError(f"{name}: shares must be above 0 and add up to 1, got {shares}")
+
+  def probabilities(rows: np.ndarray) -> np.ndarray:
+    total = sum(share * np.asarray(policy.probabilities(rows)) for share, policy in parts)
+    return np.asarray(total)
+
+  by_row, distinct = (any(getattr(p, n) for _, p in parts) for n in ("by_row", "distinct"))
+  return TargetPolicy(name, "mixture", probabilities, by_row=by_row, distinct=distinct)
+
+
 def evaluate(
   evaluation: EvaluationLog,
   policies: Iterable[TargetPolicy],
