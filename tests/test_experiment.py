@@ -101,6 +101,23 @@ def test_every_variant_is_fitted_with_every_seed(config, fitted, tmp_path):
   assert sorted(fitted) == [(v, 0, s) for v in ("cross_entropy", "ips") for s in range(3)]
 
 
+@pytest.mark.parametrize(
+  ("policies", "stage"),
+  [(["distinct"], "distinct"), (["distinct", "softmax"], "two_stage")],
+)
+def test_baselines_are_valued_as_all_losses_are(config, monkeypatch, tmp_path, policies, stage):
+  asked = []
+
+  def stop(world, workspace, slate_size, valued):
+    asked.append(valued)
+    raise InterruptedError
+
+  monkeypatch.setattr(environment.Environment, "baselines", stop)
+  with pytest.raises(InterruptedError):
+    run(config, [variant(config, f"ips:{p}", policy=p) for p in policies], tmp_path)
+  assert asked == [stage]
+
+
 def test_finished_cells_are_not_fitted_again(config, finish, fitted, tmp_path):
   done = finish(variant(config, "cross_entropy"), [0.3, 0.4])
   run(config, [done, variant(config, "ips")], tmp_path, seeds=3)
