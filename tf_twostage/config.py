@@ -500,7 +500,7 @@ class Config(Section):
     10, "K: items that the generator hands to the ranker, the logged one included", at_least=1
   )
   # NAME[:option=value...]; after construction the name alone.
-  loss: str = "regression_ranking"
+  loss: str = "ips:policy=distinct"
   # Options that differ from the loss's defaults.
   loss_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
   data: DataConfig = DataConfig()

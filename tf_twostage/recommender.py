@@ -106,8 +106,8 @@ class TwoStageRecommender:
   ):
     """Args:
       loss: the objective: an `OffPolicyLoss`, or the name of one, which may carry options:
-        "two_stage_ips:num_slates=50". None: "regression_ranking"; on ratings or orders
-        "cross_entropy", since their rows are all rewarded.
+        "two_stage_ips:num_slates=50". None: "ips:policy=distinct"; on ratings or orders
+        "cross_entropy", since they have no propensities.
       train: which stages learn, see `config.GeneratorConfig`; None: as `training` says. Of the
         losses, "two_stage_ltr" teaches the ranker.
       generator: "two_tower", or "casmos", which scores by weighted clauses; None: as `training`

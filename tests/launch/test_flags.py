@@ -71,7 +71,7 @@ def test_every_option_of_a_loss_is_a_flag_and_an_option_of_its_text(name):
 def test_flags_without_a_value_are_the_defaults_of_config():
   assert parse() == Config()
   assert parse("--flagfile=user_log") == Config()
-  assert (Config().loss, Config().loss_options) == ("regression_ranking", {})
+  assert (Config().loss, Config().loss_options) == ("ips", {"policy": "distinct"})
 
 
 @pytest.mark.parametrize("preset", PRESETS)
