@@ -36,14 +36,19 @@ def config(tmp_path):
   )
 
 
-def _order(scores, ranked, top):
-  found = bayesian.safe_scores(np.array([scores], np.float32), np.array([ranked], np.float32), top)
+def _order(scores, ranked, top, margin=0.0):
+  rows = np.array([scores], np.float32), np.array([ranked], np.float32)
+  found = bayesian.safe_scores(*rows, top, margin)
   return np.argsort(-found.numpy()[0]).tolist()
 
 
 def test_slates_hold_the_best_and_then_the_best_that_the_ranker_prefers_less():
   # 3 is the ranker's least score of items 0 and 1.
   assert _order([9, 8, 7, 6, 5, 4, 3], [5, 3, 9, 1, 4, 2, 0], top=2) == [0, 1, 3, 5, 6, 2, 4]
+
+
+def test_others_lie_below_the_best_by_a_margin():
+  assert _order([9, 8, 7, 6, 5], [3, 2.5, 1.5, 2.9, 0], top=1, margin=1.0) == [0, 2, 4, 1, 3]
 
 
 def test_slates_are_filled_where_few_items_are_safe():

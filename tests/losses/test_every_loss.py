@@ -269,6 +269,7 @@ CHANGED = {
   "importance": losses.ImportanceWeights(3.0, 0.5, False, "shrink", 7.0),
   "normalize_shares": True,
   "log_smoothing": 0.5,
+  "margin": 0.5,
   "num_slates": 4,
   "pessimism": 0.5,
   "policy": "two_stage",

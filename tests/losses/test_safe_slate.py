@@ -69,7 +69,13 @@ def test_a_third_of_the_slate_is_the_target():
 
 @pytest.mark.parametrize(
   "options",
-  [{"top": 3, "slate_size": 3}, {"top": -1}, {"slate_size": 1}, {"filler_weight": -1.0}],
+  [
+    {"top": 3, "slate_size": 3},
+    {"top": -1},
+    {"slate_size": 1},
+    {"filler_weight": -1.0},
+    {"margin": -1.0},
+  ],
 )
 def test_options_out_of_range_are_refused(options):
   with pytest.raises(InputError, match="SafeSlate"):

@@ -117,7 +117,7 @@ def mixture(
 
   inputs = {
     **of_log,
-    "slate": [loss.num_top, loss.slate_size, loss.pessimism],
+    "slate": [loss.num_top, loss.slate_size, loss.pessimism, loss.margin],
     "shares": [SHARES, RANKER_SHARES],
     **environment.evaluator.settings,
   }
@@ -154,7 +154,7 @@ def _policy(environment: Environment, scorer: Scorer, loss: SafeSlate) -> Scorer
     scores = scorer(batch)
     if "excluded" in batch:
       scores = tf.where(batch["excluded"], -_APART, scores)
-    scores = safe_scores(scores, environment.ranker_logits(batch), loss.num_top)
+    scores = safe_scores(scores, environment.ranker_logits(batch), loss.num_top, loss.margin)
     if not drawn:
       return scores
     least = tf.math.top_k(scores, loss.slate_size).values[:, -1:]
@@ -222,7 +222,7 @@ def target_rows(
   inputs = {
     "environment": environment.name,
     "sampling": sampling.inputs(),
-    "slate": [loss.num_top, loss.slate_size, loss.pessimism],
+    "slate": [loss.num_top, loss.slate_size, loss.pessimism, loss.margin],
     "shares": [SHARES, RANKER_SHARES],
     **environment.evaluator.settings,
   }
@@ -230,7 +230,9 @@ def target_rows(
   return SlateRows(log, stored["slates"])
 
 
-def safe_scores(scores: tf.Tensor, ranker_logits: tf.Tensor, top: int) -> tf.Tensor:
+def safe_scores(
+  scores: tf.Tensor, ranker_logits: tf.Tensor, top: int, margin: float = 0.0
+) -> tf.Tensor:
   """Scores in the order of safe slates, [B, N].
 
   The best items come first, then the others that the ranker scores below all of these, then the
@@ -239,8 +241,9 @@ def safe_scores(scores: tf.Tensor, ranker_logits: tf.Tensor, top: int) -> tf.Ten
   Args:
     scores: [B, N], which differ by less than `_APART`. ranker_logits: [B, N].
     top: how many items are the best.
+    margin: how far below these the ranker's logits of the others must be.
   """
   values, best = tf.math.top_k(scores, top)
   least = tf.reduce_min(tf.gather(ranker_logits, best, batch_dims=1), axis=1, keepdims=True)
-  others = tf.where(ranker_logits < least, scores, scores - 2 * _APART)
+  others = tf.where(ranker_logits < least - margin, scores, scores - 2 * _APART)
   return tf.where(scores >= values[:, -1:], scores + 2 * _APART, others)

@@ -27,6 +27,7 @@ class SafeSlate(OffPolicyLoss):
     top: int = 0,
     filler_weight: float = 0.5,
     pessimism: float = 0.0,
+    margin: float = 0.0,
     slate_size: int = 30,
     **kwargs,
   ):
@@ -35,6 +36,8 @@ class SafeSlate(OffPolicyLoss):
     filler_weight: w, weight of F.
     pessimism: T and F are the best by the reward model's mean less this many posterior standard
       deviations.
+    margin: how far below all of T the ranker's logits of F lie, at least. The generator learns a
+      wider gap more easily.
     slate_size: K, items of T and F together.
     """
     super().__init__(**kwargs)
@@ -45,9 +48,12 @@ class SafeSlate(OffPolicyLoss):
       )
     if filler_weight < 0 or not filler_weight < np.inf:
       raise InputError(f"SafeSlate: filler_weight must be at least 0, got {filler_weight}")
+    if margin < 0 or not margin < np.inf:
+      raise InputError(f"SafeSlate: margin must be at least 0, got {margin}")
     self.top = top
     self.filler_weight = filler_weight
     self.pessimism = pessimism
+    self.margin = margin
     self.slate_size = slate_size
 
   @property
