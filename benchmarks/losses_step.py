@@ -19,7 +19,7 @@ import numpy as np
 
 from tf_twostage import losses  # before tensorflow: selects Keras 2
 from tf_twostage.losses.slates import sample_slates, slate_counts
-from tf_twostage.policies import SoftmaxPolicy
+from tf_twostage.policies import SoftmaxPolicy, fusing
 
 import tensorflow as tf  # isort: skip
 
@@ -45,6 +45,19 @@ def step(objective, read=lambda terms: tf.reduce_mean(terms.loss)):
   return run
 
 
+def compiled(loss):
+  """A step as XLA compiles it in long trainings: as a whole, or parts of it."""
+  run = step(loss)
+  if not loss.dynamic:
+    return tf.function(run, jit_compile=True, autograph=False)
+
+  def fused(*columns):
+    with fusing():
+      return run(*columns)
+
+  return fused
+
+
 def diagnosed(terms):
   """The mean loss, and of every diagnostic what a training curve shows."""
   shown = [t for t in (terms.ratio, terms.weights, terms.ranker_probability) if t is not None]
@@ -61,8 +74,13 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   for name in either:
     for policy in ("two_stage", "distinct"):
       runs[f"{name}, {policy} policy"] = step(losses.get(name, policy=policy, **size))
+  exact = losses.get("two_stage_ips", sampling="exact", **size)
+  runs["two_stage_ips, exact"] = step(exact)
+  runs["two_stage_ips, exact, XLA"] = compiled(exact)
+  runs["cross_entropy, XLA"] = compiled(losses.get("cross_entropy"))
+  for policy in ("two_stage", "distinct"):
+    runs[f"ips, {policy} policy, XLA"] = compiled(losses.get("ips", policy=policy, **size))
   runs["vanilla_policy_gradient"] = step(losses.get("vanilla_policy_gradient", **size))
-  runs["two_stage_ips, exact"] = step(losses.get("two_stage_ips", sampling="exact", **size))
   for sampling in ("categorical", "systematic"):
     loss = losses.get("two_stage_ips", sampling=sampling, **slates)
     options = {"temperature": loss.sampling_temperature, "sampling": sampling, **slates}
