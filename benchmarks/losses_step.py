@@ -17,7 +17,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from tf_twostage import losses  # before tensorflow: selects Keras 2
+from tf_twostage import losses, policies  # before tensorflow: selects Keras 2
 from tf_twostage.losses.slates import sample_slates, slate_counts
 from tf_twostage.policies import SoftmaxPolicy, fusing
 
@@ -58,6 +58,34 @@ def compiled(loss):
   return fused
 
 
+def parts(slate_size):
+  """What exact 2-IPS under XLA begins with, each part with those before it, by name."""
+  race = policies._Race.for_action(slate_size)
+
+  def filled(logits, actions, _, __, ranker_logits):
+    reference = tf.gather(ranker_logits, actions, batch_dims=1)
+    return policies._Bins.fill(tf.nn.softmax(logits / np.e), ranker_logits, reference, race)
+
+  def bins(*columns):
+    weights, index, _ = filled(*columns)
+    sums = tf.math.real(weights) * tf.cast(index, tf.float32), tf.math.imag(weights)
+    return [tf.reduce_sum(each) for each in sums]
+
+  functions = {
+    "softmax": lambda logits, *_: tf.reduce_sum(tf.nn.softmax(logits / np.e)[:, 0]),
+    "bins": bins,
+    "sums by bins": lambda *columns: tf.add(*map(tf.reduce_sum, filled(*columns).moments())),
+    "survival": lambda *columns: tf.reduce_sum(filled(*columns).log_survival(race)),
+    "counts": lambda logits, actions, _, __, ranker_logits: tf.reduce_sum(
+      policies.expected_slate_counts(logits / np.e, ranker_logits, actions, slate_size)[0]
+    ),
+  }
+  return {
+    f"  up to its {name}": tf.function(function, jit_compile=True, autograph=False)
+    for name, function in functions.items()
+  }
+
+
 def diagnosed(terms):
   """The mean loss, and of every diagnostic what a training curve shows."""
   shown = [t for t in (terms.ratio, terms.weights, terms.ranker_probability) if t is not None]
@@ -77,6 +105,7 @@ def contenders(batch: int, items: int, slate_size: int, num_slates: int):
   exact = losses.get("two_stage_ips", sampling="exact", **size)
   runs["two_stage_ips, exact"] = step(exact)
   runs["two_stage_ips, exact, XLA"] = compiled(exact)
+  runs |= parts(slate_size)
   runs["cross_entropy, XLA"] = compiled(losses.get("cross_entropy"))
   for policy in ("two_stage", "distinct"):
     runs[f"ips, {policy} policy, XLA"] = compiled(losses.get("ips", policy=policy, **size))

@@ -233,16 +233,16 @@ class CandidateGenerator(tfrs.Model):
     Gradients and losses are summed over replicas, so each divides by their number. Metrics are
     updated but not read: reading costs an exchange between replicas for each variable.
     """
-    parts = fusing() if self._fusing else contextlib.nullcontext()
-    with parts, tf.GradientTape(persistent=self.ranker_optimizer is not None) as tape:
-      loss, touched = self._loss_and_penalty(inputs, training=True)
-      penalty = tf.reduce_sum(self.losses) + touched
-      total_loss = (loss + penalty) / num_replicas()
-    if self.ranker_optimizer is None:
-      gradients = tape.gradient(total_loss, self.trainable_variables)
-      self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-    else:
-      self._take_turn(lambda variables: tape.gradient(total_loss, variables))
+    with fusing() if self._fusing else contextlib.nullcontext():
+      with tf.GradientTape(persistent=self.ranker_optimizer is not None) as tape:
+        loss, touched = self._loss_and_penalty(inputs, training=True)
+        penalty = tf.reduce_sum(self.losses) + touched
+        total_loss = (loss + penalty) / num_replicas()
+      if self.ranker_optimizer is None:
+        gradients = tape.gradient(total_loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+      else:
+        self._take_turn(lambda variables: tape.gradient(total_loss, variables))
     self._penalty.update_state(penalty)
     return {"total_loss": total_loss}
 
