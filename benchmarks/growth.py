@@ -111,7 +111,7 @@ class Contender:
     if axis == "num_slates":
       return self.draws
     if axis == "slate_size":
-      return getattr(self.loss, "policy", "two_stage") == "two_stage" and hasattr(self.loss, axis)
+      return getattr(self.loss, "policy", "two_stage") != "softmax" and hasattr(self.loss, axis)
     return True
 
 
