@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.losses.helpers import batch, value_and_gradient
 from tf_twostage.errors import InputError
@@ -38,3 +39,18 @@ def test_a_row_without_reward_lowers_its_item_alone():
 def test_a_weight_that_ranks_nothing_is_refused(weight):
   with pytest.raises(InputError, match="ranking_weight must be positive"):
     RegressionRanking(weight)
+
+
+def test_factors_give_the_gradient_of_their_product():
+  random = np.random.default_rng(0)
+  users, items = (tf.constant(random.normal(size=(n, 3)), tf.float32) for n in (4, 5))
+  x = {n: v for n, v in batch(rows=4, dtype=np.float32).items() if n != "logits"}
+  loss, found = RegressionRanking(), []
+  for factors in (None, (users, items)):
+    with tf.GradientTape() as tape:
+      tape.watch([users, items])
+      logits = tf.matmul(users, items, transpose_b=True)
+      value = loss.terms(logits, **x, factors=factors).loss
+    found.append([value, *tape.gradient(value, [users, items])])
+  for plain, factored in zip(*found, strict=True):
+    np.testing.assert_allclose(factored, tf.convert_to_tensor(plain), rtol=1e-4, atol=1e-6)

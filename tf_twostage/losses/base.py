@@ -66,6 +66,13 @@ class LossInputs(NamedTuple):
       return FactoredPolicy(*self.factors).log_prob(self.actions)
     return SoftmaxPolicy(self.logits).log_prob(self.actions)
 
+  def logged_scores(self) -> tf.Tensor:
+    """The scores of the logged items, [B]."""
+    if self.factors is not None:
+      users, items = self.factors
+      return tf.reduce_sum(users * tf.gather(items, self.actions), 1)
+    return tf.gather(self.scores, self.actions, batch_dims=1)
+
   @property
   def copies(self) -> tf.Tensor | None:
     """How many items of the catalogue each item of a support stands for, [N]."""
@@ -104,7 +111,8 @@ class OffPolicyLoss(tf.keras.layers.Layer):
   # arrays of a size known only when it runs: XLA compiles parts of it (`policies.fused`).
   compiles: bool = False
   dynamic: bool = False
-  reads_factors: bool = False  # whether `evaluate` reads no more of the logits than log p(a_i)
+  # Whether `evaluate` reads no more of the logits than log p(a_i) and the logged items' scores.
+  reads_factors: bool = False
   takes_slates: bool = False  # whether actions are target slates, [B, K], of a reward model
   # The policy of both stages that a trained model stands for: "two_stage" draws candidates with
   # replacement, "distinct" without; a loss of the latter has a `slate_size`.

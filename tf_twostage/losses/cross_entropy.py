@@ -96,7 +96,7 @@ class RegressionRanking(EstimatorLoss, ScaledLoss):
   def evaluate(self, x: LossInputs) -> LossTerms:
     labels = to_labels(x.rewards, self.reward_scale)
     log_prob, share = self.logged(x)
-    loss = _logistic(labels, tf.gather(x.scores, x.actions, batch_dims=1))
+    loss = _logistic(labels, x.logged_scores())
     loss -= self.ranking_weight * weighted_log_prob(labels, log_prob)
     return LossTerms(loss, ranker_probability=share)
 
