@@ -115,12 +115,7 @@ def mixture(
       values[f"{share} {ranker_share}"] = select(scores)
     write_json(directory / "shares.json", values)
 
-  inputs = {
-    **of_log,
-    "slate": [loss.num_top, loss.slate_size, loss.pessimism, loss.margin],
-    "shares": [SHARES, RANKER_SHARES],
-    **environment.evaluator.settings,
-  }
+  inputs = _inputs(environment, loss, sampling)
   values = read_numbers(workspace.stage("bayesian_shares", inputs, build) / "shares.json")
   share, ranker_share = map(float, max(values, key=values.__getitem__).split())
   _log.info(
@@ -131,6 +126,17 @@ def mixture(
     1 - share,
   )
   return mixed(share, ranker_share)
+
+
+def _inputs(environment: Environment, loss: SafeSlate, sampling: Sampling) -> dict[str, Any]:
+  """What the mixture of an environment, and so its safe slates, depend on."""
+  return {
+    "environment": environment.name,
+    "sampling": sampling.inputs(),
+    "slate": [loss.num_top, loss.slate_size, loss.pessimism, loss.margin],
+    "shares": [SHARES, RANKER_SHARES],
+    **environment.evaluator.settings,
+  }
 
 
 def _in_memory(environment: Environment) -> LogRows:
@@ -219,13 +225,7 @@ def target_rows(
       slates[users] = tf.math.top_k(policy(batch), loss.slate_size).indices
     return {"slates": slates}
 
-  inputs = {
-    "environment": environment.name,
-    "sampling": sampling.inputs(),
-    "slate": [loss.num_top, loss.slate_size, loss.pessimism, loss.margin],
-    "shares": [SHARES, RANKER_SHARES],
-    **environment.evaluator.settings,
-  }
+  inputs = _inputs(environment, loss, sampling)
   stored, _ = workspace.arrays("target_slates", inputs, build)
   return SlateRows(log, stored["slates"])
 

@@ -120,11 +120,12 @@ def _cell(row: pd.Series, is_reference: bool) -> str:
   return f"**{text}**" if row["unbeaten"] else text
 
 
-def by_environment(outcomes: Mapping[str, Outcome], stage: str = "two_stage") -> Figure:
-  """Test scores, a row for each environment; the darker, the further below the row's best.
+def by_environment(outcomes: Mapping[str, Outcome]) -> Figure:
+  """Test scores in two stages, a row for each environment; the darker, the further below the best.
 
   Policies are ordered by their mean rank. Scores that no other objective beats are bold.
   """
+  stage = "two_stage"
   found = {name: outcome.compared(stage) for name, outcome in outcomes.items()}
   means = pd.DataFrame({name: table["mean"] for name, table in found.items()}).astype(float)
   ranks = means.rank(ascending=False).mean(axis=1)
